@@ -1,0 +1,270 @@
+"""The command line. Commands only: each reads its arguments, calls the room that does the work, and prints.
+
+Rooms are imported inside the commands, so that `searchr3 --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from searchr3 import __version__
+from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.terminal import OneLineErrors, hush_libraries, printable, progress_bar, show
+
+app = typer.Typer(
+    name="searchr3",
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Turn a chat language model into a retriever that thinks before it embeds.",
+    epilog="Start with: searchr3 quickstart",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the `searchr3` command."""
+    app(arguments)
+    raise SystemExit(0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"searchr3 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and the libraries' own messages.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Runs before every command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:
+        hush_libraries()
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set, such as stage1.steps=100."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command(epilog="Example: searchr3 quickstart --output runs/first")
+def quickstart(
+    settings: Settings = None,
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/quickstart"),
+    resume: Resume = False,
+) -> None:
+    """Run the whole loop, small and offline.
+
+    A tiny model learns to embed the Python code installed on this machine, then to think before it embeds:
+    minutes on a laptop, with a report at the end.
+    """
+    overrides = _checked(settings)
+    _refuse_occupied(output, resume)
+    from searchr3 import pipeline
+
+    pipeline.quickstart(output, dict(pair.split("=", 1) for pair in overrides), resume)
+
+
+@app.command(epilog="Example: searchr3 train mine.yaml stage1.steps=100 --output runs/mine")
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A YAML file, or the name of a recipe that comes with searchr3."
+        ),
+    ],
+    settings: Settings = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/RECIPE]")] = None,
+    resume: Resume = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe and data, print the recipe, train nothing.")
+    ] = False,
+) -> None:
+    """Train a model as a recipe says."""
+    overrides = _checked(settings)
+    output = output or Path("runs") / Path(recipe).stem
+    if not dry_run:
+        _refuse_occupied(output, resume)
+    from searchr3 import pipeline
+
+    pipeline.train(recipe, overrides, output, resume, dry_run)
+
+
+def _checked(settings: list[str] | None) -> list[str]:
+    for pair in settings or []:
+        if not pair.partition("=")[0].strip() or "=" not in pair:
+            raise RecipeError(f"{pair!r}: expected KEY=VALUE, such as stage1.steps=100")
+    return list(settings or [])
+
+
+def _names(text: str) -> list[str]:
+    """The names in a text that has commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _occupied(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _refuse_occupied(output: Path, resume: bool) -> None:
+    """Never write into somebody's folder: a run starts in a new or empty one, or resumes its own."""
+    if resume or not _occupied(output):
+        return
+    if (output / "report.html").exists():
+        fault, mend = "holds a finished run", "choose another folder with --output"
+    elif (output / "recipe.yaml").exists():
+        fault, mend = (
+            "holds an interrupted run",
+            "continue it with --resume or choose another folder with --output",
+        )
+    else:
+        fault, mend = "exists and is not a run", "choose another folder with --output"
+    raise SearchR3Error(f"{output}: {fault}; {mend}")
+
+
+@app.command(epilog="Example: searchr3 evaluate runs/mine/stage2 --data runs/mine/data --output results.json")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A searchr3 model: a folder or a Hub id.")],
+    data: Annotated[
+        str, typer.Option(help="A BEIR folder, a .jsonl file of triples, a Hub data set, or `python`.")
+    ],
+    split: Annotated[str, typer.Option(help="Whose queries to rank the whole corpus for.")] = "test",
+    reasoning: Annotated[
+        Literal["off", "on", "both"], typer.Option(help="Embed queries directly, after thinking, or both.")
+    ] = "both",
+    baseline: Annotated[
+        str, typer.Option(help="bm25, and models of sentence-transformers or searchr3; commas between them.")
+    ] = "bm25",
+    output: Annotated[
+        Path | None, typer.Option(help="File for the results; the values of each query go beside it.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model against baselines.
+
+    Ranks the whole corpus for every query of a split, with 95 % intervals and paired differences.
+    """
+    if output and output.is_dir():
+        raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'results.json'}")
+    from searchr3 import SearchR3, load_dataset
+    from searchr3.evaluation import differences_table, results_table
+    from searchr3.evaluation import evaluate as measure
+
+    dataset = load_dataset(data)
+    dataset.split(split)  # a split that is not there is told before the model is loaded
+    thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
+    with progress_bar() as progress:
+        results = measure(
+            thinker,
+            dataset,
+            split,
+            reasoning,
+            _names(baseline),
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+            name=model,
+        )
+    if output:
+        results.save(output)
+    if as_json:
+        print(json.dumps(results.summary, ensure_ascii=False))
+    else:
+        show(results_table(results.summary), differences_table(results.summary["differences"], ["ndcg@10"]))
+
+
+@app.command(epilog="Example: searchr3 compare stage1.json stage2.json")
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="Results that evaluate wrote.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Others, of the same data and split.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two evaluations, query by query.
+
+    Prints for each run and metric the mean of A − B, its 95 % interval and p.
+    """
+    from searchr3.evaluation import compare as between
+    from searchr3.evaluation import differences_table
+
+    rows = between(a, b)
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+    else:
+        show(differences_table(rows))
+
+
+@app.command(epilog="Example: searchr3 traces mydata --output mydata-with-traces")
+def traces(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="As for `searchr3 evaluate --data`.")],
+    output: Annotated[Path, typer.Option(help="Folder for the data set with its traces.")],
+    split: Annotated[
+        str, typer.Option(help="Splits whose queries get traces; commas between them.")
+    ] = "stage1",
+    words: Annotated[int, typer.Option(min=1, help="Words in a trace.")] = 10,
+) -> None:
+    """Write reasoning traces into a data set.
+
+    A trace is made of the most telling words of the relevant document. Traces that are there stay.
+    """
+    if _occupied(output):
+        raise SearchR3Error(f"{output}: exists already; choose another folder with --output")
+    from searchr3 import load_dataset
+    from searchr3.dataset.traces import make_traces
+
+    dataset = make_traces(load_dataset(data), _names(split), words)
+    dataset.save(output)
+    made = sum(query.reasoning is not None for query in dataset.queries.values())
+    print(f"{output}: {made} of {len(dataset.queries)} queries have a trace")
+
+
+@app.command(epilog='Example: searchr3 search "read a file line by line" --run runs/quickstart')
+def search(
+    query: Annotated[str, typer.Argument(help="What you look for, in words.")],
+    run: Annotated[Path, typer.Option(help="Folder of a run; its own corpus is searched.")],
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many hits.")] = 10,
+    reasoning: Annotated[
+        bool, typer.Option("--reasoning/--no-reasoning", help="Think before embedding.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Search a corpus with its model.
+
+    Shows what the model thought, and the best documents.
+    """
+    if not query.strip():
+        raise SearchR3Error("the query is empty; write what you look for")
+    from searchr3 import pipeline
+
+    answer = pipeline.search(query, run, k, reasoning)
+    if as_json:
+        print(json.dumps(asdict(answer), ensure_ascii=False))
+        return
+    if reasoning:
+        cut = "" if answer.emitted else ", cut off"
+        print(f"thought ({answer.thinking_tokens} tokens{cut}): {printable(answer.reasoning)}\n")
+    for hit in answer.hits:
+        print(f"{hit.rank:>3}  {hit.score:.3f}  {printable(hit.title or hit.document_id)}")
+        print(f"            {printable(hit.snippet)}")

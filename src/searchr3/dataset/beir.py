@@ -1,0 +1,253 @@
+"""The BEIR layout on disk: `corpus.jsonl[.gz]`, `queries.jsonl[.gz]`, `qrels/SPLIT.tsv`.
+
+Beyond BEIR, queries may carry `reasoning` and `negatives` (document ids), documents `metadata` and
+`held_out`, and `dataset.json` the name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from searchr3.dataset.splits import TRAIN_DEV_SHARES, TRAIN_SHARES, query_key, split_of
+from searchr3.dataset.types import Document, Qrels, Query, RetrievalDataset
+from searchr3.errors import DataError
+from searchr3.files import new_folder, read_jsonl, write_json, write_jsonl, write_text
+
+QRELS_HEADER = "query-id\tcorpus-id\tscore"
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
+
+
+def text_field(row: Mapping[str, Any], key: str, where: str, required: bool = True) -> str:
+    """A text of a row; "" for a missing one that is not required.
+
+    Raises:
+        DataError: the key is missing, its value is no proper text, or a required text is empty.
+    """
+    value = row.get(key)
+    if value is None:
+        if not required:
+            return ""
+        there = ", ".join(map(repr, row)) or "nothing"
+        raise DataError(f"{where}: key {key!r} is missing (there is {there}); add it")
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {key!r} must be a text, found {type(value).__name__}; put it in quotes")
+    if required and not value.strip():
+        raise DataError(f"{where}: {key!r} is empty; fill it or remove the line")
+    if _HALF_CHARACTER.search(value):
+        raise DataError(f"{where}: {key!r} holds half a character (a lone surrogate); remove it")
+    return value
+
+
+def _id_field(row: Mapping[str, Any], where: str) -> str:
+    value = row.get("_id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # some data sets number their documents
+    return text_field(row, "_id", where)
+
+
+def read_documents(
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+) -> tuple[dict[str, Document], frozenset[str]]:
+    """Corpus and held-out ids from `(where, row)`.
+
+    Raises:
+        DataError: a key is missing, an id comes twice, or a document has neither title nor text.
+    """
+    corpus: dict[str, Document] = {}
+    held_out: set[str] = set()
+    for where, row in rows:
+        key = _id_field(row, where)
+        if key in corpus:
+            raise DataError(f"{where}: the document id {key!r} comes twice; ids must be unique")
+        title = text_field(row, "title", where, required=False)
+        metadata = row.get("metadata") or {}
+        if not isinstance(metadata, dict):
+            raise DataError(f"{where}: 'metadata' must be an object, found {type(metadata).__name__}")
+        values = {
+            str(name): value if isinstance(value, str) else json.dumps(value)
+            for name, value in metadata.items()
+        }
+        corpus[key] = Document(title, text_field(row, "text", where, required=not title.strip()), values)
+        if row.get("held_out"):
+            held_out.add(key)
+    return corpus, frozenset(held_out)
+
+
+def read_queries(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], corpus: Mapping[str, Document]
+) -> dict[str, Query]:
+    """Queries from `(where, row)`.
+
+    Raises:
+        DataError: a key is missing, an id comes twice, a text is empty, or a negative is not in the corpus.
+    """
+    queries: dict[str, Query] = {}
+    for where, row in rows:
+        key = _id_field(row, where)
+        if key in queries:
+            raise DataError(f"{where}: the query id {key!r} comes twice; ids must be unique")
+        negatives = row.get("negatives") or []
+        if not isinstance(negatives, list):
+            raise DataError(
+                f"{where}: 'negatives' must be a list of document ids, found {type(negatives).__name__}"
+            )
+        negatives = tuple(map(str, negatives))
+        if unknown := next((one for one in negatives if one not in corpus), None):
+            raise DataError(
+                f"{where}: the negative {unknown!r} is no document of the corpus; remove it or add it"
+            )
+        reasoning = text_field(row, "reasoning", where, required=False) or None
+        queries[key] = Query(text_field(row, "text", where), reasoning, negatives)
+    return queries
+
+
+def read_judgements(
+    rows: Iterable[tuple[str, Any, Any, Any]], queries: Mapping[str, Query], corpus: Mapping[str, Document]
+) -> Qrels:
+    """Judgements of one split from `(where, query id, document id, score)`.
+
+    Raises:
+        DataError: an id is unknown, a score is not a whole number, or a pair comes twice with different
+            scores.
+    """
+    qrels: Qrels = defaultdict(dict)
+    for where, query, document, score in rows:
+        query, document = str(query), str(document)
+        if query not in queries:
+            raise DataError(
+                f"{where}: judges the unknown query id {query!r}; remove the line or add the query"
+            )
+        if document not in corpus:
+            raise DataError(
+                f"{where}: judges the unknown document id {document!r}; remove the line or add the document"
+            )
+        try:
+            if not float(score).is_integer():  # neither are inf and nan
+                raise ValueError
+        except (TypeError, ValueError):
+            raise DataError(f"{where}: the score {score!r} is not a whole number; write 0, 1, 2 …") from None
+        grade = int(float(score))
+        if qrels[query].setdefault(document, grade) != grade:
+            raise DataError(
+                f"{where}: judges query {query!r} and document {document!r} again, with another score"
+            )
+    return dict(qrels)
+
+
+def own_splits(queries: Mapping[str, Query], foreign: Mapping[str, Qrels]) -> dict[str, Qrels]:
+    """Our splits from foreign ones: a stable hash divides `train` into stage1, stage2 and a missing dev.
+
+    Splits of our own names and others stay as they are; empty ones are left out. Where the data set has
+    `stage1` or `stage2` already, a `train` beside them is left alone.
+    """
+    named = {_OTHER_NAMES.get(split, split): qrels for split, qrels in foreign.items() if qrels}
+    if "train" not in named or "stage1" in named or "stage2" in named:
+        return named
+    shares = TRAIN_SHARES if "dev" in named else TRAIN_DEV_SHARES
+    divided: dict[str, Qrels] = defaultdict(dict)
+    for query, judged in named.pop("train").items():
+        divided[split_of(query_key(queries[query].text), shares)][query] = judged
+    return {**named, **divided}
+
+
+def read_beir(folder: str | Path) -> RetrievalDataset:
+    """Read a BEIR folder. A foreign `train` split serves both stages.
+
+    Raises:
+        DataError: a file is missing, or a line of it is wrong; file, line and mend are named.
+    """
+    folder = Path(folder)
+    corpus, held_out = read_documents(_jsonl_rows(folder, "corpus"))
+    queries = read_queries(_jsonl_rows(folder, "queries"), corpus)
+    files = sorted((folder / "qrels").glob("*.tsv"))
+    if not files:
+        raise DataError(
+            f"{folder / 'qrels'}: no judgements; put at least one SPLIT.tsv there, such as test.tsv"
+        )
+    foreign = {file.stem: read_judgements(_tsv_rows(file), queries, corpus) for file in files}
+    dataset = RetrievalDataset(_name(folder), corpus, queries, own_splits(queries, foreign), held_out)
+    return dataset.validate()
+
+
+def _name(folder: Path) -> str:
+    file = folder / "dataset.json"
+    if not file.exists():
+        return folder.resolve().name
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{file}: must be an object with a 'name'; mend it or remove the file") from None
+
+
+def _jsonl_rows(folder: Path, stem: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    path = next((one for ending in ("", ".gz") if (one := folder / f"{stem}.jsonl{ending}").exists()), None)
+    if path is None:
+        raise DataError(
+            f"{folder}: no {stem}.jsonl or {stem}.jsonl.gz; a BEIR folder has corpus, queries and qrels/"
+        )
+    return ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+
+
+def _tsv_rows(path: Path) -> Iterable[tuple[str, str, str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if lines[0].strip().split("\t") != QRELS_HEADER.split("\t"):
+        raise DataError(
+            f"{path}:1: the header is missing; the first line must be {' TAB '.join(QRELS_HEADER.split())}"
+        )
+    for number, line in enumerate(lines[1:], start=2):
+        if line.strip():
+            columns = line.rstrip("\r").split("\t")
+            if len(columns) != 3:
+                raise DataError(
+                    f"{path}:{number}: {len(columns)} columns; write query-id TAB corpus-id TAB score"
+                )
+            query, document, score = columns
+            yield f"{path}:{number}", query, document, score
+
+
+def write_beir(dataset: RetrievalDataset, path: str | Path) -> None:
+    """Write the data set to a new folder, whole or not at all; `read_beir` gives an equal one back.
+
+    Raises:
+        DataError: the data set contradicts itself.
+        SearchR3Error: the folder holds something already, or cannot be written.
+    """
+    dataset.validate()
+    for key in (*dataset.corpus, *dataset.queries):
+        if not key or any(one in key for one in "\t\r\n"):
+            raise DataError(
+                f"{dataset.name}: the id {key!r} is empty or holds a tab or a line break; rename it"
+            )
+    documents = (
+        {"_id": key, "title": one.title, "text": one.text}
+        | ({"metadata": dict(one.metadata)} if one.metadata else {})
+        | ({"held_out": True} if key in dataset.held_out else {})
+        for key, one in dataset.corpus.items()
+    )
+    queries = (
+        {"_id": key, "text": one.text}
+        | ({"reasoning": one.reasoning} if one.reasoning else {})
+        | ({"negatives": list(one.negatives)} if one.negatives else {})
+        for key, one in dataset.queries.items()
+    )
+    with new_folder(path) as folder:
+        write_json(folder / "dataset.json", {"name": dataset.name})
+        write_jsonl(folder / "corpus.jsonl", documents)
+        write_jsonl(folder / "queries.jsonl", queries)
+        for split, qrels in dataset.qrels.items():
+            lines = (
+                f"{query}\t{key}\t{grade}\n"
+                for query, judged in qrels.items()
+                for key, grade in judged.items()
+            )
+            write_text(folder / "qrels" / f"{split}.tsv", f"{QRELS_HEADER}\n{''.join(lines)}")

@@ -1,0 +1,130 @@
+"""The one type of a retrieval data set: corpus, queries, judgements by split, negatives, reasoning traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from searchr3.errors import DataError
+from searchr3.files import nearest
+
+Qrels = dict[str, dict[str, int]]
+"""query id → document id → grade; a grade above zero is relevant."""
+
+
+class Document(NamedTuple):
+    """One document of the corpus."""
+
+    title: str
+    text: str
+    metadata: Mapping[str, str] = {}
+
+    @property
+    def content(self) -> str:
+        """Title and text, one below the other: what is encoded and searched."""
+        return f"{self.title}\n{self.text}" if self.title and self.text else self.title or self.text
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query. `reasoning` is a trace to train on, never read by evaluation; `negatives` are document ids."""
+
+    text: str
+    reasoning: str | None = None
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RetrievalDataset:
+    """Corpus, queries and judgements.
+
+    Attributes:
+        name: for reports.
+        corpus: document id → document.
+        queries: query id → query.
+        qrels: split → judgements. Our splits are `stage1`, `stage2`, `dev` and `test`; empty ones are absent.
+        held_out: ids of documents that no training corpus may hold.
+    """
+
+    name: str
+    corpus: dict[str, Document]
+    queries: dict[str, Query]
+    qrels: dict[str, Qrels]
+    held_out: frozenset[str] = frozenset()
+
+    def split(self, name: str) -> Qrels:
+        """The judgements of one split.
+
+        Raises:
+            DataError: there is no such split; the message lists those there are.
+        """
+        if name not in self.qrels:
+            guess = nearest(name, self.qrels)
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            there = ", ".join(sorted(self.qrels)) or "none"
+            raise DataError(
+                f"{self.name}: no split {name!r} with judgements (splits there are: {there}){hint}"
+            )
+        return self.qrels[name]
+
+    def training_corpus(self) -> dict[str, Document]:
+        """The corpus without the held-out documents."""
+        if not self.held_out:
+            return self.corpus
+        return {key: document for key, document in self.corpus.items() if key not in self.held_out}
+
+    def without_reasoning(self) -> RetrievalDataset:
+        """The same data without any trace: what evaluation sees."""
+        return replace(
+            self, queries={key: replace(query, reasoning=None) for key, query in self.queries.items()}
+        )
+
+    def validate(self) -> RetrievalDataset:
+        """Return self when all ids are known, no text is empty and no query is in two splits.
+
+        Raises:
+            DataError: names the first offending id.
+        """
+        for key, document in self.corpus.items():
+            if not document.content.strip():
+                raise DataError(
+                    f"{self.name}: document {key!r} has neither title nor text; remove it or fill it"
+                )
+        for key, query in self.queries.items():
+            if not query.text.strip():
+                raise DataError(f"{self.name}: query {key!r} has an empty text; remove it or fill it")
+            for negative in query.negatives:
+                if negative not in self.corpus:
+                    raise DataError(
+                        f"{self.name}: query {key!r} names the unknown negative document {negative!r}"
+                    )
+        split_of: dict[str, str] = {}
+        for split, qrels in self.qrels.items():
+            for key, judged in qrels.items():
+                if key not in self.queries:
+                    raise DataError(f"{self.name}: split {split!r} judges the unknown query {key!r}")
+                if unknown := next((document for document in judged if document not in self.corpus), None):
+                    raise DataError(f"{self.name}: split {split!r} judges the unknown document {unknown!r}")
+                if split_of.setdefault(key, split) != split:
+                    both = f"{split_of[key]!r} and {split!r}"
+                    raise DataError(
+                        f"{self.name}: query {key!r} is in the splits {both}; leave it in one of them"
+                    )
+        if unknown := next((document for document in self.held_out if document not in self.corpus), None):
+            raise DataError(f"{self.name}: the held-out document {unknown!r} is not in the corpus")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write a BEIR folder, whole or not at all; `load` gives an equal data set back."""
+        from searchr3.dataset.beir import write_beir
+
+        write_beir(self, path)
+
+    @classmethod
+    def load(cls, source: str | Path) -> RetrievalDataset:
+        """The same as `load_dataset(source)`."""
+        from searchr3.dataset import load_dataset
+
+        return load_dataset(source)

@@ -1,0 +1,218 @@
+"""The corpus as an environment: vectors kept fresh enough, rollouts rewarded by how they rank the corpus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from searchr3.environment.policies import Judged, RefreshPolicy, RolloutBatch
+from searchr3.environment.scoring import Scores, score_rollouts
+from searchr3.environment.state import State, load_state, nested, save_state, unnested
+from searchr3.environment.store import VectorStore
+from searchr3.errors import DataError, SearchR3Error
+
+Encode = Callable[[list[str]], np.ndarray]
+Relevant = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class RefreshReport:
+    """What one refresh did.
+
+    Attributes:
+        rows: rows that were encoded, (r,) int64.
+        documents: how many these are.
+        seconds: wall time, choosing the rows included.
+        share_reencoded: `documents` over the size of the corpus.
+        mean_age: mean age of all vectors after the refresh, in policy steps.
+        drift: mean of 1 − cosine between the old and the new vectors of `rows`; None where there were no
+            old ones.
+    """
+
+    rows: np.ndarray
+    documents: int
+    seconds: float
+    share_reencoded: float
+    mean_age: float
+    drift: float | None
+
+    def metrics(self) -> dict[str, float]:
+        """The figures for a log; `drift` is left out where there is none."""
+        names = ("documents", "seconds", "share_reencoded", "mean_age", "drift")
+        return {name: float(value) for name in names if (value := getattr(self, name)) is not None}
+
+
+class CorpusEnvironment:
+    """A corpus whose documents are encoded by a policy that changes at every step.
+
+    Args:
+        documents: document id → text, in the order of the rows.
+        encode: texts → (n, d) float32 vectors under the policy as it is at the time of the call.
+        policy: which documents to encode again; it belongs to this environment alone.
+        candidates: K, how many documents besides the relevant ones a rollout is ranked among.
+        temperature: of the soft nDCG, relative to the spread of the K scores; 0 gives nDCG.
+        vectors: (m, d) vectors of all documents, if they are known already; else they are encoded at the
+            first use.
+        step: the policy step that encoded `vectors`.
+
+    Raises:
+        DataError: there is no document.
+        ValueError: `candidates` < 1 or `temperature` < 0, or the shape of `vectors` does not fit.
+    """
+
+    def __init__(
+        self,
+        documents: Mapping[str, str],
+        encode: Encode,
+        policy: RefreshPolicy,
+        candidates: int = 100,
+        temperature: float = 0.2,
+        vectors: np.ndarray | None = None,
+        step: int = 0,
+    ) -> None:
+        if not documents:
+            raise DataError("the corpus holds no document; nothing can be ranked")
+        if candidates < 1 or temperature < 0:
+            raise ValueError(
+                f"candidates is {candidates}, at least 1; temperature is {temperature}, at least 0"
+            )
+        self.ids, self.texts = list(documents), list(documents.values())
+        self.encode, self.policy = encode, policy
+        self.candidates, self.temperature = candidates, temperature
+        self._store = None if vectors is None else VectorStore(self.ids, vectors, step)
+        self._row_of = {document: row for row, document in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def store(self) -> VectorStore:
+        """The vectors. Encodes the whole corpus, as of step 0, if nothing has yet."""
+        return self._encode_all(0) if self._store is None else self._store
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Rows of the documents `ids`, int64.
+
+        Raises:
+            DataError: an id is not in the corpus.
+        """
+        try:
+            return np.array([self._row_of[document] for document in ids], dtype=np.int64)
+        except KeyError as error:
+            raise DataError(
+                f"document {error.args[0]!r} is not in the corpus; add it or drop the judgements that name it"
+            ) from None
+
+    def refresh(self, vectors: np.ndarray, relevant: Relevant, step: int) -> RefreshReport:
+        """Encode again what the policy asks for, before the rollouts are scored.
+
+        Args:
+            vectors: (n, d) of the rollouts.
+            relevant: for each rollout, document id → grade; grades above 0 are relevant.
+            step: the policy step that `encode` stands for now.
+
+        Raises:
+            DataError: a relevant document is not in the corpus, or a rollout has none.
+            SearchR3Error: a vector holds NaN or infinity.
+        """
+        started = time.perf_counter()
+        batch = self._batch(vectors, relevant)
+        done: list[np.ndarray] = []
+        cosines: list[np.ndarray] = []
+        if self._store is None:
+            self._encode_all(step)
+            done.append(np.arange(len(self)))
+        store = self.store
+        for rows in self.policy.rows(store, batch, step):
+            if len(rows):
+                old, new = store.take(rows), self._encoded(rows)
+                store.update(rows, new, step)
+                done.append(rows)
+                cosines.append(_cosine(old, new))
+        rows = np.concatenate(done) if done else np.empty(0, dtype=np.int64)
+        return RefreshReport(
+            rows=rows,
+            documents=len(rows),
+            seconds=time.perf_counter() - started,
+            share_reencoded=len(rows) / len(self),
+            mean_age=float(store.staleness(step).mean()),
+            drift=float(1 - np.concatenate(cosines).mean()) if cosines else None,
+        )
+
+    def score(self, vectors: np.ndarray, relevant: Relevant) -> Scores:
+        """Reward and rank of each rollout by the stored vectors; arguments and errors as in `refresh`."""
+        return score_rollouts(self.store, self._batch(vectors, relevant), self.candidates, self.temperature)
+
+    def state_dict(self) -> State:
+        """What a run needs to go on: arrays (not copied) and JSON values. Empty before the first encoding."""
+        if self._store is None:
+            return {}
+        return {**nested("store", self._store.state_dict()), **nested("policy", self.policy.state_dict())}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            DataError: the state is of another corpus, or of a policy with other settings.
+        """
+        stored = unnested("store", state)
+        if stored and stored["ids"] != self.ids:
+            raise DataError(
+                "the checkpoint's environment holds other documents than this corpus; resume on the same data"
+            )
+        self.policy.load_state_dict(unnested("policy", state))
+        self._store = VectorStore.from_state(stored) if stored else None
+
+    def save(self, folder: str | Path) -> None:
+        """Write the state to `folder`, whole or not at all."""
+        save_state(folder, self.state_dict())
+
+    def load(self, folder: str | Path) -> None:
+        """Take over what `save` wrote.
+
+        Raises:
+            DataError: a file is missing or damaged, or of another corpus.
+        """
+        self.load_state_dict(load_state(folder))
+
+    def _encode_all(self, step: int) -> VectorStore:
+        self._store = VectorStore(self.ids, self._encoded(np.arange(len(self))), step)
+        return self._store
+
+    def _encoded(self, rows: np.ndarray) -> np.ndarray:
+        vectors = self.encode([self.texts[row] for row in rows])
+        if vectors.ndim != 2 or len(vectors) != len(rows):
+            raise ValueError(
+                f"encode returned {vectors.shape} for {len(rows)} texts, expected ({len(rows)}, d)"
+            )
+        return vectors
+
+    def _batch(self, vectors: np.ndarray, relevant: Relevant) -> RolloutBatch:
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if not len(relevant) or vectors.ndim != 2 or len(vectors) != len(relevant):
+            raise ValueError(
+                f"{len(relevant)} rollouts need vectors ({len(relevant)}, d) and n ≥ 1, found {vectors.shape}"
+            )
+        if not np.isfinite(vectors).all():
+            raise SearchR3Error(
+                "a rollout's vector holds NaN or infinity: the model has diverged; lower the learning rate"
+            )
+        return RolloutBatch(vectors, [self._judged(grades, i) for i, grades in enumerate(relevant)])
+
+    def _judged(self, grades: Mapping[str, float], place: int) -> Judged:
+        positive = {document: grade for document, grade in grades.items() if grade > 0}
+        if not positive:
+            raise DataError(
+                f"rollout {place} of the batch has no relevant document; leave its query out of the split"
+            )
+        return Judged(self.rows_of(list(positive)), np.array(list(positive.values()), dtype=np.float32))
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each pair of rows, (n, d), (n, d) → (n,); 0 where a vector is 0."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.einsum("nd,nd->n", a, b) / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -1,0 +1,25 @@
+"""Measuring a model against the field's baselines: runs, intervals, comparisons, report."""
+
+from searchr3.evaluation.comparison import (
+    between,
+    compare,
+    differences_table,
+    read_queries,
+    read_results,
+    results_table,
+)
+from searchr3.evaluation.results import Hit, Results, Run
+from searchr3.evaluation.runner import evaluate
+
+__all__ = [
+    "Hit",
+    "Results",
+    "Run",
+    "between",
+    "compare",
+    "differences_table",
+    "evaluate",
+    "read_queries",
+    "read_results",
+    "results_table",
+]

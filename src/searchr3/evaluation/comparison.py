@@ -1,0 +1,186 @@
+"""Reading saved results, comparing them, and showing them in a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from searchr3.errors import DataError
+from searchr3.evaluation.results import Results, differences, queries_path
+from searchr3.ranking import METRICS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def compare(a: str | Path, b: str | Path) -> list[dict[str, Any]]:
+    """Differences a − b between two `results.json` of the same data and split, for each run that both hold.
+
+    Returns:
+        `{"run", "a", "b", "metric", "mean", "ci95", "p"}` for each run and metric; "a" and "b" are the two
+        paths.
+
+    Raises:
+        DataError: a file is wrong or missing, or the two differ in data, split or queries, or share no run.
+    """
+    first, second = read_results(a), read_results(b)
+    for key in ("data", "split", "documents"):
+        _same(key, first[key], second[key], str(a), str(b))
+    of_a, of_b = read_queries(a), read_queries(b)
+    shared = [run["name"] for run in first["runs"] if run["name"] in of_a and run["name"] in of_b]
+    if not shared:
+        runs = f"{', '.join(of_a)} against {', '.join(of_b)}"
+        raise DataError(f"{a} and {b} share no run ({runs}); evaluate both with the same options")
+    for run in shared:
+        _same("set of queries", {*of_a[run]["ndcg@10"]}, {*of_b[run]["ndcg@10"]}, str(a), str(b))
+    rows = differences([(str(a), str(b), of_a[run], of_b[run]) for run in shared])
+    return [{"run": shared[i // len(METRICS)], **row} for i, row in enumerate(rows)]
+
+
+def between(
+    first: Results, second: Results, names: tuple[str, str] = ("stage1", "stage2")
+) -> list[dict[str, Any]]:
+    """Differences between two evaluations in memory, such as those before and after stage 2.
+
+    Each of the model's runs in `second` minus each of those in `first`, called, say, "stage2 reasoned".
+
+    Raises:
+        DataError: the two differ in data, split or queries.
+    """
+    for key in ("data", "split", "documents"):
+        _same(key, getattr(first, key), getattr(second, key), *names)
+    _same("set of queries", {*first.query_ids}, {*second.query_ids}, *names)
+    pairs = [(a, b) for a in second.runs for b in first.runs]
+    return differences(
+        [(f"{names[1]} {a.name}", f"{names[0]} {b.name}", a.values, b.values) for a, b in pairs]
+    )
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The content of a `results.json`, checked.
+
+    Raises:
+        DataError: no such file, not JSON, or not what `searchr3 evaluate` writes.
+    """
+    mend = "give a file that `searchr3 evaluate --output` wrote"
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {mend}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); {mend}") from None
+    except ValueError:
+        raise DataError(f"{path}: not valid JSON; {mend}") from None
+    if fault := _fault(found):
+        raise DataError(f"{path}: not the results of an evaluation ({fault}); {mend}")
+    return found
+
+
+def read_queries(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
+    """The values of each query beside the `results.json` at `path`: run → metric → query id → value.
+
+    Raises:
+        DataError: the parquet file is missing or not what `searchr3 evaluate` writes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = queries_path(path)
+    try:
+        columns = pq.read_table(place, columns=["run", "query", *METRICS]).to_pydict()
+        values: dict[str, dict[str, dict[str, float]]] = {}
+        for i, (run, query) in enumerate(zip(columns["run"], columns["query"], strict=True)):
+            for metric in METRICS:
+                values.setdefault(run, {}).setdefault(metric, {})[query] = columns[metric][i]
+    except FileNotFoundError:
+        raise DataError(f"{place}: no such file; keep it beside {Path(path).name}") from None
+    except (OSError, pa.ArrowException, KeyError):
+        raise DataError(f"{place}: does not hold the values of each query; evaluate again") from None
+    return values
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """The runs of a `results.json` as a table for the terminal, with 95 % intervals."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    sizes = f"{summary['queries']:,} queries · {summary['documents']:,} documents"
+    title = escape(f"{summary['data']} · {summary['split']} · {sizes}")
+    table = Table(title=title, title_justify="left")
+    table.add_column("run")
+    for metric in METRICS:
+        table.add_column(metric, justify="right", no_wrap=True)
+    for heading in ("thinking tokens", "emitted", "seconds"):
+        table.add_column(heading, justify="right")
+    for run in summary["runs"]:
+        rate = run.get("emission_rate")
+        table.add_row(
+            escape(run["name"]),
+            *(f"{run[metric]:.3f} [dim]{_interval(run['ci95'][metric], '.3f')}[/dim]" for metric in METRICS),
+            f"{run['thinking_tokens_mean']:.1f}" if rate is not None else "–",
+            f"{rate:.1%}" if rate is not None else "–",
+            f"{run['seconds']:.1f}",
+        )
+    return table
+
+
+def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] = METRICS) -> Table:
+    """Differences a − b as a table for the terminal; an interval that leaves 0 out is coloured."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    rows, metrics = list(rows), set(metrics)
+    table = Table(
+        title="paired differences, 95 % bootstrap interval, randomization test", title_justify="left"
+    )
+    if with_run := any("run" in row for row in rows):
+        table.add_column("run")
+    for heading in ("a − b", "metric", "difference", "95 %", "p"):
+        table.add_column(heading, justify="left" if heading in ("a − b", "metric") else "right")
+    for row in (row for row in rows if row["metric"] in metrics):
+        colour = "green" if row["ci95"][0] > 0 else "red" if row["ci95"][1] < 0 else "dim"
+        cells = [escape(row["run"])] if with_run else []
+        cells += [
+            escape(f"{row['a']} − {row['b']}"),
+            row["metric"],
+            f"[{colour}]{row['mean']:+.3f}[/{colour}]",
+        ]
+        table.add_row(*cells, _interval(row["ci95"], "+.3f"), f"{row['p']:.4f}")
+    return table
+
+
+def _interval(bounds: Iterable[float], form: str) -> str:
+    return "\\[" + ", ".join(format(bound, form) for bound in bounds) + "]"
+
+
+def _same(key: str, a: object, b: object, first: str, second: str) -> None:
+    if a != b:
+        values = "" if isinstance(a, set) else f" ({a} and {b})"
+        raise DataError(
+            f"{first} and {second} differ in their {key}{values}; evaluate both on the same data and split"
+        )
+
+
+def _fault(found: Any) -> str | None:
+    """What keeps `found` from being the content of a `results.json`, or None."""
+    if not isinstance(found, dict):
+        return "not a JSON object"
+    kinds: dict[str, tuple[type, str]] = dict.fromkeys(("model", "data", "split"), (str, "a text"))
+    kinds |= dict.fromkeys(("documents", "queries"), (int, "a number"))
+    kinds |= dict.fromkeys(("runs", "differences"), (list, "a list"))
+    for key, (kind, words) in kinds.items():
+        if not isinstance(found.get(key), kind):
+            return f"key {key!r} is missing or not {words}"
+    for place, run in enumerate(found["runs"]):
+        if not isinstance(run, dict) or not isinstance(run.get("name"), str):
+            return f"runs[{place}] has no name"
+        for metric in (*METRICS, "seconds", "thinking_tokens_mean"):
+            if not isinstance(run.get(metric), int | float):
+                return f"run {run['name']!r} has no number {metric!r}"
+        for metric in METRICS:
+            interval = run["ci95"].get(metric) if isinstance(run.get("ci95"), dict) else None
+            if not isinstance(interval, list) or len(interval) != 2:
+                return f"run {run['name']!r} has no interval of {metric!r}"
+    return None

@@ -1,0 +1,241 @@
+"""`report.html`: one page that shows a run and needs nothing outside itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from searchr3.evaluation.figures import bars, curve
+from searchr3.evaluation.results import Results, Run
+from searchr3.ranking import METRICS
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from searchr3.dataset import RetrievalDataset
+
+CURVES = (
+    ("stage1", "loss", "Loss, stage 1", "accent"),
+    ("stage1", "dev_ndcg@10", "nDCG@10 on dev, stage 1", "accent"),
+    ("stage2", "reward", "Reward, stage 2", "accent"),
+    ("stage2", "thinking_tokens", "Thinking length in tokens, stage 2", "reasoned"),
+    ("stage2", "dev_ndcg@10", "nDCG@10 on dev, stage 2", "accent"),
+)
+"""Figures over the training steps: stage, key of its rows, title, colour; left out where no row has the key."""
+
+
+def render_report(
+    title: str,
+    stages: Mapping[str, Mapping[str, Any]],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    examples: Sequence[Mapping[str, Any]],
+    recipe_text: str,
+    environment: Mapping[str, Any],
+    differences: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page as HTML text. Every text from outside is escaped.
+
+    Args:
+        title: heading of the page.
+        stages: "stage1", "stage2" → the content of a `results.json`, over the same test.
+        curves: "stage1", "stage2" → `{"step": int, "loss" | "reward" | "thinking_tokens" | …: number}` rows.
+        examples: as `choose_examples` returns them.
+        recipe_text: the recipe as it was used.
+        environment: what → version or value, of the machine and the libraries.
+        differences: between the stages, as `evaluation.between` returns them.
+    """
+    rows = [
+        row
+        for stage, summary in stages.items()
+        for row in _rows(stage, summary, first=stage == next(iter(stages)))
+    ]
+    within = [
+        {**row, "a": _named(stage, row["a"], summary), "b": _named(stage, row["b"], summary)}
+        for stage, summary in stages.items()
+        for row in summary["differences"]
+    ]
+    across = [{**row, "a": _across(row["a"]), "b": _across(row["b"])} for row in differences]
+    drawn = (
+        (label, curve(curves.get(stage, ()), key, label, colour)) for stage, key, label, colour in CURVES
+    )
+    return _template().render(
+        title=title,
+        metrics=METRICS,
+        data=next(iter(stages.values()), None),
+        rows=rows,
+        bars=bars(
+            [row["label"] for row in rows],
+            [row["run"]["ndcg@10"] for row in rows],
+            [row["run"]["ci95"]["ndcg@10"] for row in rows],
+            [row["kind"] for row in rows],
+        )
+        if rows
+        else None,
+        differences=[row for row in (*across, *within) if row["metric"] == "ndcg@10"],
+        findings=_findings(stages, differences),
+        curves=[(label, svg) for label, svg in drawn if svg],
+        examples=examples,
+        recipe=recipe_text,
+        environment=environment,
+    )
+
+
+def choose_examples(
+    before: Results,
+    after: Results,
+    dataset: RetrievalDataset,
+    count: int = 10,
+    hits: int = 5,
+    run: str = "reasoned",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Queries for the report, drawn at random so that nobody picked them, with the thoughts and the hits.
+
+    Args:
+        before: say, the evaluation after stage 1.
+        after: say, the evaluation after stage 2, of the same queries.
+        dataset: what both were evaluated on.
+        count: queries shown.
+        hits: hits shown for each.
+        run: which run of both; "direct" when nothing was thought.
+        seed: of the draw.
+
+    Returns:
+        `{"query", "relevant": [title], "before": side, "after": side}` for each query, where a side is
+        `{"reasoning", "rank": of the first relevant hit or None, "hits": [{"title", "text", "score", "relevant"}]}`.
+    """
+    qrels = dataset.split(before.split)
+    ids = random.Random(seed).sample(sorted(before.query_ids), min(count, len(before.query_ids)))
+    return [
+        {
+            "query": dataset.queries[query].text,
+            "relevant": [
+                _heading(dataset, document) for document, grade in qrels[query].items() if grade > 0
+            ],
+            "before": _side(before.run(run), query, qrels[query], dataset, hits),
+            "after": _side(after.run(run), query, qrels[query], dataset, hits),
+        }
+        for query in ids
+    ]
+
+
+def _side(
+    run: Run, query: str, grades: Mapping[str, int], dataset: RetrievalDataset, shown: int
+) -> dict[str, Any]:
+    found = run.hits.get(query, ())
+    ranks = [rank for rank, hit in enumerate(found, start=1) if grades.get(hit.document, 0) > 0]
+    return {
+        "reasoning": run.reasonings.get(query),
+        "rank": ranks[0] if ranks else None,
+        "hits": [
+            {
+                "title": _heading(dataset, hit.document),
+                "text": _short(dataset.corpus[hit.document].text, 120),
+                "score": hit.score,
+                "relevant": grades.get(hit.document, 0) > 0,
+            }
+            for hit in found[:shown]
+        ],
+    }
+
+
+def _heading(dataset: RetrievalDataset, document: str) -> str:
+    return _short(dataset.corpus[document].title or document, 100)
+
+
+def _short(text: str, most: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def _rows(stage: str, summary: Mapping[str, Any], first: bool) -> list[dict[str, Any]]:
+    """The runs of one stage for table and bars; baselines, which no stage changes, with the first stage only."""
+    rows = []
+    for run in summary["runs"]:
+        own = run["name"] in ("direct", "reasoned")
+        if own or first:
+            kind = run["name"] if own else "baseline"
+            rows.append({"label": _named(stage, run["name"], summary), "kind": kind, "run": run})
+    return sorted(rows, key=lambda row: row["kind"] != "baseline")
+
+
+def _named(stage: str, run: str, summary: Mapping[str, Any]) -> str:
+    """A run as people read it: "direct, stage 1"; a baseline by the last part of its path."""
+    if run in ("direct", "reasoned"):
+        return f"{run}, {_stage(stage)}"
+    return "BM25" if run == "bm25" else run.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _across(name: str) -> str:
+    """ "stage2 reasoned" as "reasoned, stage 2"."""
+    stage, _, run = name.partition(" ")
+    return f"{run}, {_stage(stage)}" if run else name
+
+
+def _stage(stage: str) -> str:
+    return f"stage {stage[5:]}" if stage.startswith("stage") and stage[5:].isdigit() else stage
+
+
+def _findings(
+    stages: Mapping[str, Mapping[str, Any]], across: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The questions of the page and their answers, from the differences in nDCG@10."""
+    asked = [
+        (
+            "Does thinking help, after stage 2?",
+            stages.get("stage2", {}).get("differences", ()),
+            "reasoned",
+            "direct",
+        ),
+        ("Did reinforcement improve the thinking?", across, "stage2 reasoned", "stage1 reasoned"),
+        (
+            "Is thinking, reinforced, better than not thinking before it?",
+            across,
+            "stage2 reasoned",
+            "stage1 direct",
+        ),
+        ("Did reinforcement harm direct search?", across, "stage2 direct", "stage1 direct"),
+    ]
+    if "stage2" not in stages:
+        asked.append(
+            (
+                "Does thinking help?",
+                next(iter(stages.values()), {}).get("differences", ()),
+                "reasoned",
+                "direct",
+            )
+        )
+    found = []
+    for question, rows, a, b in asked:
+        for row in rows:
+            if (row["a"], row["b"], row["metric"]) == (a, b, "ndcg@10"):
+                found.append({"question": question, "row": row, "answer": _answer(row)})
+    return found
+
+
+def _answer(row: Mapping[str, Any]) -> str:
+    low, high = row["ci95"]
+    return (
+        "significantly better"
+        if low > 0
+        else "significantly worse"
+        if high < 0
+        else "no significant difference"
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    page = resources.files("searchr3.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["svg"] = Markup  # our own figures, in which every name is escaped already
+    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
+    return environment.from_string(page)

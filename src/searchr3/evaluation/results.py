@@ -1,0 +1,210 @@
+"""What an evaluation found: its runs, their intervals and differences, `results.json` and the per-query
+values beside it.
+
+`results.json` holds `{"model", "data", "split", "documents", "queries", "runs", "differences"}`. Each run
+holds its name, the mean of each metric, `ci95`, `thinking_tokens_mean`, `emission_rate` (null for a run
+that does not think), `seconds` and, where there is something to say, the `setting` it ran with. A
+difference is always a − b. The values of each query lie beside it in `<stem>.queries.parquet`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from searchr3.evaluation.statistics import bootstrap_ci, paired_differences
+from searchr3.files import disk_errors, write_json
+from searchr3.ranking import METRICS
+
+Values = Mapping[str, Mapping[str, float]]
+"""metric → query id → value."""
+
+_SAVED_HITS = 10
+
+
+class Hit(NamedTuple):
+    """One found document."""
+
+    document: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One way of ranking the corpus for every query of a split.
+
+    Attributes:
+        name: "direct", "reasoned", "bm25", or the path of another model.
+        values: metric → query id → value, for every query of the split.
+        hits: query id → hits, best first.
+        seconds: thinking, encoding the queries and searching; encoding or indexing the documents is left out.
+        thinking_tokens: query id → tokens before the embed token; empty when the run does not think.
+        emitted: query id → whether the model said the embed token itself; empty when the run does not think.
+        reasonings: query id → what was thought, for people; empty when the run does not think.
+        setting: what the run was set to, for people.
+        query_vectors: (queries, d) float32, in the order of the queries.
+    """
+
+    name: str
+    values: Values
+    hits: Mapping[str, Sequence[Hit]]
+    seconds: float
+    thinking_tokens: Mapping[str, int] = field(default_factory=dict)
+    emitted: Mapping[str, bool] = field(default_factory=dict)
+    reasonings: Mapping[str, str] = field(default_factory=dict)
+    setting: str | None = None
+    query_vectors: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def thinking_tokens_mean(self) -> float:
+        """Mean tokens before the embed token; 0 when the run does not think."""
+        return float(np.mean([*self.thinking_tokens.values()])) if self.thinking_tokens else 0.0
+
+    @property
+    def emission_rate(self) -> float | None:
+        """Share of the queries whose embed token came without force; None when the run does not think."""
+        return float(np.mean([*self.emitted.values()])) if self.emitted else None
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All runs of one evaluation, over the same queries.
+
+    Attributes:
+        documents: size of the corpus.
+        runs: those of the model.
+        baselines: those it is compared with.
+        document_vectors: (documents, d) float32 of the model, in the order of the corpus.
+    """
+
+    model: str
+    data: str
+    split: str
+    documents: int
+    query_ids: tuple[str, ...]
+    runs: tuple[Run, ...]
+    baselines: tuple[Run, ...] = ()
+    document_vectors: np.ndarray | None = field(default=None, repr=False)
+
+    def run(self, name: str) -> Run:
+        """The run or baseline called `name`.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {run.name: run for run in (*self.runs, *self.baselines)}[name]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of `results.json`; the model's runs are compared with each other and the baselines."""
+        own = [(a, b) for i, b in enumerate(self.runs) for a in self.runs[i + 1 :]]
+        pairs = own + [(a, b) for a in self.runs for b in self.baselines]
+        return {
+            "model": self.model,
+            "data": self.data,
+            "split": self.split,
+            "documents": self.documents,
+            "queries": len(self.query_ids),
+            "runs": _run_summaries((*self.runs, *self.baselines), self.query_ids),
+            "differences": differences([(a.name, b.name, a.values, b.values) for a, b in pairs]),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `results.json` to `path` and the values of each query beside it, each whole or not at all."""
+        _write_queries(queries_path(path), self)
+        write_json(path, self.summary)
+
+
+def differences(pairs: Sequence[tuple[str, str, Values, Values]]) -> list[dict[str, Any]]:
+    """Paired differences a − b in every metric, as `results.json` holds them.
+
+    Args:
+        pairs: (name of a, name of b, values of a, values of b), all over the same queries.
+
+    Returns:
+        `{"a", "b", "metric", "mean", "ci95", "p"}` for each pair and metric, in that order.
+    """
+    if not pairs:
+        return []
+    ids = [*pairs[0][2][METRICS[0]]]
+    a = np.hstack([_table(values, ids) for _, _, values, _ in pairs])
+    b = np.hstack([_table(values, ids) for _, _, _, values in pairs])
+    labels = [(first, second, metric) for first, second, _, _ in pairs for metric in METRICS]
+    return [
+        {"a": first, "b": second, "metric": metric, "mean": found.mean, "ci95": [*found.ci95], "p": found.p}
+        for (first, second, metric), found in zip(labels, paired_differences(a, b), strict=True)
+    ]
+
+
+def queries_path(path: str | Path) -> Path:
+    """Where the per-query values of a `results.json` lie.
+
+    >>> queries_path("out/results.json").name
+    'results.queries.parquet'
+    """
+    return Path(path).with_suffix(".queries.parquet")
+
+
+def _table(values: Values, ids: Sequence[str]) -> np.ndarray:
+    """(queries, metrics)."""
+    return np.array([[values[metric][query] for metric in METRICS] for query in ids])
+
+
+def _run_summaries(runs: Sequence[Run], ids: Sequence[str]) -> list[dict[str, Any]]:
+    tables = np.stack([_table(run.values, ids) for run in runs], axis=1)  # (queries, runs, metrics)
+    lows, highs = bootstrap_ci(tables)
+    summaries = []
+    for run, means, low, high in zip(
+        runs, tables.mean(axis=0).tolist(), lows.tolist(), highs.tolist(), strict=True
+    ):
+        summary = {
+            "name": run.name,
+            **dict(zip(METRICS, means, strict=True)),
+            "ci95": {metric: [*bounds] for metric, *bounds in zip(METRICS, low, high, strict=True)},
+            "thinking_tokens_mean": run.thinking_tokens_mean,
+            "emission_rate": run.emission_rate,
+            "seconds": run.seconds,
+        }
+        summaries.append(summary | ({"setting": run.setting} if run.setting else {}))
+    return summaries
+
+
+def _write_queries(path: Path, results: Results) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "run": run.name,
+            "query": query,
+            **{metric: run.values[metric][query] for metric in METRICS},
+            "thinking_tokens": run.thinking_tokens.get(query, 0),
+            "emitted": run.emitted.get(query),
+            "reasoning": run.reasonings.get(query),
+            "hits": [hit.document for hit in run.hits.get(query, ())[:_SAVED_HITS]],
+        }
+        for run in (*results.runs, *results.baselines)
+        for query in results.query_ids
+    ]
+    columns = {"run": pa.string(), "query": pa.string(), **dict.fromkeys(METRICS, pa.float64())}
+    columns |= {"thinking_tokens": pa.int32(), "emitted": pa.bool_(), "reasoning": pa.string()}
+    columns |= {"hits": pa.list_(pa.string())}
+    table = pa.Table.from_pylist(rows, schema=pa.schema([*columns.items()]))
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            pq.write_table(table, temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,123 @@
+"""Thinking: generating the reasoning that comes before the embed token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from searchr3.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """What the model said before the embed token.
+
+    Attributes:
+        text: for people; decoding is approximate, `token_ids` is what counts.
+        token_ids: the reasoning without the embed token.
+        emitted: the model said the embed token itself; False means that it was closed by force.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = field(repr=False)
+    emitted: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def pad_ids(sequences: Sequence[Sequence[int]], pad_id: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Pad token ids to one length. Returns ids and attention mask, int64 of shape (n, longest)."""
+    width = max(map(len, sequences))
+    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        place = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+        ids[row, place] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, place] = 1
+    return ids, mask
+
+
+def split_completion(completion: Sequence[int], conversation: Conversation) -> tuple[list[int], bool]:
+    """Cut a generated completion at its end. Returns the reasoning ids and whether the embed token was said.
+
+    The first stop token ends it: the embed token (said) or the end of the turn (not said).
+    """
+    stops = set(conversation.stop_ids)
+    for index, token in enumerate(completion):
+        if token in stops:
+            return list(completion[:index]), token == conversation.embed_id
+    return list(completion), False
+
+
+@torch.no_grad()
+def generate_ids(
+    model: PreTrainedModel,
+    conversation: Conversation,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    stop_ids: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Completions of `prompts` in one padded batch, stop token included.
+
+    Args:
+        temperature: 0 decodes greedily; above 0 samples from the full distribution (no top-k, no top-p, no penalty).
+        stop_ids: tokens that end a completion; those of `conversation` by default.
+    """
+    pad_id = padding_id(conversation)
+    ids, mask = pad_ids(prompts, pad_id, left=True)
+    device = next(model.parameters()).device
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    stops = list(stop_ids or conversation.stop_ids)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad_id, **sampling)
+    training = model.training
+    model.eval()
+    try:
+        output = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    finally:
+        model.train(training)
+    completions = output[:, ids.shape[1] :].tolist()
+    return [_until_stop(completion, stops) for completion in completions]
+
+
+def reason(
+    model: PreTrainedModel,
+    conversation: Conversation,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    batch_size: int = 32,
+) -> list[Reasoning]:
+    """Reasoning for each prompt (ids of `Conversation.reasoning_prompts`), batched by length, in the given order."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    results: list[Reasoning | None] = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        if max_new_tokens > 0:
+            completions = generate_ids(model, conversation, [prompts[row] for row in rows], max_new_tokens, temperature)
+        else:
+            completions = [[] for _ in rows]
+        for row, completion in zip(rows, completions, strict=True):
+            thought, emitted = split_completion(completion, conversation)
+            text = conversation.tokenizer.decode(thought, skip_special_tokens=True).strip()
+            results[row] = Reasoning(text, tuple(thought), emitted)
+    return [result for result in results if result is not None]
+
+
+def padding_id(conversation: Conversation) -> int:
+    """The tokenizer's padding id, else its end-of-turn id; masked positions never count."""
+    pad_id = conversation.tokenizer.pad_token_id
+    eos = conversation.tokenizer.eos_token_id
+    return pad_id if pad_id is not None else (eos if eos is not None else 0)
+
+
+def _until_stop(completion: list[int], stops: list[int]) -> list[int]:
+    for index, token in enumerate(completion):
+        if token in stops:
+            return completion[: index + 1]
+    return completion

@@ -1,0 +1,269 @@
+"""`SearchR3`: a chat model whose hidden state at `<|embed_token|>` is the search embedding.
+
+    model = SearchR3("path-or-hub-id")
+    thoughts = model.generate(batch=["parse a date"])
+    queries = model.encode_query(["parse a date"], reasoning=thoughts)
+    documents = model.encode_document(["def parse(text): ..."])
+    model.similarity(queries, documents)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
+from searchr3.errors import ModelError
+from searchr3.files import new_folder
+from searchr3.generation import Reasoning, pad_ids, padding_id, reason
+
+SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
+TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
+
+Progress = Callable[[int, int], None]
+
+
+def backbone(model: PreTrainedModel) -> torch.nn.Module:
+    """The transformer without the language head; a LoRA adapter, if any, stays active."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    return getattr(inner, inner.base_model_prefix)
+
+
+def embed(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> Tensor:
+    """Unit vectors of one padded batch of conversations, shape (n, d), float32, differentiable.
+
+    The vector is the last hidden state, after the final norm, at each conversation's own position.
+    """
+    ids, mask = pad_ids([item.ids for item in rendered], pad_id)
+    device = next(model.parameters()).device
+    hidden = backbone(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+    positions = torch.tensor([item.position for item in rendered], device=device)
+    return F.normalize(hidden[torch.arange(len(rendered), device=device), positions].float(), dim=-1)
+
+
+def length_batches(rendered: Sequence[Rendered], batch_size: int, tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, longest first, each within `batch_size` rows and `tokens` padded tokens."""
+    order = sorted(range(len(rendered)), key=lambda row: (-len(rendered[row].ids), row))
+    start = 0
+    while start < len(order):
+        rows = max(1, min(batch_size, tokens // len(rendered[order[start]].ids)))
+        yield order[start : start + rows]
+        start += rows
+
+
+class SearchR3:
+    """Load, generate, encode, compare and save a Search-R3 model.
+
+    Args:
+        path: folder or Hub id of a trained model, or of a published Search-R3 checkpoint.
+        max_length: most tokens of template and text together; a longer text is cut inside the text.
+            Default: what was saved with the model, else 1024.
+        batch_size: most texts in one forward.
+        device: e.g. "cpu" or "cuda"; by default the GPU when there is one.
+        dtype: of the weights: "auto" (as saved) or e.g. "float32", "bfloat16".
+        prompts: `Prompts`, or a YAML / JSON file with them; default: what was saved with the model.
+
+    Raises:
+        ModelError: no such model, no chat template, or the tokenizer lacks the embed token.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        dtype: str = "auto",
+        prompts: Prompts | str | Path | None = None,
+    ):
+        model, tokenizer, settings = load_parts(path, dtype)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._set(model.to(device), tokenizer, settings, max_length, batch_size, prompts)
+
+    @classmethod
+    def from_parts(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts | None = None,
+        max_length: int = 1024,
+        batch_size: int = 32,
+        autocast: torch.dtype | None = None,
+    ) -> SearchR3:
+        """Wrap a model in memory, such as one in training; `autocast` is the precision of its forward passes."""
+        self = cls.__new__(cls)
+        self._set(model, tokenizer, {}, max_length, batch_size, prompts)
+        self.autocast = autocast
+        return self
+
+    @classmethod
+    def from_base(cls, path: str | Path, dtype: str = "float32", prompts: Prompts | None = None, **options: Any) -> SearchR3:
+        """Start from a chat model that may not know the embed token yet: it is added, see `add_embed_token`."""
+        model, tokenizer, settings = load_parts(path, dtype)
+        add_embed_token(model, tokenizer)
+        self = cls.__new__(cls)
+        self._set(model, tokenizer, settings, options.pop("max_length", None), options.pop("batch_size", 32), prompts)
+        return self
+
+    def _set(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: dict[str, Any],
+        max_length: int | None,
+        batch_size: int,
+        prompts: Prompts | str | Path | None,
+    ) -> None:
+        if isinstance(prompts, (str, Path)):
+            prompts = Prompts.load(prompts)
+        if prompts is None and "prompts" in settings:
+            prompts = Prompts.from_dict(settings["prompts"], where=f"{tokenizer.name_or_path}/{SETTINGS}")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.conversation = Conversation(tokenizer, prompts, max_length or settings.get("max_length") or 1024)
+        self.batch_size = batch_size
+        self.autocast: torch.dtype | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    def generate(
+        self, batch: Sequence[str], max_new_tokens: int = 128, temperature: float = 0.0, instruction: str | None = None
+    ) -> list[Reasoning]:
+        """Let the model think about each query. Greedy at temperature 0, sampled above."""
+        prompts = self.conversation.reasoning_prompts(_texts(batch, "batch"), instruction)
+        with self._precision():
+            return reason(self.model, self.conversation, prompts, max_new_tokens, temperature, self.batch_size)
+
+    def encode_query(
+        self,
+        queries: Sequence[str],
+        reasoning: bool | Sequence[Reasoning] = False,
+        instruction: str | None = None,
+        samples: int = 1,
+        dim: int | None = None,
+        max_new_tokens: int = 128,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Embed queries, float32 of shape (n, d), unit length.
+
+        Args:
+            reasoning: False embeds directly; True thinks first; a list of `generate`'s results uses those.
+            instruction: task instruction, put after the system prompt.
+            samples: with `reasoning=True`, the mean of so many sampled thoughts' vectors (1: one greedy thought).
+            dim: keep the first `dim` dimensions (of a model trained for it), again to unit length.
+        """
+        texts = _texts(queries, "queries")
+        if reasoning is False:
+            return self._encode(self.conversation.queries(texts, instruction), dim, progress)
+        if reasoning is True and samples > 1:
+            thoughts = [self.generate(texts, max_new_tokens, 1.0, instruction) for _ in range(samples)]
+            mean = np.mean([self.encode_query(texts, each, instruction) for each in thoughts], axis=0)
+            return shorten(mean, dim)
+        if reasoning is True:
+            reasoning = self.generate(texts, max_new_tokens, 0.0, instruction)
+        if isinstance(reasoning, str) or len(reasoning) != len(texts):
+            raise ValueError("reasoning must be True, False, or one Reasoning a query, as generate returns them")
+        rendered = self.conversation.reasoned(texts, [thought.token_ids for thought in reasoning], instruction)
+        return self._encode(rendered, dim, progress)
+
+    def encode_document(
+        self, documents: Sequence[str], dim: int | None = None, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Embed documents, float32 of shape (n, d), unit length. Documents are never reasoned about."""
+        return self._encode(self.conversation.documents(_texts(documents, "documents")), dim, progress)
+
+    @staticmethod
+    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Cosine of every pair of unit vectors, shape (len(a), len(b))."""
+        return np.asarray(a) @ np.asarray(b).T
+
+    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
+        """Save weights (safetensors; a LoRA adapter merged), tokenizer, prompts and length as a Hugging Face folder."""
+        model = self.model
+        if hasattr(model, "peft_config") and hasattr(model, "merge_and_unload"):
+            import copy
+
+            model = copy.deepcopy(model).merge_and_unload()
+        settings = {"prompts": self.conversation.prompts.to_dict(), "max_length": self.conversation.max_length}
+        with new_folder(path, overwrite) as folder:
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @torch.no_grad()
+    def encode_rendered(self, rendered: Sequence[Rendered], progress: Progress | None = None) -> np.ndarray:
+        """Unit vectors of ready conversations, float32 of shape (n, d); batched by length, in the given order."""
+        vectors = np.empty((len(rendered), self.dimension), dtype=np.float32)
+        pad_id = padding_id(self.conversation)
+        training = self.model.training
+        self.model.eval()
+        done = 0
+        with self._precision():
+            for rows in length_batches(rendered, self.batch_size):
+                vectors[rows] = embed(self.model, [rendered[row] for row in rows], pad_id).cpu().numpy()
+                done += len(rows)
+                if progress:
+                    progress(done, len(rendered))
+        self.model.train(training)
+        return vectors
+
+    def _encode(self, rendered: Sequence[Rendered], dim: int | None, progress: Progress | None) -> np.ndarray:
+        return shorten(self.encode_rendered(rendered, progress), dim)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+
+
+def shorten(vectors: np.ndarray, dim: int | None) -> np.ndarray:
+    """The first `dim` dimensions (all when None), scaled to unit length."""
+    if dim is not None and not 1 <= dim <= vectors.shape[1]:
+        raise ValueError(f"dim must be between 1 and {vectors.shape[1]}, got {dim}")
+    cut = vectors[:, :dim].astype(np.float32)
+    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+
+
+def load_parts(path: str | Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Model, tokenizer and our settings from a folder or the Hub, safetensors only, no remote code.
+
+    Raises:
+        ModelError: nothing usable at `path`.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ModelError(f"{path}: not a model folder (no config.json); give the folder of a trained model, e.g. RUN/stage2")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path}: cannot load a model ({reason_line})") from None
+    if not tokenizer.chat_template:
+        raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
+    settings: dict[str, Any] = {}
+    if (folder / SETTINGS).is_file():
+        try:
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        except ValueError:
+            raise ModelError(f"{folder / SETTINGS}: not valid JSON; copy it again from the original model") from None
+    return model, tokenizer, settings
+
+
+def _texts(texts: Sequence[str], name: str) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError(f"{name} must be a list of texts, not one text")
+    return list(texts)

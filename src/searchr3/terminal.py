@@ -1,0 +1,121 @@
+"""What the person at the terminal sees beside the answers: one-line errors, progress, tables, silence."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from searchr3.errors import SearchR3Error
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RESUMABLE = ("quickstart", "train")
+
+
+def one_line(error: BaseException, command: str | None = None) -> str:
+    """What the person at the keyboard reads of an error: place, fault and mend, never more than one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted" + ("; the same command with --resume continues" if command in RESUMABLE else "")
+    if isinstance(error, SearchR3Error):
+        text = str(error)
+    elif full := _full_disk(error):
+        place = f"{full.filename}: " if isinstance(full, OSError) and full.filename else ""
+        text = f"{place}no space left on the disk; free some or choose another place with --output"
+    else:
+        text = f"internal {type(error).__name__}: {error}; rerun with --debug for the traceback"
+    return "error: " + " ".join(text.split())
+
+
+def _full_disk(error: BaseException | None) -> BaseException | None:
+    """The full disk behind an error, if there is one. Libraries wrap it: safetensors keeps only its words."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class OneLineErrors(TyperGroup):
+    """Errors become one line on stderr and an exit code; with `--debug`, their traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Whoever reads the advice to add --debug has typed the command already: it may stand at the end too.
+        options = args[: args.index("--")] if "--" in args else args
+        if "--debug" in options:
+            args = [
+                "--debug",
+                *(argument for argument in options if argument != "--debug"),
+                *args[len(options) :],
+            ]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.TyperException):
+            raise  # typer's own: --help, wrong usage
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # the reader of our output has gone, as in `searchr3 search … | head`
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            else:
+                print(one_line(error, ctx.invoked_subcommand), file=sys.stderr)
+            raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+
+
+def hush_libraries() -> None:
+    """Leave the screen to our own lines. Nothing is imported: libraries read these when they are."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in ("TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("searchr3").setLevel(logging.WARNING)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def printable(text: str) -> str:
+    """Text from a model or a document on one line, without anything that could steer the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for long work. What it yields is told what is done, how many are done, of how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task, current = bars.add_task(""), ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                bars.reset(task, description=what, total=total)
+                current = what
+            bars.update(task, completed=done, total=total)
+
+        yield tell
+
+
+def show(*tables: Table) -> None:
+    """Print tables, as wide as the terminal; a file has no edge to wrap at."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in tables:
+        console.print(table)

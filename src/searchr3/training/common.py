@@ -1,0 +1,145 @@
+"""What the two trainers share: arguments, dev evaluation, loss curves, progress."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from searchr3.conversation import Conversation
+from searchr3.model import SearchR3
+from searchr3.training.dev import DevSet
+from searchr3.training.recipe import Recipe, SelectionRecipe
+
+BEST = "eval_ndcg@10"
+Tell = Callable[[dict[str, Any]], None]
+"""Receives progress: `stage`, `step`, `steps`, and the newest figures."""
+
+
+def precision(recipe: Recipe) -> torch.dtype | None:
+    """Autocast type of forward passes, None for float32."""
+    return torch.bfloat16 if recipe.model.precision == "bf16" else None
+
+
+def arguments(recipe: Recipe, stage: SelectionRecipe, folder: Path) -> dict[str, Any]:
+    """Arguments of `transformers.TrainingArguments` that both stages set alike."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": stage.steps,
+        "gradient_accumulation_steps": stage.accumulation,
+        "learning_rate": stage.learning_rate,
+        "warmup_steps": math.ceil(stage.warmup_share * stage.steps),
+        "lr_scheduler_type": stage.schedule,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "bf16": recipe.model.precision == "bf16",
+        "use_cpu": not torch.cuda.is_available(),
+        "eval_strategy": "steps",
+        "eval_steps": stage.evaluate_every,
+        "save_strategy": "steps",
+        "save_steps": stage.evaluate_every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": BEST,
+        "greater_is_better": True,
+        "logging_steps": stage.log_every,
+        "report_to": list(recipe.report_to),
+        "run_name": recipe.name,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "log_level": "error",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def callbacks(stage: SelectionRecipe, tell: Tell | None, name: str) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = [Progress(tell, name)] if tell else []
+    if stage.patience is not None:
+        found.append(EarlyStoppingCallback(early_stopping_patience=stage.patience))
+    return found
+
+
+class Progress(TrainerCallback):
+    """Tells the caller where training is, once a step and at every log."""
+
+    def __init__(self, tell: Tell, stage: str):
+        self.tell, self.stage = tell, stage
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps})
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps, **(logs or {})})
+
+
+class DevEvaluation:
+    """Mixin of both trainers: `evaluate` is dev nDCG@10 of the search model, and loss parts go into the log.
+
+    The trainers set `conversation`, `dev`, `recipe` and `think_on_dev`.
+    """
+
+    conversation: Conversation
+    dev: DevSet
+    recipe: Recipe
+    think_on_dev: bool
+    best_of: str  # which figure chooses the best checkpoint: `direct` or `reasoned`
+    _parts: defaultdict[str, list[float]]
+
+    def search_model(self) -> SearchR3:
+        """The model as it is now, for encoding and generating."""
+        model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        return SearchR3.from_parts(
+            model,
+            self.conversation.tokenizer,
+            self.conversation.prompts,
+            self.conversation.max_length,
+            self.recipe.model.batch_size,
+            precision(self.recipe),
+        )
+
+    def note(self, **parts: float) -> None:
+        """Remember figures of this step; their mean goes into the next log line."""
+        for name, value in parts.items():
+            self._parts[name].append(value)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs = {**logs, **{name: sum(values) / len(values) for name, values in self._parts.items()}}
+            self._parts.clear()
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        training = self.model.training  # type: ignore[attr-defined]
+        figures = self.dev.score(self.search_model(), self.recipe.model.max_new_tokens if self.think_on_dev else 0)
+        self.model.train(training)  # type: ignore[attr-defined]
+        metrics = {f"eval_{name}": value for name, value in figures.items()}
+        metrics[BEST] = figures[self.best_of]
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
+        return metrics
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint below `folder`, or None."""
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def curve(state: TrainerState) -> list[dict[str, float]]:
+    """The log of a trainer, one entry a step: training figures and dev figures (`eval_…`) merged."""
+    merged: dict[int, dict[str, float]] = {}
+    for entry in state.log_history:
+        step = int(entry["step"])
+        merged.setdefault(step, {"step": step}).update(
+            {key: value for key, value in entry.items() if isinstance(value, (int, float)) and key != "epoch"}
+        )
+    return [merged[step] for step in sorted(merged)]

@@ -1,0 +1,58 @@
+"""Dev nDCG@10 during training: a fixed sample of the dev queries against a fixed part of the corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.splits import fraction
+from searchr3.dataset.types import Qrels
+from searchr3.model import SearchR3
+from searchr3.ranking import top_k, trec_metrics
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """Queries and documents that both trainers score themselves on; the same in every run on the same data."""
+
+    query_ids: list[str]
+    queries: list[str]
+    document_ids: list[str]
+    documents: list[str]
+    qrels: Qrels
+
+    @classmethod
+    def of(cls, dataset: RetrievalDataset, queries: int, documents: int) -> DevSet:
+        """At most `queries` dev queries, their relevant documents and others up to `documents`, drawn by a stable hash."""
+        judged = dataset.split("dev")
+        chosen = sorted(judged, key=lambda key: fraction(key, "dev"))[:queries]
+        qrels = {key: judged[key] for key in chosen}
+        relevant = {document for grades in qrels.values() for document in grades}
+        others = sorted((key for key in dataset.corpus if key not in relevant), key=lambda key: fraction(key, "dev"))
+        ids = sorted(relevant) + others[: max(0, documents - len(relevant))]
+        return cls(chosen, [dataset.queries[key].text for key in chosen], ids, [dataset.corpus[key].content for key in ids], qrels)
+
+    def score(self, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
+        """nDCG@10 of direct queries and, when `max_new_tokens` > 0, of greedily reasoned ones.
+
+        Returns:
+            `direct`, and with reasoning also `reasoned`, `thinking_tokens` (mean) and `emission_rate`.
+        """
+        documents = model.encode_document(self.documents)
+        figures = {"direct": self._ndcg(model.encode_query(self.queries), documents)}
+        if max_new_tokens:
+            thoughts = model.generate(self.queries, max_new_tokens)
+            figures["reasoned"] = self._ndcg(model.encode_query(self.queries, thoughts), documents)
+            figures["thinking_tokens"] = float(np.mean([len(thought.token_ids) for thought in thoughts]))
+            figures["emission_rate"] = float(np.mean([thought.emitted for thought in thoughts]))
+        return figures
+
+    def _ndcg(self, queries: np.ndarray, documents: np.ndarray) -> float:
+        scores, rows = top_k(queries, documents, k=min(10, len(documents)))
+        run = {
+            key: {self.document_ids[row]: float(score) for row, score in zip(rows[i], scores[i], strict=True)}
+            for i, key in enumerate(self.query_ids)
+        }
+        return float(np.mean(list(trec_metrics(run, self.qrels)["ndcg@10"].values())))

@@ -1,0 +1,27 @@
+"""Words of a text or of code: identifiers split, all lower case."""
+
+from __future__ import annotations
+
+import re
+
+_RUN = re.compile(r"[^\W_]+")
+_ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+\d*|[A-Z]+\d*|\d+")
+_OTHER_PART = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
+)
+
+
+def split_identifiers(text: str) -> list[str]:
+    """Words in order of appearance: split at case changes, underscores and punctuation, lower-cased.
+
+    A number stays with the letters before it. Chinese and Japanese characters, which no space separates, are
+    words of their own.
+
+    >>> split_identifiers("getFileName_v2(HTTPServer)")
+    ['get', 'file', 'name', 'v2', 'http', 'server']
+    """
+    words: list[str] = []
+    for run in _RUN.findall(text):
+        pattern = _ASCII_PART if run.isascii() else _OTHER_PART
+        words.extend(part.lower() for part in pattern.findall(run))
+    return words

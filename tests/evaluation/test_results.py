@@ -1,0 +1,194 @@
+"""results.json: what it holds, that it survives the disk, and how two are compared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from searchr3.errors import DataError
+from searchr3.evaluation import (
+    Results,
+    Run,
+    between,
+    compare,
+    differences_table,
+    evaluate,
+    read_queries,
+    read_results,
+    results_table,
+)
+from searchr3.evaluation.statistics import bootstrap_ci, paired_difference
+from searchr3.ranking import METRICS
+
+
+def make(seed=0, names=("direct", "reasoned"), baselines=("bm25",), queries=30, shift=0.0, **changes):
+    def run(name):
+        rng = np.random.default_rng([seed, *name.encode()])
+        values = {
+            metric: {f"q{i}": float(rng.random() * 0.5 + shift) for i in range(queries)} for metric in METRICS
+        }
+        return Run(name, values, {}, 1.5)
+
+    ids = tuple(f"q{i}" for i in range(queries))
+    fields = {"model": "m", "data": "toy", "split": "test", "documents": 7, "query_ids": ids} | changes
+    return Results(runs=tuple(map(run, names)), baselines=tuple(map(run, baselines)), **fields)
+
+
+def test_summary_is_what_the_design_says(model, data):
+    results = evaluate(model, data, name="m")
+    summary = results.summary
+    assert list(summary) == ["model", "data", "split", "documents", "queries", "runs", "differences"]
+    assert (summary["model"], summary["queries"], summary["documents"]) == ("m", 40, 150)
+    for run in summary["runs"]:
+        values = {metric: np.array([*results.run(run["name"]).values[metric].values()]) for metric in METRICS}
+        assert {"name", *METRICS, "ci95", "thinking_tokens_mean", "emission_rate", "seconds"} <= run.keys()
+        for metric in METRICS:
+            assert run[metric] == pytest.approx(values[metric].mean())
+            assert run["ci95"][metric] == pytest.approx([*bootstrap_ci(values[metric])])
+    assert [run["emission_rate"] is None for run in summary["runs"]] == [True, False, True]
+    row = summary["differences"][0]
+    assert (row["a"], row["b"], row["metric"]) == ("reasoned", "direct", "ndcg@10")
+    a, b = ([*results.run(name).values["ndcg@10"].values()] for name in ("reasoned", "direct"))
+    expected = paired_difference(a, b)
+    assert (row["mean"], row["p"]) == (pytest.approx(expected.mean), pytest.approx(expected.p, abs=1e-9))
+    assert row["ci95"] == pytest.approx(expected.ci95)
+
+
+def test_saved_and_read_again(model, data, tmp_path):
+    results = evaluate(model, data)
+    path = tmp_path / "new" / "results.json"
+    results.save(path)
+    assert read_results(path) == json.loads(json.dumps(results.summary)) == results.summary
+    assert read_queries(path) == {name: results.run(name).values for name in ("direct", "reasoned", "bm25")}
+    assert sorted(file.name for file in path.parent.iterdir()) == ["results.json", "results.queries.parquet"]
+    rows = pq.read_table(path.with_suffix(".queries.parquet")).to_pylist()
+    assert len(rows) == 3 * 40
+    row = next(row for row in rows if row["run"] == "reasoned" and row["query"] == "q20")
+    reasoned = results.run("reasoned")
+    assert row["reasoning"] == reasoned.reasonings["q20"]
+    assert row["thinking_tokens"] == reasoned.thinking_tokens["q20"]
+    assert row["hits"] == [hit.document for hit in reasoned.hits["q20"][:10]]
+    assert rows[0]["run"] == "direct" and rows[0]["emitted"] is None and rows[0]["reasoning"] is None
+
+
+def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        Path(args[1]).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(Exception, match="no space left"):
+        make().save(tmp_path / "results.json")
+    assert not list(tmp_path.iterdir())
+
+
+GOOD = make(queries=3).summary
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        (json.dumps({**GOOD, "runs": "?"}), "'runs' is missing or not a list"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "data"}), "'data' is missing or not a text"),
+        (json.dumps({**GOOD, "queries": "many"}), "'queries' is missing or not a number"),
+        (json.dumps({**GOOD, "runs": [{}]}), r"runs\[0\] has no name"),
+        (
+            json.dumps({**GOOD, "runs": [{**GOOD["runs"][0], "mrr@10": None}]}),
+            "'direct' has no number 'mrr@10'",
+        ),
+        (json.dumps({**GOOD, "runs": [{**GOOD["runs"][0], "ci95": {}}]}), "no interval of 'ndcg@10'"),
+        (b"\xff\xfe", "not valid JSON"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(tmp_path, content, fault):
+    path = tmp_path / "wrong.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=fault) as caught:
+        read_results(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_results(tmp_path / "none.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_results(tmp_path)
+    make().save(tmp_path / "a.json")
+    (tmp_path / "a.queries.parquet").unlink()
+    with pytest.raises(DataError, match=r"a\.queries\.parquet: no such file; keep it beside a\.json"):
+        compare(tmp_path / "a.json", tmp_path / "a.json")
+    (tmp_path / "a.queries.parquet").write_text("no parquet")
+    with pytest.raises(DataError, match="does not hold the values of each query"):
+        read_queries(tmp_path / "a.json")
+
+
+def saved(folder, name, **options):
+    path = folder / f"{name}.json"
+    make(**options).save(path)
+    return path
+
+
+def test_compare(tmp_path):
+    a, b = saved(tmp_path, "a", shift=0.2), saved(tmp_path, "b", seed=1, baselines=())
+    rows = compare(a, b)
+    assert [(row["run"], row["metric"]) for row in rows] == [
+        (run, m) for run in ("direct", "reasoned") for m in METRICS
+    ]
+    assert {(row["a"], row["b"]) for row in rows} == {(str(a), str(b))}
+    for row in rows:
+        of_a, of_b = (read_queries(path)[row["run"]][row["metric"]] for path in (a, b))
+        assert row["mean"] == pytest.approx(np.mean([of_a[query] - of_b[query] for query in of_a]))
+        assert row["ci95"][0] > 0 and row["p"] < 0.01
+    assert [row["mean"] for row in compare(b, a)] == pytest.approx([-row["mean"] for row in rows])
+    assert all((row["mean"], row["p"]) == (0, 1) for row in compare(a, a))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"data": "other"}, "differ in their data"),
+        ({"split": "dev"}, "differ in their split"),
+        ({"documents": 8}, "differ in their documents"),
+        ({"queries": 29}, "differ in their set of queries"),
+        ({"names": ("other",), "baselines": ()}, r"share no run \(direct, reasoned, bm25 against other\)"),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path, options, fault):
+    with pytest.raises(DataError, match=fault):
+        compare(saved(tmp_path, "a"), saved(tmp_path, "b", **options))
+
+
+def test_between_two_stages():
+    first, second = make(), make(seed=1, shift=0.3)
+    rows = between(first, second)
+    assert {(row["a"], row["b"]) for row in rows} == {
+        (f"stage2 {a}", f"stage1 {b}") for a in ("direct", "reasoned") for b in ("direct", "reasoned")
+    }
+    assert all(row["mean"] > 0.1 for row in rows)
+    with pytest.raises(DataError, match="stage1 and stage2 differ in their set of queries"):
+        between(first, make(queries=5))
+
+
+def shown(table):
+    console = Console(width=200, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture():
+        console.print(table)
+    return console.export_text()
+
+
+def test_tables_show_every_run_and_take_names_as_they_are(tmp_path):
+    results = make(baselines=("bm25", "[bold]odd[/bold]"))
+    text = shown(results_table(results.summary))
+    for run in results.summary["runs"]:
+        low, high = run["ci95"]["ndcg@10"]
+        assert run["name"] in text
+        assert f"{run['ndcg@10']:.3f} [{low:.3f}, {high:.3f}]" in text
+    text = shown(differences_table(results.summary["differences"], ["ndcg@10"]))
+    assert "reasoned − direct" in text and "reasoned − [bold]odd[/bold]" in text and "mrr@10" not in text
+    path = saved(tmp_path, "a")
+    assert text.count("[") >= 5 and str(path) in shown(differences_table(compare(path, path)))

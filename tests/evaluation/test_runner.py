@@ -1,0 +1,207 @@
+"""`evaluate`: the runs it makes, what it never sees, and how it refuses."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from searchr3.errors import DataError, ModelError
+from searchr3.evaluation import evaluate
+from searchr3.ranking import METRICS, trec_metrics
+
+
+def test_runs_and_their_figures(model, data):
+    results = evaluate(model, data, name="bag of words")
+    assert [run.name for run in results.runs] == ["direct", "reasoned"]
+    assert [run.name for run in results.baselines] == ["bm25"]
+    assert (results.model, results.data, results.split, results.documents) == (
+        "bag of words",
+        "colours",
+        "test",
+        150,
+    )
+    assert set(results.query_ids) == set(data.qrels["test"])
+    direct, reasoned, bm25 = (results.run(name) for name in ("direct", "reasoned", "bm25"))
+    queries = [data.queries[query].text for query in results.query_ids]
+    scores = model.vectors(queries) @ model.vectors([each.content for each in data.corpus.values()]).T
+    run = {
+        query: dict(zip(data.corpus, row, strict=True))
+        for query, row in zip(results.query_ids, scores, strict=True)
+    }
+    expected = trec_metrics(run, data.qrels["test"])
+    for query in results.query_ids:
+        assert direct.values["ndcg@10"][query] == pytest.approx(expected["ndcg@10"][query], abs=1e-6)
+        assert len(direct.hits[query]) == 100
+        assert [hit.score for hit in direct.hits[query]] == sorted(
+            (hit.score for hit in direct.hits[query]), reverse=True
+        )
+        assert reasoned.thinking_tokens[query] == 1 + len(data.queries[query].text) % 2
+        assert reasoned.emitted[query] == ("teal" not in data.queries[query].text)
+        assert set(reasoned.reasonings[query].split()) == {"extra"}
+    assert 1 < reasoned.thinking_tokens_mean < 2
+    assert 0 < reasoned.emission_rate < 1
+    for run in (direct, bm25):
+        assert (run.thinking_tokens_mean, run.emission_rate, run.reasonings) == (0, None, {})
+    assert bm25.values["recall@100"] != direct.values["recall@100"]
+    assert "chosen on dev" in bm25.setting
+    assert all(run.seconds > 0 for run in (direct, reasoned, bm25))
+    np.testing.assert_array_equal(direct.query_vectors, model.vectors(queries))
+    assert not np.allclose(direct.query_vectors, reasoned.query_vectors)
+    assert results.document_vectors.shape == (150, 64)
+
+
+def test_no_trace_reaches_evaluation(model, make_data):
+    trace = "xyzzy"
+    plain, traced = evaluate(model, make_data()), evaluate(model, make_data(reasoning=trace))
+    for run in ("direct", "reasoned", "bm25"):
+        assert plain.run(run).values == traced.run(run).values
+        assert plain.run(run).hits == traced.run(run).hits
+        assert plain.run(run).reasonings == traced.run(run).reasonings
+    assert model.seen and not any(trace in text for text in model.seen)
+    # the trace would have shown: the same text in the query changes the vectors
+    data = make_data()
+    assert not np.allclose(
+        model.vectors([data.queries["q20"].text]), model.vectors([data.queries["q20"].text + trace])
+    )
+
+
+def test_a_query_that_gives_its_trace_away_is_never_asked(model, make_data):
+    """Whatever an evaluation reads, it reads from the data set without traces."""
+
+    class Watched:
+        def __init__(self, data):
+            self.data = data
+
+        def without_reasoning(self):
+            return self.data.without_reasoning()
+
+        name = property(lambda self: self.data.name)
+        corpus = property(lambda self: self.data.corpus)
+
+        @property
+        def queries(self):
+            raise AssertionError("evaluation read the queries with their traces")
+
+    assert evaluate(model, Watched(make_data(reasoning="xyzzy"))).run("direct")
+
+
+@pytest.mark.parametrize(("reasoning", "names"), [("off", ["direct"]), ("on", ["reasoned"])])
+def test_one_way_only(model, data, reasoning, names):
+    results = evaluate(model, data, reasoning=reasoning, baselines=())
+    assert [run["name"] for run in results.summary["runs"]] == names
+    assert results.summary["differences"] == []
+
+
+def test_known_document_vectors_are_used(model, data):
+    vectors = model.vectors([document.content for document in data.corpus.values()])
+    backwards = evaluate(model, data, baselines=(), document_vectors=vectors[::-1])
+    assert model.encoded == 0
+    forwards = evaluate(model, data, baselines=(), document_vectors=vectors)
+    assert forwards.summary["runs"][0]["ndcg@10"] > backwards.summary["runs"][0]["ndcg@10"]
+    with pytest.raises(ValueError, match="3 document vectors for a corpus of 150"):
+        evaluate(model, data, document_vectors=vectors[:3])
+
+
+def test_tokens_are_limited(model, data):
+    assert evaluate(model, data, baselines=(), max_new_tokens=1).run("reasoned").thinking_tokens_mean == 1
+
+
+def test_a_run_made_before_serves_as_baseline(model, data, make_data):
+    before = evaluate(model, data).run("bm25")
+    assert evaluate(model, data, baselines=[before]).run("bm25") is before
+    with pytest.raises(ValueError, match="same queries"):
+        evaluate(model, make_data(), split="dev", baselines=[before])
+
+
+def test_bm25_without_dev_is_not_tuned(model, data):
+    data.qrels.pop("dev")
+    assert "not tuned" in evaluate(model, data).run("bm25").setting
+
+
+def test_progress_tells_every_phase_to_its_end(model, data):
+    told = {}
+
+    def progress(what, done, total):
+        assert told.get(what, (0, total))[0] <= done <= total
+        told[what] = (done, total)
+
+    evaluate(model, data, progress=progress)
+    assert {"documents", "direct queries", "thinking", "bm25: ranking"} <= told.keys()
+    assert told["documents"] == (150, 150)
+    assert told["thinking"] == told["direct queries"] == (40, 40)
+
+
+def test_refusals(model, data):
+    with pytest.raises(ValueError, match="off, on, both"):
+        evaluate(model, data, reasoning="maybe")
+    with pytest.raises(ValueError, match="at least 100"):
+        evaluate(model, data, depth=10)
+    with pytest.raises(DataError, match=r"no split 'tset'.*did you mean 'test'"):
+        evaluate(model, data, split="tset")
+    data.qrels["test"] = {}
+    with pytest.raises(DataError, match="judges no query"):
+        evaluate(model, data)
+
+
+def test_a_diverged_model_is_named(model, data):
+    model.vectors = lambda texts: np.full((len(texts), 4), np.nan, dtype=np.float32)
+    with pytest.raises(ModelError, match="diverged"):
+        evaluate(model, data, baselines=())
+
+
+class FakeTransformer:
+    """Stands in for SentenceTransformer: a bag of words under another name."""
+
+    def __init__(self, path):
+        if "broken" in path:
+            raise OSError("no file named model.safetensors\nmore lines")
+        from hashlib import sha256
+
+        self.salt = sha256(path.encode()).hexdigest()
+
+    def encode_query(self, texts, normalize_embeddings, show_progress_bar):
+        assert normalize_embeddings and not show_progress_bar
+        return np.stack([np.bincount([ord(c) % 32 for c in text], minlength=32) for text in texts]).astype(
+            np.float32
+        )
+
+    encode_document = encode_query
+
+
+@pytest.fixture
+def sentence_transformers(monkeypatch):
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = FakeTransformer
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+
+
+def test_another_model_as_baseline(model, data, sentence_transformers):
+    results = evaluate(model, data, baselines=("bm25", "some/model", "some/model"))
+    assert [run.name for run in results.baselines] == ["bm25", "some/model"]
+    pairs = {(row["a"], row["b"]) for row in results.summary["differences"]}
+    assert pairs == {
+        ("reasoned", "direct"),
+        *((own, other) for own in ("direct", "reasoned") for other in ("bm25", "some/model")),
+    }
+    assert len(results.summary["differences"]) == len(pairs) * len(METRICS)
+
+
+def test_a_baseline_that_cannot_be_loaded(model, data, sentence_transformers, tmp_path, monkeypatch):
+    with pytest.raises(
+        ModelError, match=r"baseline broken: cannot load it \(no file named model.safetensors\); give"
+    ):
+        evaluate(model, data, baselines=("broken",))
+    with pytest.raises(ModelError, match="neither a searchr3 nor a sentence-transformers folder"):
+        evaluate(model, data, baselines=(str(tmp_path),))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ModelError, match="pip install"):
+        evaluate(model, data, baselines=("some/model",))
+    assert model.encoded == 0  # all of this before the work begins
+
+
+def test_a_searchr3_folder_as_baseline_is_not_pooled(model, data, tmp_path, monkeypatch):
+    (tmp_path / "searchr3.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "searchr3.model", types.SimpleNamespace(SearchR3=lambda path: model))
+    results = evaluate(model, data, baselines=(str(tmp_path),))
+    assert results.run(str(tmp_path)).values == results.run("direct").values

@@ -1,0 +1,440 @@
+"""The command line: what it calls, what it prints, how it fails. Stand-ins replace the rooms behind it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import searchr3
+from searchr3.cli import app
+from searchr3.errors import DataError
+from searchr3.files import read_jsonl, write_jsonl, write_text
+from searchr3.terminal import one_line
+
+COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "search"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    rank: int
+    score: float
+    document_id: str
+    title: str
+    snippet: str
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    reasoning: str = "open file lines"
+    thinking_tokens: int = 3
+    emitted: bool = True
+    hits: tuple[Hit, ...] = (Hit(1, 0.91, "d7", "io.read", "def read():\n    return 1\x1b[31m"),)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
+    """Stand-ins for the pipeline; what they were called with, by name."""
+    seen: dict[str, tuple[Any, ...]] = {}
+
+    def record(name: str, answer: Any = None):
+        def stand_in(*arguments: Any) -> Any:
+            seen[name] = arguments
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return stand_in
+
+    stand_ins = SimpleNamespace(
+        quickstart=record("quickstart"),
+        train=record("train"),
+        search=record("search", Answer()),
+        record=record,
+    )
+    monkeypatch.setitem(sys.modules, "searchr3.pipeline", stand_ins)
+    monkeypatch.setattr(searchr3, "pipeline", stand_ins, raising=False)
+    seen["stand_ins"] = (stand_ins,)
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths land in a folder of the test's own, and the process-wide silence is left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def failing(calls: dict[str, Any], error: BaseException, *arguments: str) -> Result:
+    """Run `train` with a pipeline that raises `error`."""
+    (stand_ins,) = calls["stand_ins"]
+    stand_ins.train = stand_ins.record("train", error)
+    return run(*(arguments or ("train", "mine.yaml")))
+
+
+def assert_one_line(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# What it calls
+
+
+def test_quickstart_hands_on_folder_settings_and_resume(calls: dict) -> None:
+    assert run("quickstart", "stage1.steps=10", "name=a=b", "--output", "here", "--resume").exit_code == 0
+    assert calls["quickstart"] == (Path("here"), {"stage1.steps": "10", "name": "a=b"}, True)
+
+
+def test_quickstart_needs_no_argument(calls: dict) -> None:
+    assert run("quickstart").exit_code == 0
+    assert calls["quickstart"] == (Path("runs/quickstart"), {}, False)
+
+
+def test_train_names_its_run_after_the_recipe(calls: dict) -> None:
+    assert run("train", "recipes/mine.yaml", "seed=1", "seed=2").exit_code == 0
+    assert calls["train"] == ("recipes/mine.yaml", ["seed=1", "seed=2"], Path("runs/mine"), False, False)
+
+
+def test_dry_run_is_handed_on_and_minds_no_occupied_folder(calls: dict, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert run("train", "mine.yaml", "--dry-run", "--output", "full").exit_code == 0
+    assert calls["train"] == ("mine.yaml", [], Path("full"), False, True)
+
+
+@pytest.mark.parametrize("pair", ["seed", "=3", " =3"])
+def test_a_setting_that_is_no_pair_is_named(calls: dict, pair: str) -> None:
+    assert_one_line(run("train", "mine.yaml", pair), 1, repr(pair), "KEY=VALUE")
+    assert "train" not in calls
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["recipe.yaml", "report.html"], ["finished run", "another folder"]),
+        (["recipe.yaml"], ["interrupted run", "--resume"]),
+        (["thesis.tex"], ["not a run", "another folder"]),
+    ],
+)
+@pytest.mark.parametrize("command", [["quickstart"], ["train", "mine.yaml"]])
+def test_an_occupied_folder_is_refused_unless_resumed(
+    calls: dict, tmp_path: Path, files: list[str], words: list[str], command: list[str]
+) -> None:
+    (tmp_path / "old").mkdir()
+    for name in files:
+        (tmp_path / "old" / name).touch()
+    assert_one_line(run(*command, "--output", "old"), 1, "old: ", *words)
+    assert command[0] not in calls
+    assert run(*command, "--output", "old", "--resume").exit_code == 0
+    assert command[0] in calls
+
+
+def test_an_empty_folder_is_no_obstacle(calls: dict, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    assert run("quickstart", "--output", "new").exit_code == 0
+
+
+def test_search_shows_thought_and_hits_without_control_characters(calls: dict) -> None:
+    result = run("search", "read a file", "--run", "mine", "-k", "3")
+    assert result.exit_code == 0
+    assert calls["search"] == ("read a file", Path("mine"), 3, True)
+    for words in ("open file lines", "3 tokens", "io.read", "0.910", "def read(): return 1"):
+        assert words in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_search_without_reasoning_shows_no_thought(calls: dict) -> None:
+    result = run("search", "read a file", "--run", "mine", "--no-reasoning")
+    assert calls["search"][-1] is False
+    assert "thought" not in result.stdout
+
+
+def test_search_as_json_is_one_object(calls: dict) -> None:
+    answer = json.loads(run("search", "read a file", "--run", "mine", "--json").stdout)
+    assert answer["reasoning"] == "open file lines"
+    assert answer["emitted"] is True
+    assert answer["hits"][0]["document_id"] == "d7"
+
+
+def test_an_empty_query_is_refused(calls: dict) -> None:
+    assert_one_line(run("search", "  ", "--run", "mine"), 1, "empty")
+
+
+# Judging: the real rooms, with a stand-in for the model
+
+WORDS = ["apple", "bread", "cheese", "dates", "eggs", "figs", "grapes", "honey"]
+
+
+class WordModel:
+    """Vectors that count words; thinking repeats the query's first word."""
+
+    def __init__(self, path: str, **options: Any) -> None:
+        self.path, self.options = path, options
+
+    def generate(self, batch: Any, max_new_tokens: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(text=text.split()[0], token_ids=(1,), emitted=True) for text in batch]
+
+    def encode_document(self, documents: Any) -> np.ndarray:
+        counts = [[1 + text.split().count(word) for word in WORDS] for text in documents]
+        vectors = np.array(counts, dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def encode_query(self, queries: Any, reasoning: Any = False) -> np.ndarray:
+        thoughts = [thought.text for thought in reasoning] if reasoning else [""] * len(queries)
+        return self.encode_document(
+            [f"{text} {thought}" for text, thought in zip(queries, thoughts, strict=True)]
+        )
+
+
+@pytest.fixture
+def pantry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A BEIR folder of one document and one query a word, and the stand-in where the model would be."""
+    monkeypatch.setitem(vars(searchr3), "SearchR3", WordModel)
+    folder = tmp_path / "pantry"
+    documents = [
+        {"_id": f"d{i}", "title": "", "text": f"{word} on the shelf"} for i, word in enumerate(WORDS)
+    ]
+    queries = [{"_id": f"q{i}", "text": f"{word} please"} for i, word in enumerate(WORDS)]
+    write_jsonl(folder / "corpus.jsonl", documents)
+    write_jsonl(folder / "queries.jsonl", queries)
+    for split, numbers in {"stage1": (0, 1), "dev": (2, 3), "test": (4, 5, 6, 7)}.items():
+        lines = [f"q{i}\td{i}\t1" for i in numbers]
+        write_text(
+            folder / "qrels" / f"{split}.tsv", "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n"
+        )
+    return folder
+
+
+def test_evaluate_prints_a_table_and_compare_reads_its_file(pantry: Path) -> None:
+    for name in ("a.json", "b.json"):
+        result = run("evaluate", "my/model", "--data", "pantry", "--output", name)
+        assert result.exit_code == 0
+    for words in ("pantry", "4 queries", "direct", "reasoned", "bm25", "1.000"):
+        assert words in result.stdout
+    saved = json.loads(Path("a.json").read_text())
+    assert (saved["model"], saved["split"], saved["queries"]) == ("my/model", "test", 4)
+    assert Path("a.queries.parquet").is_file()
+
+    assert "ndcg@10" in run("compare", "a.json", "b.json").stdout
+    rows = json.loads(run("compare", "a.json", "b.json", "--json").stdout)
+    assert {row["run"] for row in rows} == {"direct", "reasoned", "bm25"}
+    assert all(row["mean"] == 0 for row in rows)
+
+
+def test_evaluate_as_json_is_one_object_and_takes_split_reasoning_and_baselines(pantry: Path) -> None:
+    result = run(
+        *(
+            "evaluate",
+            "m",
+            "--data",
+            "pantry",
+            "--split",
+            "dev",
+            "--reasoning",
+            "off",
+            "--baseline",
+            "",
+            "--json",
+        )
+    )
+    summary = json.loads(result.stdout)
+    assert [each["name"] for each in summary["runs"]] == ["direct"]
+    assert summary["split"] == "dev"
+    assert {*Path().iterdir()} == {Path("pantry")}, "nothing is written unless asked for"
+
+
+def test_evaluate_names_what_is_missing_before_the_model_is_loaded(
+    pantry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(searchr3), "SearchR3", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert_one_line(run("evaluate", "m", "--data", "nowhere.jsonl"), 1, "nowhere.jsonl")
+    assert_one_line(run("evaluate", "m", "--data", "pantry", "--split", "tests"), 1, "'tests'", "'test'")
+    assert_one_line(run("evaluate", "m", "--data", "pantry", "--output", "."), 1, "is a folder")
+    assert run("evaluate", "m", "--data", "pantry", "--reasoning", "perhaps").exit_code == 2
+
+
+def test_compare_names_a_missing_file() -> None:
+    assert_one_line(run("compare", "a.json", "b.json"), 1, "a.json: no such file")
+
+
+def test_traces_are_written_for_the_named_splits_only(pantry: Path) -> None:
+    result = run("traces", "pantry", "--output", "traced", "--words", "2")
+    assert (result.exit_code, result.stdout) == (0, "traced: 2 of 8 queries have a trace\n")
+    traced = {row["_id"] for _, row in read_jsonl("traced/queries.jsonl") if row.get("reasoning")}
+    assert traced == {"q0", "q1"}
+    assert_one_line(run("traces", "pantry", "--output", "traced"), 1, "traced: exists already")
+    assert_one_line(run("traces", "pantry", "--output", "other", "--split", "stage1,test"), 1, "'test'")
+    assert not Path("other").exists()
+
+
+# How it fails
+
+
+def test_user_error_is_one_line(calls: dict) -> None:
+    result = failing(calls, DataError("corpus.jsonl:3: empty text;\nremove the line"))
+    assert_one_line(result, 1, "error: corpus.jsonl:3: empty text; remove the line")
+
+
+def test_unexpected_error_is_one_line_that_suggests_debug(calls: dict) -> None:
+    assert_one_line(failing(calls, KeyError("a\nb")), 1, "error: internal KeyError", "--debug")
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "train", "mine.yaml"], ["train", "mine.yaml", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(calls: dict, arguments: list[str]) -> None:
+    result = failing(calls, DataError("corpus.jsonl:3: empty text"), *arguments)
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "corpus.jsonl:3: empty text" in result.stderr
+
+
+def test_debug_after_two_dashes_is_only_a_word(calls: dict) -> None:
+    assert run("search", "--run", "mine", "--", "--debug").exit_code == 0
+    assert calls["search"][0] == "--debug"
+
+
+def test_interrupt_is_one_line_and_130(calls: dict) -> None:
+    assert_one_line(failing(calls, KeyboardInterrupt()), 130, "interrupted", "--resume")
+    assert "--resume" not in one_line(KeyboardInterrupt(), "search")
+
+
+def test_full_disk_is_named_however_deep_it_hides(calls: dict) -> None:
+    bare = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/mine/x.bin")
+    assert_one_line(failing(calls, bare), 1, "runs/mine/x.bin: no space left on the disk", "--output")
+    wrapped = RuntimeError("writer failed")
+    wrapped.__cause__ = bare
+    assert_one_line(failing(calls, wrapped), 1, "no space left on the disk")
+    words = RuntimeError("I/O error: No space left on device (os error 28)")
+    assert_one_line(failing(calls, words), 1, "no space left on the disk")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian"],
+        ["train"],
+        ["train", "a.yaml", "--no-such"],
+        ["search", "x"],
+        ["search", "x", "--run", "r", "-k", "0"],
+    ],
+)
+def test_wrong_usage_is_2(calls: dict, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage" in result.stderr
+    assert set(calls) == {"stand_ins"}
+
+
+@pytest.mark.parametrize(("debug", "lines"), [("", []), ("--debug", ["said", "warned"])])
+def test_libraries_are_silent_unless_debugged(debug: str, lines: list[str]) -> None:
+    code = f"""
+import logging, os, sys, types, warnings
+import searchr3
+from searchr3.cli import main
+
+def train(*_):
+    logging.getLogger("library").warning("said")
+    warnings.warn("warned")
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "info", "what the user has set stays"
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+sys.modules["searchr3.pipeline"] = searchr3.pipeline = types.SimpleNamespace(train=train)
+main(["train", "mine.yaml", *"{debug}".split()])
+"""
+    result = python(code)
+    assert result.returncode == 0
+    assert [word for word in ("said", "warned") if word in result.stderr] == lines
+    assert lines or not result.stderr
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: searchr3 {command} " in result.stdout
+
+
+def test_help_lists_every_command() -> None:
+    text = run("--help").stdout
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"searchr3 {searchr3.__version__}\n"
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"]]
+)
+def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from searchr3.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    heavy = sorted({{"torch", "transformers", "numpy", "datasets", "faiss", "matplotlib"}} & set(sys.modules))
+    sys.exit(end.code or ", ".join(heavy) or None)
+"""
+    result = python(code)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Usage" in result.stdout or "searchr3 0" in result.stdout
+
+
+def test_package_is_lazy_and_knows_its_names() -> None:
+    code = """
+import sys, searchr3
+assert {"SearchR3", "RetrievalDataset", "load_dataset", "__version__"} <= set(dir(searchr3))
+assert "torch" not in sys.modules
+from searchr3 import RetrievalDataset
+assert RetrievalDataset.__module__.startswith("searchr3.dataset")
+"""
+    result = python(code)
+    assert (result.returncode, result.stderr) == (0, "")
+    with pytest.raises(AttributeError, match="no attribute 'SearchR4'"):
+        searchr3.SearchR4  # noqa: B018
+
+
+def test_module_runs_like_the_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "searchr3", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (0, f"searchr3 {searchr3.__version__}\n")
+
+
+def test_errors_reach_the_shell() -> None:
+    """The same through the real process: exit code, stderr, no traceback."""
+    result = subprocess.run(
+        [sys.executable, "-m", "searchr3", "train", "mine.yaml", "oops"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: 'oops': expected KEY=VALUE, such as stage1.steps=100\n"

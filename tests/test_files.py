@@ -1,0 +1,218 @@
+"""Nothing half-written under a final name, and errors that name the place."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchr3.errors import DataError, SearchR3Error
+from searchr3.files import nearest, new_folder, read_jsonl, replacing, write_json, write_jsonl, write_text
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_nearest_suggests_only_what_is_close() -> None:
+    assert nearest("temprature", ["temperature", "seed"]) == "temperature"
+    assert nearest("xyzzy", ["temperature", "seed"]) is None
+    assert nearest("seed", []) is None
+
+
+@given(rows=st.lists(st.dictionaries(st.text(), JSON_VALUES, max_size=4), max_size=5))
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
+    write_jsonl(path, rows)
+    assert list(read_jsonl(path)) == list(enumerate(rows, start=1))
+
+
+def test_gz_and_plain_read_alike_and_blank_lines_keep_their_number(tmp_path: Path) -> None:
+    text = '{"a": 1}\n\n  \n{"a": "é"}\n'
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(text)
+    expected = [(1, {"a": 1}), (4, {"a": "é"})]
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == expected
+    assert list(read_jsonl(str(tmp_path / "rows.jsonl.gz"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("{'a': 1}", "not valid JSON"),
+        ('{"a": 1', "not valid JSON"),
+        ("[1, 2]", "found list"),
+        ("3", "found int"),
+    ],
+)
+def test_malformed_line_is_named(tmp_path: Path, line: str, fault: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n' + line + "\n")
+    with pytest.raises(DataError, match=fault) as caught:
+        list(read_jsonl(path))
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_before_a_malformed_line_are_still_yielded(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\noops\n')
+    rows = read_jsonl(path)
+    assert next(rows) == (1, {"a": 1})
+    with pytest.raises(DataError):
+        next(rows)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.jsonl: no such file"):
+        list(read_jsonl(tmp_path / "nothing.jsonl"))
+    with pytest.raises(DataError, match=str(tmp_path)):
+        list(read_jsonl(tmp_path))
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "\xe9"}\n')
+    with pytest.raises(DataError, match="not UTF-8"):
+        list(read_jsonl(path))
+
+
+def test_truncated_or_false_gz_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(
+        b"".join(json.dumps({"n": n, "x": os.urandom(40).hex()}).encode() + b"\n" for n in range(500))
+    )
+    truncated, flipped, false = (
+        tmp_path / "cut.jsonl.gz",
+        tmp_path / "flip.jsonl.gz",
+        tmp_path / "false.jsonl.gz",
+    )
+    truncated.write_bytes(whole[: len(whole) // 2])
+    flipped.write_bytes(whole[:-6] + bytes([whole[-6] ^ 0xFF]) + whole[-5:])  # a bit of the checksum
+    false.write_bytes(b'{"a": 1}\n')
+    for path in (truncated, flipped, false):
+        with pytest.raises(DataError, match=rf"{path.name}: not a complete gzip file"):
+            list(read_jsonl(path))
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    write_jsonl(path, [{"old": True}])
+
+    def rows():
+        yield {"new": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(path, rows())
+    assert listing(tmp_path) == ["out.jsonl"]
+    assert list(read_jsonl(path)) == [(1, {"old": True})]
+
+
+def test_failed_first_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "new.json", {"x": object()})
+    with pytest.raises(ValueError, match="inside"), replacing(tmp_path / "new.txt") as file:
+        file.write("half")
+        raise ValueError("inside")
+    assert listing(tmp_path) == []
+
+
+def test_write_makes_parents_and_a_file_that_others_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "out.txt"
+    write_text(path, "naïve ×\n")
+    assert path.read_text(encoding="utf-8") == "naïve ×\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_json_ends_with_a_newline_and_keeps_letters(tmp_path: Path) -> None:
+    write_json(tmp_path / "out.json", {"é": [1, 2]})
+    text = (tmp_path / "out.json").read_text(encoding="utf-8")
+    assert text.endswith("}\n")
+    assert "é" in text
+    assert json.loads(text) == {"é": [1, 2]}
+
+
+@pytest.mark.parametrize("call", ["replace", "fdopen"])
+def test_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path = tmp_path / "out.json"
+    write_json(path, 1)
+    monkeypatch.setattr(os, call, full_disk)
+    with pytest.raises(SearchR3Error, match=r"out\.json: no space left on the disk; .*--output"):
+        write_json(path, 2)
+    monkeypatch.undo()
+    assert listing(tmp_path) == ["out.json"]
+    assert json.loads(path.read_text()) == 1
+
+
+def test_full_disk_inside_a_new_folder(tmp_path: Path) -> None:
+    with pytest.raises(SearchR3Error, match="run: no space left"), new_folder(tmp_path / "run") as folder:
+        write_text(folder / "first.txt", "x")
+        full_disk()
+    assert listing(tmp_path) == []
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SearchR3Error, match="cannot be written"):
+        write_text(tmp_path / "file" / "deeper" / "out.txt", "x")
+    assert listing(tmp_path) == ["file"]
+
+
+def test_new_folder_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "run"
+    with new_folder(target) as folder:
+        write_text(folder / "a" / "b.txt", "x")
+        assert not target.exists()
+    assert (target / "a" / "b.txt").read_text() == "x"
+    assert listing(tmp_path / "deep") == ["run"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_new_folder_disappears_on_failure(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), new_folder(tmp_path / "run") as folder:
+        write_text(folder / "half.txt", "x")
+        raise error
+    assert listing(tmp_path) == []
+
+
+def test_new_folder_refuses_an_occupied_place_before_any_work(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    write_text(target / "precious.txt", "x")
+    with pytest.raises(SearchR3Error, match="exists already"), new_folder(target):
+        pytest.fail("the body must not run")
+    assert listing(tmp_path) == ["run"]
+    assert listing(target) == ["precious.txt"]
+
+
+def test_new_folder_takes_an_empty_place_and_overwrites_when_told(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    target.mkdir()
+    with new_folder(target) as folder:
+        write_text(folder / "one.txt", "1")
+    with new_folder(target, overwrite=True) as folder:
+        write_text(folder / "two.txt", "2")
+    assert listing(target) == ["two.txt"]
+    with pytest.raises(ValueError, match="late"), new_folder(target, overwrite=True) as folder:
+        write_text(folder / "three.txt", "3")
+        raise ValueError("late")
+    assert listing(target) == ["two.txt"]
+    assert listing(tmp_path) == ["run"]
