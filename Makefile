@@ -55,6 +55,7 @@ bench: $(INSTALLED_DEV) ## every benchmark; QUICK=1 for the short form, which le
 	  echo "$$file -> $$output"; \
 	  $(BIN)/python $$file $(if $(QUICK),--quick) --output $$output $(ARGS); \
 	done
+	$(if $(QUICK),,$(BIN)/python benchmarks/_result.py)
 
 wheel: $(INSTALLED_DEV) ## dist/searchr3-*.whl
 	$(BIN)/python -m build --wheel

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "searchr3"
+CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 
 if not (ROOT / "pyproject.toml").is_file():
     pytest.skip("not in a checkout", allow_module_level=True)
@@ -34,7 +37,7 @@ def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
     ours = {
         str(path.relative_to(PACKAGE.parent))
         for path in PACKAGE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not CACHES & {*path.parts}
     }
     assert {"searchr3/py.typed", "searchr3/cli.py"} <= ours
     assert ours <= set(wheel.namelist())
@@ -48,22 +51,42 @@ def test_wheel_brings_the_command_and_the_licence_and_no_tests(wheel: zipfile.Zi
     assert all(name.startswith("searchr3") for name in names)
 
 
-def test_constraints_pin_every_direct_requirement() -> None:
-    """Else an install from a fresh machine would get versions that nobody has tried."""
+def requirements() -> dict[str, Requirement]:
+    """What pyproject.toml asks for, extras included, by canonical name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *(each for extra in extras for each in extra)]
+    return {
+        canonicalize_name(each.name): each for each in map(Requirement, wanted) if each.name != "searchr3"
+    }
+
+
+def test_constraints_pin_every_direct_requirement() -> None:
+    """Else an install on a fresh machine would get versions that nobody has tried."""
     pins = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, _, version = line.partition("==")
             pins[canonicalize_name(name)] = version
-    wanted = [
-        *project["dependencies"],
-        *(each for extra in project["optional-dependencies"].values() for each in extra),
-    ]
-    for requirement in map(Requirement, wanted):
-        name = canonicalize_name(requirement.name)
-        if name != "searchr3":
-            assert name in pins, f"constraints.txt lacks {name}"
-            assert requirement.specifier.contains(pins[name]), (
-                f"{requirement} refuses the pinned {pins[name]}"
-            )
+    for name, requirement in requirements().items():
+        assert name in pins, f"constraints.txt lacks {name}"
+        assert requirement.specifier.contains(pins[name]), f"{requirement} refuses the pinned {pins[name]}"
+
+
+def test_every_library_that_the_package_imports_is_asked_for() -> None:
+    """Else it would run only as long as another library happens to bring it."""
+    imported = {
+        name.split(".")[0]
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [each.name for each in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        )
+    }
+    homes = packages_distributions()
+    known = requirements()
+    for name in imported - sys.stdlib_module_names - {"searchr3", "__future__"}:
+        assert any(canonicalize_name(home) in known for home in homes.get(name, [])), (
+            f"{name} is not asked for"
+        )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from searchr3.reward import (
@@ -18,6 +18,7 @@ from searchr3.reward import (
 )
 
 finite = st.floats(-3, 3, width=32)
+steps = st.integers(-96, 96).map(lambda i: i / 32)  # sums of these are exact, so no tie comes from rounding
 temperatures = st.floats(0, 5)
 
 
@@ -60,6 +61,7 @@ def test_soft_rank_takes_a_temperature_a_list():
     assert both[1].tolist() == pytest.approx(loop_ranks([0.5, 0.7], 0.1), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(finite, min_size=1, max_size=10), temperatures)
 def test_soft_ranks_add_up_to_those_of_a_permutation(scores, temperature):
     ranks = soft_rank(torch.tensor(scores, dtype=torch.float64), temperature)
@@ -74,11 +76,12 @@ def runs(draw):
     """Document ids, scores with many ties, grades."""
     ids = draw(st.lists(st.text("abzAZ09é漢", min_size=1, max_size=3), min_size=1, max_size=15, unique=True))
     scores = [draw(st.sampled_from([0.0, 0.25, 0.5, 0.5 + 2**-24, 1.0])) for _ in ids]
-    grades = [draw(st.integers(0, 4)) for _ in ids]  # trec_eval reads beyond its arrays if all are negative
+    grades = [draw(st.integers(-1, 4)) for _ in ids]
+    assume(max(grades) >= 0)  # pytrec_eval may never return if all grades are negative
     return ids, scores, grades
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(runs(), st.integers(1, 20))
 def test_at_temperature_zero_it_is_trec_evals_ndcg(run, cutoff):
     ids, scores, grades = run
@@ -96,7 +99,7 @@ def test_at_temperature_zero_it_is_trec_evals_ndcg(run, cutoff):
 
 @pytest.mark.parametrize("first, second", [("a", "b"), ("B", "b"), ("10", "9"), ("a", "aa"), ("z", "é")])
 def test_trec_eval_puts_the_greater_id_first_on_a_tie(first, second):
-    """The fact that `tie_order` is made from; a float64 difference below float32's resolution is a tie as well."""
+    """What `tie_order` stands for; what float32 cannot tell apart is a tie as well."""
     evaluator = pytrec_eval.RelevanceEvaluator({"q": {second: 1}}, {"ndcg"})
     assert evaluator.evaluate({"q": {first: 1.0 + 1e-9, second: 1.0}})["q"]["ndcg"] == 1.0
 
@@ -121,45 +124,52 @@ def test_relevant_documents_compete_with_each_other():
     assert float(reward) == pytest.approx(2 / log2(2.5) / (1 + 1 / log2(3)), abs=1e-5)
 
 
+@settings(deadline=None)
 @given(ranked_lists(), temperatures)
 def test_it_lies_between_0_and_1(ranked, temperature):
     assert 0 < float(soft_ndcg(*ranked, temperature)) <= 1
 
 
+def test_others_of_one_score_have_no_spread_and_are_ranked_against_as_at_temperature_zero():
+    scores, grades = torch.tensor([0.1] * 7 + [0.3, 0.2]), torch.tensor([0] * 7 + [1, 1])
+    assert float(score_spread(scores, grades)) == 0
+    assert float(soft_ndcg(scores, grades, 0.5)) == 1
+
+
+@settings(deadline=None)
 @given(ranked_lists(), st.floats(0.01, 100), st.floats(-10, 10))
 def test_scale_and_offset_of_the_scores_do_not_matter(ranked, scale, offset):
     scores, grades = ranked[0].double(), ranked[1]
-    spread = float(score_spread(scores, grades))
-    if 0 < spread < 1e-3:  # rounding of the offset would show
-        return
+    assume(float(score_spread(scores, grades)) > 1e-3)  # else the rounding of the offset would show
     moved = soft_ndcg(scores * scale + offset, grades, 0.5)
-    if spread:
-        assert float(moved) == pytest.approx(float(soft_ndcg(scores, grades, 0.5)), abs=1e-6)
+    assert float(moved) == pytest.approx(float(soft_ndcg(scores, grades, 0.5)), abs=1e-6)
 
 
-@given(ranked_lists(), temperatures, st.floats(0, 2))
+@settings(deadline=None)
+@given(ranked_lists(steps), temperatures, st.integers(0, 9))
 def test_raising_the_relevant_document_never_lowers_the_reward(ranked, temperature, raised):
     scores = ranked[0].double()
     grades = torch.nn.functional.one_hot(ranked[1].argmax(), len(scores))
-    before, after = (soft_ndcg(s, grades, temperature) for s in (scores, scores + raised * grades))
+    before, after = (soft_ndcg(s, grades, temperature) for s in (scores, scores + raised / 8 * grades))
     assert float(after) >= float(before) - 1e-9
 
 
-@given(ranked_lists(), temperatures, st.floats(0, 2))
+@settings(deadline=None)
+@given(ranked_lists(steps), temperatures, st.integers(0, 9))
 def test_raising_all_relevant_documents_never_lowers_the_reward(ranked, temperature, raised):
     scores, grades = ranked[0].double(), ranked[1]
-    before, after = (soft_ndcg(s, grades, temperature) for s in (scores, scores + raised * (grades > 0)))
+    before, after = (soft_ndcg(s, grades, temperature) for s in (scores, scores + raised / 8 * (grades > 0)))
     assert float(after) >= float(before) - 1e-9
 
 
-@given(ranked_lists(), st.integers(0, 11), st.floats(0, 2))
+@settings(deadline=None)
+@given(ranked_lists(steps), st.integers(0, 11), st.integers(0, 9))
 def test_at_temperature_zero_raising_any_of_equal_grade_never_lowers_the_reward(ranked, place, raised):
     scores, grades = ranked[0].double(), (ranked[1] > 0).long()
     place %= len(scores)
-    if not grades[place]:
-        return
+    assume(grades[place])
     higher = scores.clone()
-    higher[place] += raised
+    higher[place] += raised / 8
     assert float(soft_ndcg(higher, grades, 0)) >= float(soft_ndcg(scores, grades, 0)) - 1e-9
 
 
@@ -193,11 +203,16 @@ def top_others(rng, corpus, candidates, queries):
     return torch.tensor(-np.sort(-np.stack(found), axis=1))
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.2, 0.5])
-def test_stable_from_10k_to_1m_documents(temperature):
-    """A document ahead of the whole corpus, and one that is simply its best or its fifth, keeps its reward."""
+@pytest.fixture(scope="module")
+def corpora():
     rng = np.random.default_rng(0)
-    small, large = top_others(rng, 10_000, 101, 400), top_others(rng, 1_000_000, 101, 60)
+    return top_others(rng, 10_000, 101, 400), top_others(rng, 1_000_000, 101, 60)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 0.5])
+def test_stable_from_10k_to_1m_documents(temperature, corpora):
+    """A document far ahead of the corpus, its best and its fifth keep their rewards."""
+    small, large = corpora
 
     def mean_reward(scores, relevant):
         grades = torch.zeros(scores.shape, dtype=torch.long)

@@ -16,7 +16,7 @@ import typer
 
 from searchr3 import __version__
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.terminal import OneLineErrors, hush_libraries, printable, progress_bar, show
+from searchr3.terminal import OneLineErrors, hush_libraries, printable, show
 
 app = typer.Typer(
     name="searchr3",
@@ -173,11 +173,13 @@ def evaluate(
     from searchr3 import SearchR3, load_dataset
     from searchr3.evaluation import differences_table, results_table
     from searchr3.evaluation import evaluate as measure
+    from searchr3.progress import Screen
 
     dataset = load_dataset(data)
     dataset.split(split)  # a split that is not there is told before the model is loaded
     thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
-    with progress_bar() as progress:
+    with Screen() as screen:
+        screen.phase("evaluation", f"{model} on {data}")
         results = measure(
             thinker,
             dataset,
@@ -185,7 +187,7 @@ def evaluate(
             reasoning,
             _names(baseline),
             max_new_tokens=max_new_tokens,
-            progress=progress,
+            progress=screen.work,
             name=model,
         )
     if output:

@@ -24,7 +24,7 @@ from searchr3.errors import ModelError
 from searchr3.files import nearest
 
 EMBED_TOKEN = "<|embed_token|>"
-_MARK = "SEARCHR3TEXT"  # stands for the user's text while the chat template is taken apart
+_TEXT, _INSTRUCTION = "SEARCHR3TEXT", "SEARCHR3INSTRUCTION"  # their places while the chat template is taken apart
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Prompts:
     answer: str = f"The embedding is {EMBED_TOKEN}."
 
     def __post_init__(self) -> None:
-        if self.answer.count(EMBED_TOKEN) != 1:
-            raise ModelError(f"prompts: 'answer' must hold {EMBED_TOKEN} exactly once, got {self.answer!r}")
+        _check_answer(self.answer, "prompts")
 
     @classmethod
     def load(cls, path: str | Path) -> Prompts:
@@ -72,6 +71,8 @@ class Prompts:
                 raise ModelError(f"{where}: unknown key {key!r}" + (f"; did you mean {hint!r}?" if hint else ""))
             if not isinstance(value, str):
                 raise ModelError(f"{where}: {key!r} must be text, got {type(value).__name__}")
+        if "answer" in values:
+            _check_answer(values["answer"], where)
         return cls(**values)
 
     def to_dict(self) -> dict[str, str]:
@@ -97,7 +98,8 @@ class Conversation:
     """Renders queries, documents and rollouts for one tokenizer.
 
     Args:
-        tokenizer: a tokenizer with a chat template that already holds the embed token (see `add_embed_token`).
+        tokenizer: a tokenizer with a chat template that already holds the embed token (see `add_embed_token`);
+            the token becomes a special one if it is not.
         prompts: wording of the conversations.
         max_length: most tokens of template and text together; only the user's text is ever cut.
             Reasoning comes on top, so that the same query has the same prompt whatever it thinks.
@@ -108,6 +110,7 @@ class Conversation:
         self.prompts = prompts or Prompts()
         self.max_length = max_length
         self.embed_id = embed_token_id(tokenizer)
+        _make_special(tokenizer)
         before, after = self.prompts.answer.split(EMBED_TOKEN)
         self._answer = self._template_ids(before) if before else []
         self._after = self._template_ids(after) if after else []
@@ -178,17 +181,25 @@ class Conversation:
 
     def _render_frame(self, system: str | None, instruction: str | None) -> tuple[list[int], list[int]]:
         """Ids before and after the user's text, from the chat template."""
-        content = "\n".join(part for part in (system, instruction) if part)
+        content = "\n".join(part for part in (system, _INSTRUCTION if instruction else None) if part)
         messages = [{"role": "system", "content": content}] if content else []
-        messages.append({"role": "user", "content": _MARK})
+        messages.append({"role": "user", "content": _TEXT})
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise errors of their own (jinja)
             raise ModelError(f"the tokenizer's chat template fails on a system and a user turn: {error}") from None
-        pieces = str(text).split(_MARK)
+        pieces = str(text).split(_TEXT)
         if len(pieces) != 2:
             raise ModelError("the tokenizer's chat template must hold the user's text exactly once, unchanged")
-        return self._template_ids(pieces[0]), self._template_ids(pieces[1])
+        return self._frame_ids(pieces[0], instruction), self._frame_ids(pieces[1], instruction)
+
+    def _frame_ids(self, piece: str, instruction: str | None) -> list[int]:
+        """Ids of a piece of the template; the instruction in it is only text, as the user's own."""
+        start, *rest = piece.split(_INSTRUCTION)
+        ids = self._template_ids(start)
+        for part in rest:
+            ids += self._text_ids([instruction or ""])[0] + self._template_ids(part)
+        return ids
 
     def _template_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -214,6 +225,11 @@ def embed_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return index
 
 
+def _make_special(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the embed token, or make it special: as an ordinary added token, users' texts could spell it."""
+    tokenizer.add_special_tokens({"extra_special_tokens": [EMBED_TOKEN]}, replace_extra_special_tokens=False)
+
+
 def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Give a base model the embed token; returns its id.
 
@@ -223,14 +239,18 @@ def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     import torch
 
     known = EMBED_TOKEN in tokenizer.get_vocab()
-    # also when known: a checkpoint may hold it as an ordinary added token, which users' texts could then spell
-    tokenizer.add_special_tokens({"additional_special_tokens": [EMBED_TOKEN]}, replace_extra_special_tokens=False)
+    _make_special(tokenizer)
     index = embed_token_id(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     if index >= rows:
         model.resize_token_embeddings(index + 1, mean_resizing=False)
-    if not known:
+    if not known or index >= rows:
         with torch.no_grad():
             for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
                 layer.weight[index] = layer.weight[:index].mean(dim=0)
     return index
+
+
+def _check_answer(answer: str, where: str) -> None:
+    if answer.count(EMBED_TOKEN) != 1:
+        raise ModelError(f"{where}: 'answer' must hold {EMBED_TOKEN} exactly once, got {answer!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -77,8 +78,12 @@ def generate_ids(
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad_id, **sampling)
     training = model.training
     model.eval()
+    # A shallow copy with a generation config of its own: what a checkpoint's sets and ours leaves open would get in
+    # (Qwen2.5-Instruct: a repetition penalty).
+    speaker = copy.copy(without_wrapper(model))
+    speaker.generation_config = config
     try:
-        output = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        output = speaker.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
     finally:
         model.train(training)
     completions = output[:, ids.shape[1] :].tolist()
@@ -107,6 +112,11 @@ def reason(
             text = conversation.tokenizer.decode(thought, skip_special_tokens=True).strip()
             results[row] = Reasoning(text, tuple(thought), emitted)
     return [result for result in results if result is not None]
+
+
+def without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
+    """The `transformers` model inside a `peft` one; its adapter stays active."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def padding_id(conversation: Conversation) -> int:

@@ -18,13 +18,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
 from searchr3.errors import ModelError
 from searchr3.files import new_folder
-from searchr3.generation import Reasoning, pad_ids, padding_id, reason
+from searchr3.generation import Reasoning, pad_ids, padding_id, reason, without_wrapper
 
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
 TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
@@ -34,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """The transformer without the language head; a LoRA adapter, if any, stays active."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    inner = without_wrapper(model)
     return getattr(inner, inner.base_model_prefix)
 
 
@@ -186,6 +188,11 @@ class SearchR3:
     ) -> np.ndarray:
         """Embed documents, float32 of shape (n, d), unit length. Documents are never reasoned about."""
         return self._encode(self.conversation.documents(_texts(documents, "documents")), dim, progress)
+
+    def reload(self, path: str | Path) -> None:
+        """Take over the weights saved at `path`, of the same base; prompts, length and device stay."""
+        model, _, _ = load_parts(path, "float32")
+        self.model = model.to(self.device).eval()
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

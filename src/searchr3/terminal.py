@@ -1,4 +1,4 @@
-"""What the person at the terminal sees beside the answers: one-line errors, progress, tables, silence."""
+"""What the person at the terminal sees beside the answers: one-line errors, tables, silence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -90,26 +88,6 @@ def hush_libraries() -> None:
 def printable(text: str) -> str:
     """Text from a model or a document on one line, without anything that could steer the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for long work. What it yields is told what is done, how many are done, of how many."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task, current = bars.add_task(""), ""
-
-        def tell(what: str, done: int, total: int) -> None:
-            nonlocal current
-            if what != current:
-                bars.reset(task, description=what, total=total)
-                current = what
-            bars.update(task, completed=done, total=total)
-
-        yield tell
 
 
 def show(*tables: Table) -> None:

@@ -22,7 +22,7 @@ class Thought:
 
 @dataclass
 class BagOfWords:
-    """Thinks "extra", twice for queries of odd length; says the embed token only without "teal" in the query."""
+    """Thinks "extra", twice for queries of odd length; leaves the embed token out where they hold "teal"."""
 
     dimension: int = 64
     said: str = "extra"

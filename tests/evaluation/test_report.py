@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -55,8 +56,8 @@ def stages(model, data):
     return first, evaluate(model, data, baselines=[first.run("bm25")])
 
 
-def render(stages, data, **changes):
-    first, second = stages
+def render(results, data, **changes):
+    first, second = results
     options = {
         "title": "A run",
         "stages": {"stage1": first.summary, "stage2": second.summary},
@@ -114,8 +115,7 @@ def test_a_page_made_from_evil_texts_is_harmless(model, data):
     data = type(data)(EVIL, corpus, queries, data.qrels)
     model.said = EVIL
     first = evaluate(model, data, name=EVIL)
-    second = evaluate(model, data)
-    second.run("bm25").__dict__["name"] = EVIL + "$x^2$"
+    second = evaluate(model, data, baselines=[replace(first.run("bm25"), name=f"{EVIL} $x^2$")])
     html = render(
         (first, second),
         data,

@@ -1,5 +1,6 @@
 """results.json: what it holds, that it survives the disk, and how two are compared."""
 
+import io
 import json
 from pathlib import Path
 
@@ -175,20 +176,28 @@ def test_between_two_stages():
 
 
 def shown(table):
-    console = Console(width=200, record=True, file=None, quiet=False, force_terminal=False)
-    with console.capture():
-        console.print(table)
-    return console.export_text()
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
 
 
-def test_tables_show_every_run_and_take_names_as_they_are(tmp_path):
-    results = make(baselines=("bm25", "[bold]odd[/bold]"))
+def test_tables_show_every_run_and_take_names_as_they_are(tmp_path, monkeypatch):
+    results = make(baselines=("bm25", "[b]x[/b]"))
     text = shown(results_table(results.summary))
     for run in results.summary["runs"]:
         low, high = run["ci95"]["ndcg@10"]
         assert run["name"] in text
-        assert f"{run['ndcg@10']:.3f} [{low:.3f}, {high:.3f}]" in text
+        assert f"{run['ndcg@10']:.3f} {low:.3f}–{high:.3f}" in text
+        assert f"{run['mrr@10']:.3f}" in text
     text = shown(differences_table(results.summary["differences"], ["ndcg@10"]))
-    assert "reasoned − direct" in text and "reasoned − [bold]odd[/bold]" in text and "mrr@10" not in text
-    path = saved(tmp_path, "a")
-    assert text.count("[") >= 5 and str(path) in shown(differences_table(compare(path, path)))
+    assert "reasoned − direct" in text and "reasoned − [b]x[/b]" in text and "mrr@10" not in text
+    monkeypatch.chdir(tmp_path)
+    make(seed=1).save("a.json")
+    make(shift=0.5).save("b.json")
+    text = shown(differences_table(compare("b.json", "a.json")))
+    assert text.startswith("b.json − a.json")
+    assert text.count("<0.001") == 3 * len(METRICS)
+
+
+def test_no_differences_are_an_empty_table():
+    assert "paired differences" in shown(differences_table([]))

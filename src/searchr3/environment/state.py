@@ -36,22 +36,16 @@ def load_state(folder: str | Path) -> State:
     Raises:
         DataError: a file is missing or damaged; it is named.
     """
-    folder = Path(folder)
+    values, arrays = Path(folder) / "state.json", Path(folder) / "state.safetensors"
+    for file in (values, arrays):
+        if not file.is_file():
+            raise DataError(f"{file}: no such file, so this is no saved state; check the path")
     try:
-        values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return {**values, **load_file(folder / "state.safetensors")}
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{error.filename or folder}: no such file; {folder} is not a saved environment"
-        ) from None
-    except json.JSONDecodeError:
-        raise DataError(
-            f"{folder / 'state.json'}: not valid JSON; resume from an earlier checkpoint"
-        ) from None
+        return {**json.loads(values.read_text(encoding="utf-8")), **load_file(arrays)}
+    except ValueError:  # JSON or UTF-8
+        raise DataError(f"{values}: damaged; go back to an earlier checkpoint") from None
     except SafetensorError as error:
-        raise DataError(
-            f"{folder / 'state.safetensors'}: damaged ({error}); resume from an earlier checkpoint"
-        ) from None
+        raise DataError(f"{arrays}: damaged ({error}); go back to an earlier checkpoint") from None
 
 
 def nested(prefix: str, state: State) -> State:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 
-K1 = (0.6, 0.9, 1.2, 1.6, 2.0)
-B = (0.3, 0.5, 0.75, 0.9)
+K1 = (0.6, 0.9, 1.2, 1.6, 2.0, 3.0)
+B = (0.3, 0.5, 0.75, 0.9, 1.0)
 _TUNING_QUERIES = 400
 
 
@@ -56,8 +56,8 @@ class BM25:
     """BM25 over `texts`.
 
     score(q, d) = Σ idf(t) · tf / (tf + k1 · (1 − b + b · |d| / mean |d|)) over the words t of q, each as
-    often as q holds it; idf(t) = ln(1 + (N − df + 0.5) / (df + 0.5)). This is the variant "Lucene (accurate)" of
-    Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020.
+    often as q holds it; idf(t) = ln(1 + (N − df + 0.5) / (df + 0.5)). This is the variant "Lucene
+    (accurate)" of Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020.
     """
 
     def __init__(self, texts: Iterable[str], setting: Setting = Setting()) -> None:

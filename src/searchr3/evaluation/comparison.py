@@ -102,57 +102,64 @@ def read_queries(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
-    """The runs of a `results.json` as a table for the terminal, with 95 % intervals."""
+    """The runs of a `results.json` for the terminal, 80 columns wide; nDCG@10 with its 95 % interval."""
     from rich.markup import escape
-    from rich.table import Table
 
     sizes = f"{summary['queries']:,} queries · {summary['documents']:,} documents"
-    title = escape(f"{summary['data']} · {summary['split']} · {sizes}")
-    table = Table(title=title, title_justify="left")
-    table.add_column("run")
-    for metric in METRICS:
-        table.add_column(metric, justify="right", no_wrap=True)
-    for heading in ("thinking tokens", "emitted", "seconds"):
+    table = _table(f"{summary['data']} · {summary['split']} · {sizes}", ["run"])
+    table.add_column("ndcg@10 (95 %)", justify="right", no_wrap=True)
+    for heading in (*(metric.replace("@", "\n@") for metric in METRICS[1:]), "tokens", "emitted", "seconds"):
         table.add_column(heading, justify="right")
     for run in summary["runs"]:
-        rate = run.get("emission_rate")
+        low, high = run["ci95"]["ndcg@10"]
+        thinks = run.get("emission_rate") is not None
         table.add_row(
             escape(run["name"]),
-            *(f"{run[metric]:.3f} [dim]{_interval(run['ci95'][metric], '.3f')}[/dim]" for metric in METRICS),
-            f"{run['thinking_tokens_mean']:.1f}" if rate is not None else "–",
-            f"{rate:.1%}" if rate is not None else "–",
+            f"{run['ndcg@10']:.3f} [dim]{low:.3f}–{high:.3f}[/dim]",
+            *(f"{run[metric]:.3f}" for metric in METRICS[1:]),
+            f"{run['thinking_tokens_mean']:.1f}" if thinks else "–",
+            f"{run['emission_rate']:.1%}" if thinks else "–",
             f"{run['seconds']:.1f}",
         )
     return table
 
 
 def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] = METRICS) -> Table:
-    """Differences a − b as a table for the terminal; an interval that leaves 0 out is coloured."""
+    """Differences a − b for the terminal; one whose 95 % interval leaves 0 out is coloured."""
     from rich.markup import escape
-    from rich.table import Table
 
-    rows, metrics = list(rows), set(metrics)
-    table = Table(
-        title="paired differences, 95 % bootstrap interval, randomization test", title_justify="left"
-    )
-    if with_run := any("run" in row for row in rows):
-        table.add_column("run")
-    for heading in ("a − b", "metric", "difference", "95 %", "p"):
-        table.add_column(heading, justify="left" if heading in ("a − b", "metric") else "right")
-    for row in (row for row in rows if row["metric"] in metrics):
-        colour = "green" if row["ci95"][0] > 0 else "red" if row["ci95"][1] < 0 else "dim"
-        cells = [escape(row["run"])] if with_run else []
-        cells += [
-            escape(f"{row['a']} − {row['b']}"),
+    wanted = set(metrics)
+    rows = [row for row in rows if row["metric"] in wanted]
+    pairs = {f"{row['a']} − {row['b']}" for row in rows}
+    by_run = any("run" in row for row in rows)  # from `compare`: the pair is always the same
+    title = f"{pairs.pop()}, paired over the queries" if by_run else "paired differences"
+    table = _table(title, ["run" if by_run else "a − b", "metric"])
+    for heading in ("difference", "95 %", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        low, high = row["ci95"]
+        colour = "green" if low > 0 else "red" if high < 0 else "default"
+        table.add_row(
+            escape(row["run"] if by_run else f"{row['a']} − {row['b']}"),
             row["metric"],
             f"[{colour}]{row['mean']:+.3f}[/{colour}]",
-        ]
-        table.add_row(*cells, _interval(row["ci95"], "+.3f"), f"{row['p']:.4f}")
+            f"{low:+.3f} to {high:+.3f}",
+            "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+        )
     return table
 
 
-def _interval(bounds: Iterable[float], form: str) -> str:
-    return "\\[" + ", ".join(format(bound, form) for bound in bounds) + "]"
+def _table(title: str, left: Iterable[str]) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def _same(key: str, a: object, b: object, first: str, second: str) -> None:

@@ -24,7 +24,9 @@ CURVES = (
     ("stage2", "thinking_tokens", "Thinking length in tokens, stage 2", "reasoned"),
     ("stage2", "dev_ndcg@10", "nDCG@10 on dev, stage 2", "accent"),
 )
-"""Figures over the training steps: stage, key of its rows, title, colour; left out where no row has the key."""
+"""Figures over the training steps: stage, key of its rows, title, colour. Drawn where a row has the key."""
+
+_OWN = ("direct", "reasoned")  # runs of the model; the others are baselines
 
 
 def render_report(
@@ -47,13 +49,9 @@ def render_report(
         environment: what → version or value, of the machine and the libraries.
         differences: between the stages, as `evaluation.between` returns them.
     """
-    rows = [
-        row
-        for stage, summary in stages.items()
-        for row in _rows(stage, summary, first=stage == next(iter(stages)))
-    ]
+    rows = _rows(stages)
     within = [
-        {**row, "a": _named(stage, row["a"], summary), "b": _named(stage, row["b"], summary)}
+        {**row, "a": _named(row["a"], stage), "b": _named(row["b"], stage)}
         for stage, summary in stages.items()
         for row in summary["differences"]
     ]
@@ -66,14 +64,7 @@ def render_report(
         metrics=METRICS,
         data=next(iter(stages.values()), None),
         rows=rows,
-        bars=bars(
-            [row["label"] for row in rows],
-            [row["run"]["ndcg@10"] for row in rows],
-            [row["run"]["ci95"]["ndcg@10"] for row in rows],
-            [row["kind"] for row in rows],
-        )
-        if rows
-        else None,
+        bars=rows and _bars(rows),
         differences=[row for row in (*across, *within) if row["metric"] == "ndcg@10"],
         findings=_findings(stages, differences),
         curves=[(label, svg) for label, svg in drawn if svg],
@@ -105,7 +96,8 @@ def choose_examples(
 
     Returns:
         `{"query", "relevant": [title], "before": side, "after": side}` for each query, where a side is
-        `{"reasoning", "rank": of the first relevant hit or None, "hits": [{"title", "text", "score", "relevant"}]}`.
+        `{"reasoning", "rank", "hits": [{"title", "text", "score", "relevant"}]}`; the rank is that of the
+        first relevant hit, or None.
     """
     qrels = dataset.split(before.split)
     ids = random.Random(seed).sample(sorted(before.query_ids), min(count, len(before.query_ids)))
@@ -151,20 +143,27 @@ def _short(text: str, most: int) -> str:
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
-def _rows(stage: str, summary: Mapping[str, Any], first: bool) -> list[dict[str, Any]]:
-    """The runs of one stage for table and bars; baselines, which no stage changes, with the first stage only."""
-    rows = []
-    for run in summary["runs"]:
-        own = run["name"] in ("direct", "reasoned")
-        if own or first:
-            kind = run["name"] if own else "baseline"
-            rows.append({"label": _named(stage, run["name"], summary), "kind": kind, "run": run})
-    return sorted(rows, key=lambda row: row["kind"] != "baseline")
+def _rows(stages: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of all stages for table and bars; a baseline, which no stage changes, once and on top."""
+    rows: dict[str, dict[str, Any]] = {}
+    for stage, summary in stages.items():
+        for run in summary["runs"]:
+            kind = run["name"] if run["name"] in _OWN else "baseline"
+            label = _named(run["name"], stage)
+            rows.setdefault(label, {"label": label, "kind": kind, "run": run})
+    return sorted(rows.values(), key=lambda row: row["kind"] != "baseline")
 
 
-def _named(stage: str, run: str, summary: Mapping[str, Any]) -> str:
+def _bars(rows: Sequence[Mapping[str, Any]]) -> str:
+    means, intervals = zip(
+        *((row["run"]["ndcg@10"], row["run"]["ci95"]["ndcg@10"]) for row in rows), strict=True
+    )
+    return bars([_short(row["label"], 30) for row in rows], means, intervals, [row["kind"] for row in rows])
+
+
+def _named(run: str, stage: str) -> str:
     """A run as people read it: "direct, stage 1"; a baseline by the last part of its path."""
-    if run in ("direct", "reasoned"):
+    if run in _OWN:
         return f"{run}, {_stage(stage)}"
     return "BM25" if run == "bm25" else run.rstrip("/").rsplit("/", 1)[-1]
 

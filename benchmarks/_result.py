@@ -1,0 +1,108 @@
+"""The one form of a benchmark result, and `RESULTS.md` rendered from the committed ones.
+
+    python benchmarks/_result.py        renders benchmarks/RESULTS.md and the README's table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from searchr3.files import write_json, write_text
+
+HERE = Path(__file__).parent
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the two options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a short form that ends within 5 minutes on 2 cores")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for the result")
+    return parser
+
+
+def write(output: Path, name: str, figures: Mapping[str, float | None]) -> None:
+    """Write `{"name", "commit", "command", "machine", "figures"}`."""
+    result = {
+        "name": name,
+        "commit": _commit(),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+        "figures": dict(figures),
+    }
+    write_json(output, result)
+    print(f"{output}: {len(result['figures'])} figures")
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], cwd=HERE.parent, capture_output=True, text=True, check=False)
+    return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def render() -> str:
+    """All committed results as Markdown."""
+    parts = ["# Measured results", "", "Rendered from `benchmarks/results/*.json` by `python benchmarks/_result.py`; do not edit.", ""]
+    for place in sorted((HERE / "results").glob("*.json")):
+        result = json.loads(place.read_text(encoding="utf-8"))
+        parts += [f"## {result['name']}", "", f"`{result['command']}` at commit {result['commit']} on {result['machine']}", ""]
+        parts += ["| figure | value |", "|---|--:|"]
+        parts += [f"| `{key}` | {_shown(value)} |" for key, value in result["figures"].items()]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def quickstart_table() -> str:
+    """The README's table, from the committed quickstart result."""
+    result = json.loads((HERE / "results" / "quickstart.json").read_text(encoding="utf-8"))
+    f = result["figures"]
+
+    def row(label: str, key: str, thinking: str = "") -> str:
+        return f"| {label} | {f[key]:.3f} | {f[key + '_low']:.3f} to {f[key + '_high']:.3f} | {thinking} |"
+
+    lines = [
+        f"Quickstart, {f['documents']:,} functions, {f['queries']:,} test queries, {f['minutes']:.0f} minutes on 2 cores:",
+        "",
+        "| run | nDCG@10 | 95 % interval | thinking tokens |",
+        "|---|--:|--:|--:|",
+        row("BM25, tuned on dev", "bm25"),
+        row("stage 1, direct", "direct1"),
+        row("stage 1, reasoned", "reasoned1", f"{f['thinking_tokens1']:.1f}"),
+        row("stage 2, direct", "direct2"),
+        row("stage 2, reasoned", "reasoned2", f"{f['thinking_tokens2']:.1f}"),
+    ]
+    return "\n".join(lines)
+
+
+def with_table(readme: str) -> str:
+    """The README with its table put in anew."""
+    start, end = "<!-- quickstart -->", "<!-- /quickstart -->"
+    before, _, rest = readme.partition(start)
+    return f"{before}{start}\n{quickstart_table()}\n{end}{rest.partition(end)[2]}"
+
+
+if __name__ == "__main__":
+    write_text(HERE / "RESULTS.md", render())
+    readme = HERE.parent / "README.md"
+    write_text(readme, with_table(readme.read_text(encoding="utf-8")))

@@ -1,0 +1,321 @@
+"""A whole run: data, base, stage 1, stage 2, and what each was worth on the same test; then searching what it made.
+
+A run folder fills in this order: `recipe.yaml`, `data/`, `base/`, `stage1/`, `stage2/`, `vectors.safetensors`,
+`metrics.json`, `report.html`. Each appears whole or not at all, so a resumed run skips what is there; trainers
+continue from `checkpoints/`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from searchr3 import __version__
+from searchr3.dataset import RetrievalDataset, load_dataset
+from searchr3.dataset.traces import make_traces
+from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.files import disk_errors, write_json, write_text
+from searchr3.progress import Screen
+from searchr3.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from searchr3.evaluation import Results, Run
+    from searchr3.model import SearchR3
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+EXAMPLES = 10
+
+
+def quickstart(output: Path, overrides: dict[str, str], resume: bool) -> None:
+    """The recipe `quickstart`: a tiny model on the Python code installed on this machine."""
+    train("quickstart", [f"{key}={value}" for key, value in overrides.items()], output, resume, dry_run=False)
+
+
+def train(recipe: Path | str, overrides: Sequence[str], output: Path | None, resume: bool, dry_run: bool) -> None:
+    """Run a recipe from data to report.
+
+    Args:
+        recipe: a YAML file or the name of a recipe in the package.
+        overrides: `key=value` texts, see `load_recipe`.
+        output: run folder, `runs/RECIPE` by default.
+        resume: continue an interrupted run in `output`; its recipe must be the same.
+        dry_run: read recipe and data, print them, train nothing.
+    """
+    settings = load_recipe(recipe, overrides)
+    output = output or Path("runs") / Path(recipe).stem
+    if dry_run:
+        dataset = _dataset(settings)
+        print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
+        sizes = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
+        print(f"# data: {len(dataset.corpus):,} documents; queries: {sizes}")
+        return
+    with Screen() as screen:
+        RunFolder(output, settings, screen).run(resume)
+
+
+@dataclass
+class RunFolder:
+    """One run and its folder."""
+
+    path: Path
+    recipe: Recipe
+    screen: Screen
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, resume: bool) -> None:
+        """All phases; those that an earlier, interrupted run finished are skipped."""
+        self._begin(resume)
+        dataset = self._data()
+        model = self._base()
+        stage1 = self._stage("stage1", model, dataset, None, None)
+        stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
+        self._finish(dataset, {"stage1": stage1, "stage2": stage2})
+
+    def _begin(self, resume: bool) -> None:
+        """Write the recipe, or check that it is the one that the interrupted run was started with."""
+        place, used = self.path / "recipe.yaml", {"recipe": self.recipe.dump()}
+        if resume and (self.path / "report.html").exists():
+            raise SearchR3Error(f"{self.path}: the run is finished; there is nothing to resume")
+        if resume and place.is_file():
+            before = yaml.safe_load(place.read_text(encoding="utf-8"))
+            if before.get("recipe") != used["recipe"]:
+                raise RecipeError(
+                    f"{place}: the interrupted run had another recipe; resume with the same keys or choose another --output"
+                )
+            if (self.path / "progress.json").is_file():
+                self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
+            return
+        write_text(place, yaml.safe_dump(used | {"machine": machine()}, sort_keys=False))
+
+    def _data(self) -> RetrievalDataset:
+        folder = self.path / "data"
+        with self._phase("data", f"reading {self.recipe.data.source}"):
+            if not folder.is_dir():
+                _dataset(self.recipe).save(folder)
+            dataset = load_dataset(folder)
+            for split in ("stage1", "stage2", "dev", "test"):
+                dataset.split(split)
+            return dataset
+
+    def _base(self) -> SearchR3:
+        from searchr3.conversation import Prompts
+        from searchr3.model import SearchR3
+
+        settings, folder = self.recipe.model, self.path / "base"
+        with self._phase("base", "loading the base model"):
+            if not folder.is_dir():
+                prompts = Prompts.load(settings.prompts) if settings.prompts else None
+                source = bundled_base() if settings.base == "bundled" else settings.base
+                SearchR3.from_base(source, prompts=prompts, max_length=settings.max_length).save_pretrained(folder)
+            return SearchR3(folder, batch_size=settings.batch_size, dtype="float32")
+
+    def _stage(
+        self,
+        name: str,
+        model: SearchR3,
+        dataset: RetrievalDataset,
+        vectors: np.ndarray | None,
+        baselines: tuple[Run, ...] | None,
+    ) -> Results:
+        """Train a stage unless it is done, then measure the model on the test split."""
+        folder, checkpoints = self.path / name, self.path / "checkpoints"
+        with self._phase(name, "preparing"):
+            if folder.is_dir():
+                model.reload(folder)
+            else:
+                curve = self._train(name, model, dataset, checkpoints / name, vectors)
+                write_json(checkpoints / f"{name}.curve.json", curve)
+                model.save_pretrained(folder)
+                shutil.rmtree(checkpoints / name, ignore_errors=True)
+        with self._phase(f"{name} evaluation", "measuring on the test split"):
+            return self._evaluate(name, model, dataset, baselines)
+
+    def _train(
+        self, name: str, model: SearchR3, dataset: RetrievalDataset, folder: Path, vectors: np.ndarray | None
+    ) -> list[dict[str, float]]:
+        if name == "stage1":
+            from searchr3.training.stage1 import train_stage1
+
+            return train_stage1(model, dataset, self.recipe, folder, self.screen.training) if self.recipe.stage1.steps else []
+        from searchr3.training.stage2 import train_stage2
+
+        if not self.recipe.stage2.steps:
+            return []
+        if vectors is not None and dataset.held_out:
+            vectors = vectors[[key not in dataset.held_out for key in dataset.corpus]]
+        return train_stage2(
+            model, dataset, self.recipe, folder, self.path / "episodes.jsonl", vectors, self.screen.training
+        )
+
+    def _evaluate(
+        self, name: str, model: SearchR3, dataset: RetrievalDataset, baselines: tuple[Run, ...] | None
+    ) -> Results:
+        from searchr3.evaluation import evaluate
+        from searchr3.training.common import precision
+
+        model.autocast = precision(self.recipe)
+        return evaluate(
+            model,
+            dataset,
+            baselines=self.recipe.evaluation.baselines if baselines is None else baselines,
+            depth=self.recipe.evaluation.depth,
+            max_new_tokens=self.recipe.model.max_new_tokens,
+            progress=self.screen.work,
+            name=name,
+        )
+
+    def _finish(self, dataset: RetrievalDataset, stages: dict[str, Results]) -> None:
+        from safetensors.numpy import save_file
+
+        from searchr3.evaluation import between, differences_table, results_table
+        from searchr3.evaluation.report import choose_examples, render_report
+
+        final = stages["stage2"].document_vectors
+        assert final is not None
+        place = self.path / "vectors.safetensors"
+        with disk_errors(place):
+            save_file({"documents": final}, place.with_suffix(".partial"))
+            place.with_suffix(".partial").replace(place)
+        curves = {name: _curve(self.path / "checkpoints" / f"{name}.curve.json") for name in stages}
+        summaries = {name: results.summary for name, results in stages.items()}
+        differences = between(stages["stage1"], stages["stage2"])
+        write_json(
+            self.path / "metrics.json",
+            {"seconds": self.seconds, "stages": summaries, "differences": differences, "curves": curves},
+        )
+        report = render_report(
+            f"searchr3 · {self.recipe.name}",
+            summaries,
+            curves,
+            choose_examples(stages["stage1"], stages["stage2"], dataset, EXAMPLES),
+            yaml.safe_dump(self.recipe.dump(), sort_keys=False),
+            machine() | {f"seconds, {name}": f"{seconds:.0f}" for name, seconds in self.seconds.items()},
+            differences,
+        )
+        write_text(self.path / "report.html", report)
+        self.screen.finish(
+            [results_table(summary) for summary in summaries.values()]
+            + [differences_table(differences, ["ndcg@10"])],
+            _next_steps(self.path, sum(self.seconds.values())),
+        )
+
+    @contextmanager
+    def _phase(self, name: str, doing: str) -> Iterator[None]:
+        """Time a phase; the seconds of an interrupted run count too."""
+        self.screen.phase(name, doing)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
+            write_json(self.path / "progress.json", self.seconds)
+
+
+def _dataset(recipe: Recipe) -> RetrievalDataset:
+    """The recipe's data, with built-in traces for the stage-1 queries that bring none."""
+    data = recipe.data
+    dataset = load_dataset(data.source, data.max_documents, data.split_by)
+    return make_traces(dataset, ("stage1",), data.trace_words) if data.trace_words else dataset
+
+
+def bundled_base() -> Path:
+    """Folder of the tiny base in the package.
+
+    Raises:
+        SearchR3Error: this installation lacks it.
+    """
+    folder = Path(__file__).parent / "base"
+    if not (folder / "model.safetensors").is_file():
+        raise SearchR3Error(f"{folder}: the tiny base is missing; make it with: python -m searchr3.training.base {folder}")
+    return folder
+
+
+def machine() -> dict[str, str]:
+    """What a run ran on: versions and platform."""
+    here = {"python": platform.python_version(), "platform": platform.platform(), "searchr3": __version__}
+    return here | {name: version(name) for name in LIBRARIES}
+
+
+def _curve(place: Path) -> list[dict[str, float]]:
+    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
+
+
+def _next_steps(run: Path, seconds: float) -> list[str]:
+    return [
+        f"Done in {seconds / 60:.1f} minutes. Try next:",
+        f"  open {run / 'report.html'}",
+        f'  searchr3 search "read a file line by line" --run {run}',
+        f"  searchr3 evaluate {run / 'stage2'} --data {run / 'data'} --output results.json",
+        "  searchr3 train MY_RECIPE.yaml        your own data: docs/train-on-your-data.md",
+    ]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A found document."""
+
+    rank: int
+    score: float
+    document_id: str
+    title: str
+    snippet: str
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SearchAnswer:
+    """What a search found, and what the model thought before it."""
+
+    reasoning: str
+    thinking_tokens: int
+    emitted: bool
+    hits: list[Hit]
+
+
+def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> SearchAnswer:
+    """Search a run's own corpus with its final model.
+
+    Raises:
+        SearchR3Error: `run` is not a finished run.
+    """
+    from safetensors.numpy import load_file
+
+    from searchr3.model import SearchR3
+    from searchr3.ranking import top_k
+
+    if not (run / "recipe.yaml").is_file():
+        raise SearchR3Error(f"{run}: not a run folder; make one with `searchr3 quickstart --output {run}`")
+    if not (run / "vectors.safetensors").is_file():
+        raise SearchR3Error(f"{run}: the run is not finished; continue it with --resume")
+    used = load_recipe(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["recipe"])
+    dataset, model = load_dataset(run / "data"), SearchR3(run / "stage2")
+    vectors = load_file(run / "vectors.safetensors")["documents"]
+    if reasoning:
+        thought = model.generate(batch=[query], max_new_tokens=used.model.max_new_tokens)[0]
+        found = model.encode_query([query], reasoning=[thought])
+        said = (thought.text, len(thought.token_ids), thought.emitted)
+    else:
+        found, said = model.encode_query([query]), ("", 0, True)
+    scores, rows = top_k(found, vectors, min(k, len(vectors)))
+    ids = list(dataset.corpus)
+    return SearchAnswer(
+        *said, hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])]
+    )
+
+
+def _hit(place: int, score: float, key: str, dataset: RetrievalDataset) -> Hit:
+    document = dataset.corpus[key]
+    snippet = " ".join(document.text.split())
+    snippet = snippet if len(snippet) <= 200 else snippet[:199].rstrip() + "…"
+    return Hit(place + 1, round(score, 4), key, document.title, snippet, dict(document.metadata))

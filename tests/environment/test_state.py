@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from searchr3.environment import load_state, save_state
+from searchr3.errors import DataError
+
+
+def test_arrays_and_values_come_back_as_they_were(tmp_path):
+    state = {
+        "a.vectors": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
+        "a.none": np.empty((0, 4), dtype=np.int32),
+        "a.ids": ["x", "é"],
+        "b": {"seed": 3},
+    }
+    save_state(tmp_path / "s", state)
+    loaded = load_state(tmp_path / "s")
+    assert loaded.keys() == state.keys()
+    assert (loaded["a.vectors"] == state["a.vectors"]).all()
+    assert loaded["a.none"].shape == (0, 4) and loaded["a.none"].dtype == np.int32
+    assert loaded["a.ids"] == ["x", "é"] and loaded["b"] == {"seed": 3}
+    assert sorted(file.name for file in (tmp_path / "s").iterdir()) == ["state.json", "state.safetensors"]
+
+
+def test_saving_again_replaces_the_folder_and_leaves_nothing_else(tmp_path):
+    save_state(tmp_path / "s", {"x": np.zeros(1)})
+    save_state(tmp_path / "s", {"x": np.ones(1)})
+    assert load_state(tmp_path / "s")["x"].tolist() == [1]
+    assert [file.name for file in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_failed_save_leaves_the_old_state(tmp_path):
+    save_state(tmp_path / "s", {"x": np.zeros(1)})
+    with pytest.raises(TypeError):
+        save_state(tmp_path / "s", {"x": np.ones(1), "y": object()})
+    assert load_state(tmp_path / "s")["x"].tolist() == [0]
+    assert [file.name for file in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_missing_and_damaged_files_are_named(tmp_path, name):
+    save_state(tmp_path / "s", {"x": np.zeros(1)})
+    file = tmp_path / "s" / name
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(DataError, match=name) as caught:
+        load_state(tmp_path / "s")
+    assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(DataError, match=f"{name}: no such file"):
+        load_state(tmp_path / "s")
