@@ -50,8 +50,47 @@ def figures(metrics: dict[str, Any]) -> dict[str, float | None]:
     return found
 
 
+def picture(metrics: dict[str, Any], place: Path) -> None:
+    """Bars of nDCG@10 with 95 % intervals, and the dev curves of both stages."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.4), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
+    bars = []
+    for number in ("1", "2"):
+        for run in metrics["stages"][f"stage{number}"]["runs"]:
+            own = run["name"] in ("direct", "reasoned")
+            if own or number == "1":
+                bars.append((f"stage {number}, {run['name']}" if own else "BM25", run))
+    bars.sort(key=lambda bar: bar[0] != "BM25", reverse=True)
+    colours = {"direct": "#7a9cc6", "reasoned": "#d9822b"}
+    for place_, (label, run) in enumerate(reversed(bars)):
+        low, high = run["ci95"]["ndcg@10"]
+        mean = run["ndcg@10"]
+        left.barh(place_, mean, color=colours.get(run["name"], "#b0b0b0"), xerr=[[mean - low], [high - mean]], capsize=3)
+        left.text(0.005, place_, f"{label}  {mean:.3f}", va="center", fontsize=9)
+    left.set(yticks=[], xlabel="nDCG@10 on the test split, 95 % interval")
+    start = 0
+    for stage in ("stage1", "stage2"):
+        curve = metrics["curves"][stage]
+        for key, colour in (("eval_direct", colours["direct"]), ("eval_reasoned", colours["reasoned"])):
+            points = [(start + row["step"], row[key]) for row in curve if key in row]
+            label = key.removeprefix("eval_") if stage == "stage1" else None
+            right.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, label=label, markersize=3)
+        start += max(row["step"] for row in curve)
+        if stage == "stage1":
+            right.axvline(start, color="#888888", linewidth=0.8)
+            right.text(start, right.get_ylim()[0], " stage 2 →", fontsize=8, va="bottom")
+    right.set(xlabel="training step", ylabel="dev nDCG@10")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(place)
+
+
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--picture", type=Path, help="PNG file for the README's picture")
     parser.add_argument("--run", type=Path, help="a finished run of the default recipe")
     options = parser.parse_args()
     run = options.run
@@ -60,7 +99,10 @@ def main() -> None:
 
         run = Path(tempfile.mkdtemp(prefix="quickstart-")) / "run"
         quickstart(run, QUICK if options.quick else {}, resume=False)
-    write(options.output, "quickstart", figures(json.loads((run / "metrics.json").read_text(encoding="utf-8"))))
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    write(options.output, "quickstart", figures(metrics))
+    if options.picture:
+        picture(metrics, options.picture)
 
 
 if __name__ == "__main__":

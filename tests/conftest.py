@@ -15,6 +15,14 @@ TEXTS = [
     for number, verb in enumerate(["parse", "sort", "merge", "split", "count", "load"])
     for thing, way in [("date", "strictly"), ("string", "lazily"), ("list", "in place"), ("file", "line by line")]
 ]
+PROMPT_WORDS = ["system user assistant", "Think of key terms, then represent the text. The embedding is"] * 2
+QWEN2_TEMPLATE = (  # as Qwen2.5's: a system turn of its own when there is none
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}{%- if message.role != 'system' %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +36,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from searchr3.training.base import make_tokenizer, tiny_config
 
-    tokenizer = make_tokenizer(TEXTS, vocabulary=584)
+    tokenizer = make_tokenizer(TEXTS + PROMPT_WORDS, vocabulary=584)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    heads = {"num_key_value_heads": 1, "head_dim": 16}
-    torch.manual_seed(0)
-    config = tiny_config(tokenizer, vocabulary=600, **shape, **heads)
+    config = tiny_config(tokenizer, vocabulary=600, num_key_value_heads=1, head_dim=16, **shape)
     config.initializer_range = 0.15
     folder = tmp_path_factory.mktemp("models") / "tiny-base"
+    torch.manual_seed(0)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -47,4 +54,50 @@ def tiny_model(tiny_base: Path) -> Path:
 
     folder = tiny_base.with_name("tiny-model")
     SearchR3.from_base(tiny_base, max_length=96).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained model built like a Qwen2.5-Instruct checkpoint: tokenizer class, chat template, spare rows.
+
+    Its generation config holds a repetition penalty, and `<tool_call>` is an ordinary added token, as published.
+    """
+    import torch
+    from tokenizers import AddedToken
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(TEXTS + PROMPT_WORDS, 500, show_progress=False)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
+    tokenizer.add_tokens([AddedToken("<tool_call>", normalized=False)])
+    tokenizer.chat_template = QWEN2_TEMPLATE
+    config = Qwen2Config(
+        vocab_size=len(tokenizer) + 20,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.update(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.3)
+    folder = tmp_path_factory.mktemp("models") / "qwen2-base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen2_model(qwen2_base: Path) -> Path:
+    """Folder of `qwen2_base` with the embed token in one of its spare rows."""
+    from searchr3.model import SearchR3
+
+    folder = qwen2_base.with_name("qwen2-model")
+    SearchR3.from_base(qwen2_base, max_length=128).save_pretrained(folder)
     return folder

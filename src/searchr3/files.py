@@ -35,31 +35,31 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     path = Path(path)
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}); each line must be one object"
-                    ) from None
-                if not isinstance(row, dict):
-                    raise DataError(
-                        f"{path}:{number}: expected a JSON object, found {type(row).__name__}; write one {{...}} a line"
-                    )
-                yield number, row
+                if line.strip():
+                    yield number, _json_object(line, f"{path}:{number}")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}:{number + 1}: not UTF-8 text; convert the file to UTF-8") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path}: not a complete gzip file; make it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _json_object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: not UTF-8 text; convert the file to UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one object"
+        ) from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}; write one {{...}} a line")
+    return row
 
 
 @contextlib.contextmanager

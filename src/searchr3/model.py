@@ -29,6 +29,7 @@ from searchr3.files import new_folder
 from searchr3.generation import Reasoning, pad_ids, padding_id, reason, without_wrapper
 
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what a model's repository is asked for
 TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
 
 Progress = Callable[[int, int], None]
@@ -89,7 +90,11 @@ class SearchR3:
     ):
         model, tokenizer, settings = load_parts(path, dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._set(model.to(device), tokenizer, settings, max_length, batch_size, prompts)
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"{path}: cannot be put on device {str(device)!r} ({_first_line(error)})") from None
+        self._set(model, tokenizer, settings, max_length, batch_size, prompts)
 
     @classmethod
     def from_parts(
@@ -108,12 +113,19 @@ class SearchR3:
         return self
 
     @classmethod
-    def from_base(cls, path: str | Path, dtype: str = "float32", prompts: Prompts | None = None, **options: Any) -> SearchR3:
+    def from_base(
+        cls,
+        path: str | Path,
+        dtype: str = "float32",
+        prompts: Prompts | str | Path | None = None,
+        max_length: int | None = None,
+        batch_size: int = 32,
+    ) -> SearchR3:
         """Start from a chat model that may not know the embed token yet: it is added, see `add_embed_token`."""
         model, tokenizer, settings = load_parts(path, dtype)
         add_embed_token(model, tokenizer)
         self = cls.__new__(cls)
-        self._set(model, tokenizer, settings, options.pop("max_length", None), options.pop("batch_size", 32), prompts)
+        self._set(model, tokenizer, settings, max_length, batch_size, prompts)
         return self
 
     def _set(
@@ -166,10 +178,12 @@ class SearchR3:
         Args:
             reasoning: False embeds directly; True thinks first; a list of `generate`'s results uses those.
             instruction: task instruction, put after the system prompt.
-            samples: with `reasoning=True`, the mean of so many sampled thoughts' vectors (1: one greedy thought).
+            samples: at least 1; with `reasoning=True`, the mean of so many sampled thoughts' vectors (1: one greedy thought).
             dim: keep the first `dim` dimensions (of a model trained for it), again to unit length.
         """
         texts = _texts(queries, "queries")
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
         if reasoning is False:
             return self._encode(self.conversation.queries(texts, instruction), dim, progress)
         if reasoning is True and samples > 1:
@@ -220,13 +234,15 @@ class SearchR3:
         training = self.model.training
         self.model.eval()
         done = 0
-        with self._precision():
-            for rows in length_batches(rendered, self.batch_size):
-                vectors[rows] = embed(self.model, [rendered[row] for row in rows], pad_id).cpu().numpy()
-                done += len(rows)
-                if progress:
-                    progress(done, len(rendered))
-        self.model.train(training)
+        try:
+            with self._precision():
+                for rows in length_batches(rendered, self.batch_size):
+                    vectors[rows] = embed(self.model, [rendered[row] for row in rows], pad_id).cpu().numpy()
+                    done += len(rows)
+                    if progress:
+                        progress(done, len(rendered))
+        finally:
+            self.model.train(training)
         return vectors
 
     def _encode(self, rendered: Sequence[Rendered], dim: int | None, progress: Progress | None) -> np.ndarray:
@@ -250,27 +266,65 @@ def load_parts(path: str | Path, dtype: str) -> tuple[PreTrainedModel, PreTraine
     Raises:
         ModelError: nothing usable at `path`.
     """
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelError(f"{path}: not a model folder (no config.json); give the folder of a trained model, e.g. RUN/stage2")
+    folder = model_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: cannot load a model ({reason_line})") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # broken files fail in a dozen ways
+        raise ModelError(f"{path}: cannot load a model ({_first_line(error)})") from None
+    if report["missing_keys"]:  # transformers would make them up
+        raise ModelError(f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again")
+    tokenizer.name_or_path = str(path)
     if not tokenizer.chat_template:
         raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
-    settings: dict[str, Any] = {}
-    if (folder / SETTINGS).is_file():
-        try:
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError:
-            raise ModelError(f"{folder / SETTINGS}: not valid JSON; copy it again from the original model") from None
-    return model, tokenizer, settings
+    return model, tokenizer, load_settings(folder / SETTINGS)
+
+
+def load_settings(file: Path) -> dict[str, Any]:
+    """Our settings beside the weights; empty when there are none, as in a base or a published checkpoint."""
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ModelError(f"{file}: not valid JSON; copy it again from the original model") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("max_length", 1), int):
+        raise ModelError(f"{file}: expected 'prompts' and a whole number 'max_length'; copy it again from the original model")
+    return settings
+
+
+def model_folder(path: str | Path) -> Path:
+    """`path` itself, or the local copy of the Hub's model of that name, downloaded if need be.
+
+    Raises:
+        ModelError: neither. Without a network this is known at once; `from_pretrained` would try for a minute.
+    """
+    folder = Path(path)
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{path}: not a model folder (no config.json); give the folder of a trained model, e.g. RUN/stage2")
+        return folder
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    except HFValidationError:
+        raise ModelError(f"{path}: no such folder; check the path") from None
+    except LocalEntryNotFoundError:
+        raise ModelError(f"{path}: no such folder, and the Hub cannot be reached; check the path or the network") from None
+    except Exception as error:  # whatever the Hub or the way to it says
+        raise ModelError(f"{path}: no such folder, and the Hub does not give it ({_first_line(error)})") from None
 
 
 def _texts(texts: Sequence[str], name: str) -> list[str]:
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of texts, not one text")
-    return list(texts)
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{number}] must be text, got {type(text).__name__}")
+    return texts
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

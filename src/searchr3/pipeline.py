@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -26,7 +26,7 @@ from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import disk_errors, write_json, write_text
-from searchr3.progress import Screen
+from searchr3.progress import Screen, hush_transformers
 from searchr3.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def quickstart(output: Path, overrides: dict[str, str], resume: bool) -> None:
     train("quickstart", [f"{key}={value}" for key, value in overrides.items()], output, resume, dry_run=False)
 
 
-def train(recipe: Path | str, overrides: Sequence[str], output: Path | None, resume: bool, dry_run: bool) -> None:
+def train(
+    recipe: Path | str, overrides: Sequence[str], output: Path | None, resume: bool, dry_run: bool
+) -> None:
     """Run a recipe from data to report.
 
     Args:
@@ -60,6 +62,7 @@ def train(recipe: Path | str, overrides: Sequence[str], output: Path | None, res
         sizes = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
         print(f"# data: {len(dataset.corpus):,} documents; queries: {sizes}")
         return
+    hush_transformers()
     with Screen() as screen:
         RunFolder(output, settings, screen).run(resume)
 
@@ -75,50 +78,53 @@ class RunFolder:
 
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
-        self._begin(resume)
-        dataset = self._data()
-        model = self._base()
+        self._admit(resume)
+        dataset, model = self._begin()
         stage1 = self._stage("stage1", model, dataset, None, None)
         stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
         self._finish(dataset, {"stage1": stage1, "stage2": stage2})
 
-    def _begin(self, resume: bool) -> None:
-        """Write the recipe, or check that it is the one that the interrupted run was started with."""
-        place, used = self.path / "recipe.yaml", {"recipe": self.recipe.dump()}
-        if resume and (self.path / "report.html").exists():
-            raise SearchR3Error(f"{self.path}: the run is finished; there is nothing to resume")
-        if resume and place.is_file():
-            before = yaml.safe_load(place.read_text(encoding="utf-8"))
-            if before.get("recipe") != used["recipe"]:
-                raise RecipeError(
-                    f"{place}: the interrupted run had another recipe; resume with the same keys or choose another --output"
+    def _admit(self, resume: bool) -> None:
+        """Let a new run into a new folder only, and a resumed one only into its own."""
+        place = self.path / "recipe.yaml"
+        if not place.is_file():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise SearchR3Error(
+                    f"{self.path}: exists and is not a run; choose another folder with --output"
                 )
-            if (self.path / "progress.json").is_file():
-                self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
             return
-        write_text(place, yaml.safe_dump(used | {"machine": machine()}, sort_keys=False))
+        if not resume:
+            raise SearchR3Error(
+                f"{self.path}: holds a run; continue it with --resume or choose another --output"
+            )
+        if (self.path / "report.html").exists():
+            raise SearchR3Error(f"{self.path}: the run is finished; there is nothing to resume")
+        if load_recipe(place) != self.recipe:
+            raise RecipeError(
+                f"{place}: the interrupted run had another recipe; resume with the same keys or choose another --output"
+            )
+        if (self.path / "progress.json").is_file():
+            self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
 
-    def _data(self) -> RetrievalDataset:
-        folder = self.path / "data"
-        with self._phase("data", f"reading {self.recipe.data.source}"):
-            if not folder.is_dir():
-                _dataset(self.recipe).save(folder)
-            dataset = load_dataset(folder)
-            for split in ("stage1", "stage2", "dev", "test"):
-                dataset.split(split)
-            return dataset
-
-    def _base(self) -> SearchR3:
-        from searchr3.conversation import Prompts
+    def _begin(self) -> tuple[RetrievalDataset, SearchR3]:
+        """Data and base. Nothing is written before both are known to be good: a fault in them leaves no folder behind."""
         from searchr3.model import SearchR3
+        from searchr3.training.common import check_trackers
 
-        settings, folder = self.recipe.model, self.path / "base"
+        data, base = self.path / "data", self.path / "base"
+        with self._phase("data", f"reading {self.recipe.data.source}"):
+            dataset = load_dataset(data) if data.is_dir() else _dataset(self.recipe)
         with self._phase("base", "loading the base model"):
-            if not folder.is_dir():
-                prompts = Prompts.load(settings.prompts) if settings.prompts else None
-                source = bundled_base() if settings.base == "bundled" else settings.base
-                SearchR3.from_base(source, prompts=prompts, max_length=settings.max_length).save_pretrained(folder)
-            return SearchR3(folder, batch_size=settings.batch_size, dtype="float32")
+            check_trackers(self.recipe.report_to)
+            fresh = None if base.is_dir() else _base(self.recipe)
+            if not (self.path / "recipe.yaml").is_file():
+                used = {"recipe": self.recipe.dump(), "machine": machine()}
+                write_text(self.path / "recipe.yaml", yaml.safe_dump(used, sort_keys=False))
+            if not data.is_dir():
+                dataset.save(data)
+            if fresh:
+                fresh.save_pretrained(base)
+            return dataset, SearchR3(base, batch_size=self.recipe.model.batch_size, dtype="float32")
 
     def _stage(
         self,
@@ -131,13 +137,13 @@ class RunFolder:
         """Train a stage unless it is done, then measure the model on the test split."""
         folder, checkpoints = self.path / name, self.path / "checkpoints"
         with self._phase(name, "preparing"):
-            if folder.is_dir():
-                model.reload(folder)
-            else:
+            if not folder.is_dir():
                 curve = self._train(name, model, dataset, checkpoints / name, vectors)
                 write_json(checkpoints / f"{name}.curve.json", curve)
                 model.save_pretrained(folder)
-                shutil.rmtree(checkpoints / name, ignore_errors=True)
+                for checkpoint in (checkpoints / name).glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+            model.reload(folder)  # what is measured, and what stage 2 starts from, is what was saved
         with self._phase(f"{name} evaluation", "measuring on the test split"):
             return self._evaluate(name, model, dataset, baselines)
 
@@ -147,7 +153,11 @@ class RunFolder:
         if name == "stage1":
             from searchr3.training.stage1 import train_stage1
 
-            return train_stage1(model, dataset, self.recipe, folder, self.screen.training) if self.recipe.stage1.steps else []
+            return (
+                train_stage1(model, dataset, self.recipe, folder, self.screen.training)
+                if self.recipe.stage1.steps
+                else []
+            )
         from searchr3.training.stage2 import train_stage2
 
         if not self.recipe.stage2.steps:
@@ -184,9 +194,14 @@ class RunFolder:
         final = stages["stage2"].document_vectors
         assert final is not None
         place = self.path / "vectors.safetensors"
+        partial = place.with_suffix(".partial")
         with disk_errors(place):
-            save_file({"documents": final}, place.with_suffix(".partial"))
-            place.with_suffix(".partial").replace(place)
+            try:
+                save_file({"documents": final}, partial)
+                partial.chmod(0o644)
+                partial.replace(place)
+            finally:
+                partial.unlink(missing_ok=True)
         curves = {name: _curve(self.path / "checkpoints" / f"{name}.curve.json") for name in stages}
         summaries = {name: results.summary for name, results in stages.items()}
         differences = between(stages["stage1"], stages["stage2"])
@@ -219,14 +234,31 @@ class RunFolder:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
-            write_json(self.path / "progress.json", self.seconds)
+            if (self.path / "recipe.yaml").is_file():
+                write_json(self.path / "progress.json", self.seconds)
 
 
 def _dataset(recipe: Recipe) -> RetrievalDataset:
-    """The recipe's data, with built-in traces for the stage-1 queries that bring none."""
+    """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none."""
+    from searchr3.training.common import check_data
+
     data = recipe.data
     dataset = load_dataset(data.source, data.max_documents, data.split_by)
-    return make_traces(dataset, ("stage1",), data.trace_words) if data.trace_words else dataset
+    check_data(dataset, recipe)
+    if not (recipe.stage1.steps and data.trace_words):
+        return dataset
+    return make_traces(dataset, ("stage1",), data.trace_words)
+
+
+def _base(recipe: Recipe) -> SearchR3:
+    """The recipe's base model, with the embed token."""
+    from searchr3.conversation import Prompts
+    from searchr3.model import SearchR3
+
+    settings = recipe.model
+    prompts = Prompts.load(settings.prompts) if settings.prompts else None
+    source = bundled_base() if settings.base == "bundled" else settings.base
+    return SearchR3.from_base(source, prompts=prompts, max_length=settings.max_length)
 
 
 def bundled_base() -> Path:
@@ -237,7 +269,9 @@ def bundled_base() -> Path:
     """
     folder = Path(__file__).parent / "base"
     if not (folder / "model.safetensors").is_file():
-        raise SearchR3Error(f"{folder}: the tiny base is missing; make it with: python -m searchr3.training.base {folder}")
+        raise SearchR3Error(
+            f"{folder}: the tiny base is missing; make it with: python -m searchr3.training.base {folder}"
+        )
     return folder
 
 
@@ -310,7 +344,8 @@ def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> Search
     scores, rows = top_k(found, vectors, min(k, len(vectors)))
     ids = list(dataset.corpus)
     return SearchAnswer(
-        *said, hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])]
+        *said,
+        hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])],
     )
 
 

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 SHOWN = {
@@ -94,6 +102,17 @@ class Screen:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(what, total=total, figures="")
+
+
+def hush_transformers() -> None:
+    """Turn off the bars for loading and saving weights, which would tear ours; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    quiet = are_progress_bars_disabled()
+    disable_progress_bar()
+    if not quiet:
+        enable_progress_bars()
 
 
 def _number(value: Any) -> bool:

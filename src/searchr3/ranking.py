@@ -104,7 +104,10 @@ def trec_metrics(run: Mapping[str, Mapping[str, float]], qrels: Qrels) -> dict[s
     if not qrels:
         raise DataError("no judged queries to measure; choose a split whose qrels are not empty")
     judged = {
-        query: {d: int(grade) for d, grade in grades.items()} for query, grades in qrels.items() if grades
+        # grades below 0 count as 0 in every metric here, and trec_eval may loop for ever on them
+        query: {d: max(0, int(grade)) for d, grade in grades.items()}
+        for query, grades in qrels.items()
+        if grades
     }
     found = {
         query: {d: float(s) for d, s in hits.items()}

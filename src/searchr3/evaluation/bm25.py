@@ -9,6 +9,7 @@ import logging
 import random
 import re
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
@@ -81,7 +82,7 @@ def tune(dataset: RetrievalDataset, split: str = "dev", seed: int = 0) -> Settin
     """The setting with the highest nDCG@10 on `split`, at most 400 of its queries.
 
     One choice after the other: how words are read (stems or not, identifiers also whole or not) at k1 1.2
-    and b 0.75, then b, then k1. The documents are read once for each way of reading.
+    and b 0.75, then b, then k1. The documents are read and indexed once for each way.
 
     Raises:
         DataError: the data set has no such split, or its qrels are empty.
@@ -95,12 +96,12 @@ def tune(dataset: RetrievalDataset, split: str = "dev", seed: int = 0) -> Settin
 
     @cache
     def read(stem: bool, whole: bool) -> _Read:
-        return _Read.of(documents, queries, Setting(stem=stem, whole=whole))
+        return _Read(documents, queries, Setting(stem=stem, whole=whole))
 
     @cache
     def quality(setting: Setting) -> float:
         texts = read(setting.stem, setting.whole)
-        scores, rows = _searched(_indexed(texts.documents, texts.size, setting), texts.queries, 10)
+        scores, rows = _searched(texts.index(setting), texts.queries, 10)
         return float(np.mean([*trec_metrics(as_run(ids, names, scores, rows), judged)["ndcg@10"].values()]))
 
     ways = [Setting(1.2, 0.75, stem, whole) for stem in (True, False) for whole in (False, True)]
@@ -119,20 +120,33 @@ def as_run(
     }
 
 
-@dataclass(frozen=True)
 class _Read:
-    """Documents and queries as term ids. Terms that no query holds share one id, which keeps lengths."""
+    """Documents and queries read in one way, for an index at any k1 and b without indexing again.
 
-    documents: list[list[int]]
-    queries: list[list[int]]
-    size: int
+    Terms that no query holds share one id, which keeps the lengths of the documents.
+    """
 
-    @classmethod
-    def of(cls, documents: Iterable[list[str]], queries: Iterable[list[str]], setting: Setting) -> _Read:
-        reader = _Reader(setting)
-        asked = [reader.read(words) for words in queries]
+    def __init__(self, documents: Iterable[list[str]], queries: Iterable[list[str]], way: Setting) -> None:
+        reader = _Reader(way)
+        self.queries = [reader.read(words) for words in queries]
         reader.learning, reader.other = False, len(reader.terms)
-        return cls([reader.read(words) for words in documents], asked, reader.other + 1)
+        read = [reader.read(words) for words in documents]
+        self._lengths = np.array([len(terms) for terms in read])
+        self._base = _indexed(read, reader.other + 1, Setting(k1=1, b=0))
+
+    def index(self, setting: Setting) -> bm25s.BM25 | None:
+        """What `_indexed` gives at the k1 and b of `setting`."""
+        if self._base is None:
+            return None
+        base, documents = self._base.scores, self._base.scores["indices"]
+        df = np.diff(base["indptr"])
+        idf = np.repeat(np.log1p((len(self._lengths) - df + 0.5) / (df + 0.5)), df)
+        saturated = np.minimum(base["data"] / idf, 1 - 1e-7)  # tf / (tf + 1), as k1 is 1 and b is 0
+        tf = np.rint(saturated / (1 - saturated))
+        norm = setting.k1 * (1 - setting.b + setting.b * self._lengths / self._lengths.mean())
+        index = copy(self._base)
+        index.scores = base | {"data": (idf * tf / (tf + norm[documents])).astype(np.float32)}
+        return index
 
 
 class _Reader(dict[str, tuple[int, ...]]):

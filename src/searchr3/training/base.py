@@ -4,7 +4,7 @@ It stands where a Qwen2.5 checkpoint stands in real use, and runs through the sa
 ChatML template and spare embedding rows. The objective is causal language modelling alone. Its texts hold no
 query-document pair (docstrings are separated from their functions) and nothing of the dev and test functions.
 
-    python -m searchr3.training.base OUTPUT [--steps 2000] [--resume]
+    python -m searchr3.training.base OUTPUT [--steps 900] [--resume]
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class PackedRows(torch.utils.data.Dataset):
 def make_base(
     texts: Sequence[str],
     output: str | Path,
-    steps: int = 2000,
+    steps: int = 900,
     batch_size: int = 32,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -190,7 +190,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     make_base(list(python_texts()), options.output, steps=options.steps, resume=options.resume)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer import TRAINER_STATE_NAME
 
 from searchr3.conversation import Conversation
+from searchr3.dataset import RetrievalDataset
+from searchr3.errors import DataError, RecipeError
 from searchr3.model import SearchR3
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe, SelectionRecipe
@@ -48,6 +57,7 @@ def arguments(recipe: Recipe, stage: SelectionRecipe, folder: Path) -> dict[str,
         "load_best_model_at_end": True,
         "metric_for_best_model": BEST,
         "greater_is_better": True,
+        "restore_callback_states_from_checkpoint": True,  # the patience that is left
         "logging_steps": stage.log_every,
         "report_to": list(recipe.report_to),
         "run_name": recipe.name,
@@ -73,11 +83,18 @@ class Progress(TrainerCallback):
     def __init__(self, tell: Tell, stage: str):
         self.tell, self.stage = tell, stage
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps})
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps, **(logs or {})})
 
@@ -96,9 +113,10 @@ class DevEvaluation:
     _parts: defaultdict[str, list[float]]
 
     def search_model(self) -> SearchR3:
-        """The model as it is now, for encoding and generating."""
+        """The model as it is now, for encoding and generating; it stays in training mode if it is."""
         model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        return SearchR3.from_parts(
+        training = model.training
+        search = SearchR3.from_parts(
             model,
             self.conversation.tokenizer,
             self.conversation.prompts,
@@ -106,6 +124,8 @@ class DevEvaluation:
             self.recipe.model.batch_size,
             precision(self.recipe),
         )
+        model.train(training)
+        return search
 
     def note(self, **parts: float) -> None:
         """Remember figures of this step; their mean goes into the next log line."""
@@ -120,7 +140,9 @@ class DevEvaluation:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         training = self.model.training  # type: ignore[attr-defined]
-        figures = self.dev.score(self.search_model(), self.recipe.model.max_new_tokens if self.think_on_dev else 0)
+        figures = self.dev.score(
+            self.search_model(), self.recipe.model.max_new_tokens if self.think_on_dev else 0
+        )
         self.model.train(training)  # type: ignore[attr-defined]
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = figures[self.best_of]
@@ -129,9 +151,66 @@ class DevEvaluation:
         return metrics
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint below `folder`, or None."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def last_checkpoint(folder: Path, *parts: str) -> Path | None:
+    """The newest checkpoint below `folder` that is whole, or None.
+
+    An interrupted save leaves a part of one: the trainer's state is written last, `parts` (names in the checkpoint) after it.
+    """
+    needed = (TRAINER_STATE_NAME, *parts)
+    whole = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in needed)]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def relevant_documents(dataset: RetrievalDataset, split: str) -> dict[str, dict[str, float]]:
+    """Query id → relevant document → grade, for the queries of a split with a relevant document in the training corpus."""
+    corpus = dataset.training_corpus()
+    found = {
+        key: {
+            document: float(grade) for document, grade in grades.items() if grade > 0 and document in corpus
+        }
+        for key, grades in dataset.split(split).items()
+    }
+    found = {key: grades for key, grades in found.items() if grades}
+    if not found:
+        raise DataError(f"{dataset.name}: split {split!r} has no relevant document to train on")
+    return found
+
+
+def check_data(dataset: RetrievalDataset, recipe: Recipe) -> None:
+    """Look at the data before anything is trained.
+
+    Raises:
+        DataError: a split is missing, or has nothing to learn from.
+        RecipeError: a step of stage 2 wants more queries than there are.
+    """
+    for split in ("dev", "test"):
+        dataset.split(split)
+    if recipe.stage1.steps:
+        relevant_documents(dataset, "stage1")
+    wanted = recipe.stage2.queries
+    if recipe.stage2.steps and (there := len(relevant_documents(dataset, "stage2"))) < wanted:
+        raise RecipeError(
+            f"stage2.queries: a step wants {wanted} queries, but the split 'stage2' of {dataset.name} has {there}; "
+            f"set it to {there} or less"
+        )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Look at `report_to` before anything is trained.
+
+    Raises:
+        RecipeError: transformers does not know a tracker, or its library is not installed.
+    """
+    try:
+        for tracker in get_reporting_integration_callbacks(list(names)):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise RecipeError(f"report_to: {' '.join(str(error).split())}") from None
 
 
 def curve(state: TrainerState) -> list[dict[str, float]]:

@@ -18,6 +18,8 @@ from torch import Tensor
 from searchr3.conversation import Rendered
 from searchr3.losses import info_nce
 
+Key = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class CachedTerm:
@@ -25,13 +27,13 @@ class CachedTerm:
 
     Attributes:
         loss: the term's value, unweighted.
-        rollouts: gradient of each rollout's vector, by its ids (prompt and completion).
+        rollouts: gradient of each rollout's vector, by its ids, see `by_rollout`.
         texts: conversations (direct queries and documents) that still need a forward with gradient.
         gradients: theirs, shape (len(texts), d).
     """
 
     loss: float
-    rollouts: dict[tuple[int, ...], Tensor]
+    rollouts: dict[Key, Tensor]
     texts: list[Rendered]
     gradients: Tensor
 
@@ -68,10 +70,20 @@ def cached_term(
     if len(thinking):
         loss = loss + 0.5 * info_nce(thinking, corpus, positive[query_of], temperature, allowed[query_of])
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    filled = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, gradients, strict=True)]
+    filled = [
+        torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, gradients, strict=True)
+    ]
     return loss.item(), filled[0], filled[1], filled[2]
 
 
-def rollout_key(prompt: Sequence[int], completion: Sequence[int]) -> tuple[int, ...]:
-    """Names a rollout by its token ids; equal rollouts have equal vectors and equal gradients."""
+def rollout_key(prompt: Sequence[int], completion: Sequence[int]) -> Key:
+    """Names a rollout by its token ids: rollouts of the same ids have the same vector."""
     return (*prompt, -1, *completion)
+
+
+def by_rollout(keys: Sequence[Key], gradients: Tensor) -> dict[Key, Tensor]:
+    """Gradients (n, d) by rollout. Rollouts of the same ids share the mean of theirs, so that the sum over all n stays."""
+    rows: dict[Key, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return {key: gradients[own].mean(dim=0) for key, own in rows.items()}

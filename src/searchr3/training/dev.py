@@ -30,9 +30,17 @@ class DevSet:
         chosen = sorted(judged, key=lambda key: fraction(key, "dev"))[:queries]
         qrels = {key: judged[key] for key in chosen}
         relevant = {document for grades in qrels.values() for document in grades}
-        others = sorted((key for key in dataset.corpus if key not in relevant), key=lambda key: fraction(key, "dev"))
+        others = sorted(
+            (key for key in dataset.corpus if key not in relevant), key=lambda key: fraction(key, "dev")
+        )
         ids = sorted(relevant) + others[: max(0, documents - len(relevant))]
-        return cls(chosen, [dataset.queries[key].text for key in chosen], ids, [dataset.corpus[key].content for key in ids], qrels)
+        return cls(
+            chosen,
+            [dataset.queries[key].text for key in chosen],
+            ids,
+            [dataset.corpus[key].content for key in ids],
+            qrels,
+        )
 
     def score(self, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
         """nDCG@10 of direct queries and, when `max_new_tokens` > 0, of greedily reasoned ones.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Scores
-from searchr3.files import disk_errors
+from searchr3.files import disk_errors, write_jsonl
 
 
 class EpisodeLog:
@@ -21,11 +23,10 @@ class EpisodeLog:
     def __init__(self, path: Path, dataset: RetrievalDataset):
         self.path, self.dataset = path, dataset
 
-    def start(self) -> None:
-        """Begin an empty file: a run from its first step leaves no lines of an earlier one."""
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("", encoding="utf-8")
+    def start(self, step: int = 0) -> None:
+        """Keep only what was written before `step`, from where the run goes on: nothing stands in the file twice."""
+        kept = [row for row in _whole_lines(self.path) if row["step"] < step] if step else []
+        write_jsonl(self.path, kept)
 
     def write(
         self,
@@ -61,3 +62,11 @@ class EpisodeLog:
                     "rollouts": rollouts,
                 }
                 file.write(json.dumps(episode, ensure_ascii=False) + "\n")
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a file whose writer may have been stopped in the middle of the last one."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from searchr3.errors import RecipeError
 from searchr3.files import nearest
@@ -20,21 +20,35 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
 
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(Section):
-    source: str = Field("python", description="`python` (code installed here), a BEIR folder, a .jsonl of triples, or a Hub data set")
-    split_by: Literal["hash", "package"] = Field("hash", description="for `python`: split single functions, or hold out whole packages")
-    max_documents: Count | None = Field(None, description="keep at most so many documents (`python` only), chosen by a stable hash")
-    trace_words: Annotated[int, Field(ge=0)] = Field(8, description="words in a built-in reasoning trace; 0 makes no traces")
+    source: str = Field(
+        "python",
+        description="`python` (code installed here), a BEIR folder, a .jsonl of triples, or a Hub data set",
+    )
+    split_by: Literal["hash", "package"] = Field(
+        "hash", description="for `python`: split single functions, or hold out whole packages"
+    )
+    max_documents: Count | None = Field(
+        None, description="keep at most so many documents (`python` only), chosen by a stable hash"
+    )
+    trace_words: Annotated[int, Field(ge=0)] = Field(
+        8, description="words in a built-in reasoning trace; 0 makes no traces"
+    )
     dev_queries: Count = Field(400, description="dev queries scored during training")
-    dev_documents: Count = Field(4000, description="documents they are scored against: the relevant ones and others drawn by hash")
+    dev_documents: Count = Field(
+        4000, description="documents they are scored against: the relevant ones and others drawn by hash"
+    )
 
 
 class LoraRecipe(Section):
@@ -46,10 +60,14 @@ class LoraRecipe(Section):
 
 class ModelRecipe(Section):
     base: str = Field("bundled", description="`bundled` (the tiny base), or folder or Hub id of a chat model")
-    prompts: str | None = Field(None, description="YAML or JSON file with the prompts; default: those of the base, else ours")
+    prompts: str | None = Field(
+        None, description="YAML or JSON file with the prompts; default: those of the base, else ours"
+    )
     max_length: Count = Field(1024, description="most tokens of template and text; reasoning comes on top")
     max_new_tokens: Count = Field(128, description="most tokens of reasoning")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="of forward passes; weights and optimizer stay float32")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="of forward passes; weights and optimizer stay float32"
+    )
     lora: LoraRecipe | None = Field(None, description="train adapters instead of all weights")
     batch_size: Count = Field(64, description="most texts in one encoding forward")
 
@@ -57,7 +75,9 @@ class ModelRecipe(Section):
 class OptimizerRecipe(Section):
     learning_rate: Positive = Field(1e-4, description="peak learning rate (AdamW)")
     warmup_share: Share = Field(0.05, description="share of the steps with rising learning rate")
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("linear", description="after the warm-up")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
+        "linear", description="after the warm-up"
+    )
     weight_decay: Weight = Field(0.01, description="of AdamW")
     max_grad_norm: Positive = Field(1.0, description="gradient clipping")
 
@@ -65,42 +85,71 @@ class OptimizerRecipe(Section):
 class SelectionRecipe(OptimizerRecipe):
     steps: Annotated[int, Field(ge=0)] = Field(1000, description="optimizer steps; 0 skips the stage")
     accumulation: Count = Field(1, description="micro-batches of one optimizer step")
-    evaluate_every: Count = Field(100, description="steps between dev evaluations, each with a checkpoint; the best is kept")
+    evaluate_every: Count = Field(
+        100, description="steps between dev evaluations, each with a checkpoint; the best is kept"
+    )
     patience: Count | None = Field(None, description="stop after so many dev evaluations without a new best")
     log_every: Count = Field(10, description="steps between log lines")
 
 
 class Stage1Recipe(SelectionRecipe):
     batch_size: Count = Field(64, description="query-document pairs in one optimizer step")
-    hard_negatives: Annotated[int, Field(ge=0)] = Field(0, description="explicit negatives a query, where the data set has them")
-    sft: Weight = Field(0.1, description="weight of the language loss on assistant tokens (traces, answer, embed token)")
-    kl: Weight = Field(0.01, description="weight of KL(policy || base) on assistant tokens but the embed token, and on chat replies")
+    hard_negatives: Annotated[int, Field(ge=0)] = Field(
+        0, description="explicit negatives a query, where the data set has them"
+    )
+    sft: Weight = Field(
+        0.1, description="weight of the language loss on assistant tokens (traces, answer, embed token)"
+    )
+    kl: Weight = Field(
+        0.01,
+        description="weight of KL(policy || base) on assistant tokens but the embed token, and on chat replies",
+    )
     info_nce: Weight = Field(1.0, description="weight of InfoNCE")
     triplet: Weight = Field(0.1, description="weight of the triplet margin loss")
     temperature: Positive = Field(0.05, description="τ of InfoNCE")
     margin: Weight = Field(0.1, description="θ of the triplet margin, in cosine")
-    reasoned_share: Share = Field(0.5, description="weight of the reasoned form of the queries in the contrastive losses; the rest is direct")
-    noisy_traces: Share = Field(0.35, description="share of reasoned queries that get a trace with words dropped and swapped")
-    own_samples: Share = Field(0.35, description="share of reasoned queries that get the model's own sampled reasoning")
-    own_samples_after: Share = Field(0.3, description="share of the steps before own samples are used")
+    reasoned_share: Share = Field(
+        0.5,
+        description="weight of the reasoned form of the queries in the contrastive losses; the rest is direct",
+    )
+    noisy_traces: Share = Field(
+        0.35, description="share of reasoned queries that get a trace with words dropped and swapped"
+    )
+    own_samples: Share = Field(
+        0.35,
+        description="share of reasoned queries that get the model's own sampled reasoning; all of those without a trace, unless 0",
+    )
+    own_samples_after: Share = Field(
+        0.3, description="share of the steps before own samples are used; noisy traces stand in"
+    )
     chat_prompts: Annotated[int, Field(ge=0)] = Field(8, description="general chat prompts in each step's KL")
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Stage1Recipe:
         if self.noisy_traces + self.own_samples > 1:
             raise ValueError("noisy_traces + own_samples must not exceed 1: the rest are true traces")
+        if self.batch_size % self.accumulation:
+            raise ValueError("batch_size must be a multiple of accumulation")
         return self
 
 
 class EnvironmentRecipe(Section):
-    policy: Literal["full", "frozen", "neighbourhood"] = Field("neighbourhood", description="which documents are re-encoded before a batch is scored")
-    neighbours: Count = Field(8, description="`neighbourhood`: neighbours of a document in the proximity graph")
-    budget: Annotated[float, Field(gt=0)] | None = Field(0.01, description="`neighbourhood`: most documents a step; below 1 a share of the corpus")
+    policy: Literal["full", "frozen", "neighbourhood"] = Field(
+        "neighbourhood", description="which documents are re-encoded before a batch is scored"
+    )
+    neighbours: Count = Field(
+        8, description="`neighbourhood`: neighbours of a document in the proximity graph"
+    )
+    budget: Annotated[float, Field(gt=0)] | None = Field(
+        0.01, description="`neighbourhood`: most documents a step; below 1 a share of the corpus"
+    )
     candidates: Count = Field(100, description="K: other documents in the reward, those that score highest")
 
 
 class RewardRecipe(Section):
-    temperature: Weight = Field(0.3, description="T of the soft rank, relative to the spread of the candidates' scores; 0 gives nDCG")
+    temperature: Weight = Field(
+        0.3, description="T of the soft rank, relative to the spread of the candidates' scores; 0 gives nDCG"
+    )
     ndcg: Weight = Field(1.0, description="weight of the retrieval reward")
     format: Weight = Field(0.1, description="reward for emitting the embed token")
     length: Weight = Field(0.0, description="cost of a thinking token beyond the free ones")
@@ -111,22 +160,39 @@ class Stage2Recipe(SelectionRecipe):
     queries: Count = Field(16, description="queries in one optimizer step")
     rollouts: Annotated[int, Field(ge=2)] = Field(8, description="G: rollouts a query")
     sampling_temperature: Positive = Field(1.0, description="of the rollouts")
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("dapo", description="how TRL normalizes the policy loss")
-    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="divide advantages by the spread of the rewards")
-    beta: Weight = Field(0.0, description="weight of KL to the model at the start of the stage (GRPO's reference)")
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field(
+        "dapo", description="how TRL normalizes the policy loss"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="divide advantages by the spread of the rewards"
+    )
+    beta: Weight = Field(
+        0.0, description="weight of KL to the model at the start of the stage (GRPO's reference)"
+    )
     epsilon: Positive = Field(0.2, description="clip range of the policy ratio")
-    contrastive: Weight = Field(0.0, description="weight of InfoNCE through the rollouts' embeddings and the direct queries")
+    contrastive: Weight = Field(
+        0.0, description="weight of InfoNCE through the rollouts' embeddings and the direct queries"
+    )
     contrastive_temperature: Positive = Field(0.05, description="its τ")
-    contrastive_negatives: Annotated[int, Field(ge=0)] = Field(1, description="its hard negatives a query, from the environment")
+    contrastive_negatives: Annotated[int, Field(ge=0)] = Field(
+        1, description="its hard negatives a query, from the environment"
+    )
     reward: RewardRecipe = RewardRecipe()
     environment: EnvironmentRecipe = EnvironmentRecipe()
     episodes_every: Count = Field(10, description="steps between dumps of whole episodes to episodes.jsonl")
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Stage2Recipe:
+        if self.queries * self.rollouts % self.accumulation:
+            raise ValueError("queries × rollouts must be a multiple of accumulation")
+        return self
+
 
 class EvaluationRecipe(Section):
-    baselines: tuple[str, ...] = Field(("bm25",), description="`bm25`, or path or Hub id of a sentence-transformers model")
+    baselines: Names = Field(
+        ("bm25",), description="`bm25`, or path or Hub id of a sentence-transformers model"
+    )
     depth: Annotated[int, Field(ge=100)] = Field(100, description="documents ranked a query")
-    samples: Count = Field(2000, description="bootstrap resamples")
 
 
 class Recipe(Section):
@@ -137,7 +203,7 @@ class Recipe(Section):
     stage1: Stage1Recipe = Stage1Recipe()
     stage2: Stage2Recipe = Stage2Recipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
-    report_to: tuple[str, ...] = Field((), description="trackers of transformers: `tensorboard`, `wandb`, `mlflow`, …")
+    report_to: Names = Field((), description="trackers of transformers: `tensorboard`, `wandb`, `mlflow`, …")
 
     def dump(self) -> dict[str, Any]:
         """The recipe as plain values, ready for YAML."""
@@ -186,14 +252,17 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', 'unreadable')})") from None
+        raise RecipeError(
+            f"{path}{line}: not valid YAML ({getattr(error, 'problem', 'unreadable')})"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return values
+    # a run's own recipe.yaml holds the recipe and what it ran on: it can be run again as it is
+    return values["recipe"] if set(values) == {"recipe", "machine"} else values
 
 
 def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
@@ -221,7 +290,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
         if fault["type"] == "extra_forbidden":
             known = _keys_beside(fault["loc"])
             hint = nearest(str(fault["loc"][-1]), known)
-            yield f"unknown key {key!r}" + (f"; did you mean {hint!r}?" if hint else f"; known here: {', '.join(known)}")
+            yield f"unknown key {key!r}" + (
+                f"; did you mean {hint!r}?" if hint else f"; known here: {', '.join(known)}"
+            )
         else:
             message = fault["msg"].removeprefix("Value error, ")
             yield f"{key or 'recipe'}: {message[0].lower() + message[1:]} (got {fault['input']!r})"
@@ -232,5 +303,7 @@ def _keys_beside(location: tuple[Any, ...]) -> list[str]:
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        section = next(
+            option for option in options if isinstance(option, type) and issubclass(option, BaseModel)
+        )
     return list(section.model_fields)

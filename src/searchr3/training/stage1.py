@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.traces import noisy_trace
@@ -26,7 +26,15 @@ from searchr3.errors import DataError
 from searchr3.generation import generate_ids, padding_id, reason
 from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
-from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, curve, last_checkpoint, precision
+from searchr3.training.common import (
+    DevEvaluation,
+    Tell,
+    arguments,
+    callbacks,
+    curve,
+    last_checkpoint,
+    precision,
+)
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, forward
 from searchr3.training.recipe import Recipe
@@ -42,10 +50,14 @@ class Pairs(torch.utils.data.Dataset):
         self.document_ids = list(dataset.training_corpus())
         number = {key: row for row, key in enumerate(self.document_ids)}
         self.relevant = [
-            {document for document, grade in dataset.split(split)[key].items() if grade > 0} for key in self.query_ids
+            {document for document, grade in dataset.split(split)[key].items() if grade > 0}
+            for key in self.query_ids
         ]
         self.pairs = [
-            (row, number[document]) for row, known in enumerate(self.relevant) for document in sorted(known) if document in number
+            (row, number[document])
+            for row, known in enumerate(self.relevant)
+            for document in sorted(known)
+            if document in number
         ]
         if not self.pairs:
             raise DataError(f"{dataset.name}: split {split!r} has no relevant document to train on")
@@ -68,7 +80,13 @@ class Stage1Trainer(DevEvaluation, Trainer):
     best_of = "direct"
 
     def __init__(
-        self, search: SearchR3, base: PreTrainedModel | None, dataset: RetrievalDataset, recipe: Recipe, folder: Path, tell: Tell | None
+        self,
+        search: SearchR3,
+        base: PreTrainedModel | None,
+        dataset: RetrievalDataset,
+        recipe: Recipe,
+        folder: Path,
+        tell: Tell | None,
     ):
         self.recipe, self.stage = recipe, recipe.stage1
         self.conversation = search.conversation
@@ -94,16 +112,23 @@ class Stage1Trainer(DevEvaluation, Trainer):
             callbacks=callbacks(self.stage, tell, "stage1"),
         )
         self.loss_is_scaled_for_ga = False
+        self.remove_callback(PrinterCallback)
         self.chats = self._chat_items()
 
     def compute_loss(
-        self, model: PreTrainedModel, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         pairs = inputs["pairs"].tolist()
         rng = random.Random(f"{self.recipe.seed}:{self.state.global_step}:{pairs}")
         stage, weights = self.stage, self.stage
         queries = [query for query, _ in pairs]
-        documents = [self.pairs.document_ids[document] for _, document in pairs] + self._hard_negatives(queries, rng)
+        documents = [self.pairs.document_ids[document] for _, document in pairs] + self._hard_negatives(
+            queries, rng
+        )
         items, reasoned_rows = self._items(queries, documents, rng)
         with self.accelerator.autocast():
             outputs = forward(model, items, self.pad_id)
@@ -111,7 +136,9 @@ class Stage1Trainer(DevEvaluation, Trainer):
         direct, document_vectors = outputs.vectors[:n], outputs.vectors[n : n + m]
         reasoned = outputs.vectors[n + m : n + m + len(reasoned_rows)]
         positive = torch.arange(n, device=direct.device)
-        allowed = allowed_negatives(documents, [self.pairs.relevant[query] for query in queries]).to(direct.device)
+        allowed = allowed_negatives(documents, [self.pairs.relevant[query] for query in queries]).to(
+            direct.device
+        )
 
         share = stage.reasoned_share if reasoned_rows else 0.0
         contrastive = (1 - share) * info_nce(direct, document_vectors, positive, stage.temperature, allowed)
@@ -123,13 +150,27 @@ class Stage1Trainer(DevEvaluation, Trainer):
             triplet = triplet + share * triplet_margin(*own, stage.margin, allowed[rows])
         learn = torch.tensor([item.learn for item in items], device=direct.device)[outputs.item]
         language = sft(outputs.logits[learn], outputs.labels[learn])
-        kl = self._kl(model, items, outputs.logits, outputs.labels, outputs.item) if weights.kl else language.detach() * 0
+        kl = (
+            self._kl(model, items, outputs.logits, outputs.labels, outputs.item)
+            if weights.kl
+            else language.detach() * 0
+        )
         self.note(sft=language.item(), kl=kl.item(), info_nce=contrastive.item(), triplet=triplet.item())
-        return weights.sft * language + weights.kl * kl + weights.info_nce * contrastive + weights.triplet * triplet
+        return (
+            weights.sft * language
+            + weights.kl * kl
+            + weights.info_nce * contrastive
+            + weights.triplet * triplet
+        )
 
-    def _items(self, queries: Sequence[int], documents: Sequence[str], rng: random.Random) -> tuple[list[Item], list[int]]:
+    def _items(
+        self, queries: Sequence[int], documents: Sequence[str], rng: random.Random
+    ) -> tuple[list[Item], list[int]]:
         """Direct queries, documents, reasoned queries, chats; and which of `queries` the reasoned ones are."""
-        chat, texts = self.conversation, [self.dataset.queries[self.pairs.query_ids[query]].text for query in queries]
+        chat, texts = (
+            self.conversation,
+            [self.dataset.queries[self.pairs.query_ids[query]].text for query in queries],
+        )
         anchor = self.stage.kl > 0
         after = chat.after_token(reasoned=False)
         items = [Item.of(one, after, learn=True, anchor=anchor) for one in chat.queries(texts)]
@@ -140,13 +181,16 @@ class Stage1Trainer(DevEvaluation, Trainer):
         rendered = chat.reasoned([texts[row] for row in rows], [thoughts[row][0] for row in rows])
         end = chat.after_token(reasoned=True)
         items += [
-            Item.of(one, end, learn=thoughts[row][1], anchor=anchor) for row, one in zip(rows, rendered, strict=True)
+            Item.of(one, end, learn=thoughts[row][1], anchor=anchor)
+            for row, one in zip(rows, rendered, strict=True)
         ]
         if anchor and self.chats:
             items += rng.sample(self.chats, min(self.stage.chat_prompts, len(self.chats)))
         return items, rows
 
-    def _thoughts(self, queries: Sequence[int], texts: Sequence[str], rng: random.Random) -> dict[int, tuple[list[int], bool]]:
+    def _thoughts(
+        self, queries: Sequence[int], texts: Sequence[str], rng: random.Random
+    ) -> dict[int, tuple[list[int], bool]]:
         """Reasoning ids for rows of the batch, and whether the model should learn to say them."""
         stage = self.stage
         may_sample = self.state.global_step >= stage.own_samples_after * self.state.max_steps
@@ -154,19 +198,23 @@ class Stage1Trainer(DevEvaluation, Trainer):
         sampled: list[int] = []
         for row, query in enumerate(queries):
             trace, draw = self.traces[query], rng.random()
-            if may_sample and (draw < stage.own_samples or trace is None):
+            if may_sample and stage.own_samples and (draw < stage.own_samples or trace is None):
                 sampled.append(row)
             elif trace is not None and draw < stage.own_samples + stage.noisy_traces:
                 written[row] = (noisy_trace(trace, self.trace_pool, rng), False)
             elif trace is not None:
                 written[row] = (trace, True)
         ids = self.conversation.thought_ids([text for text, _ in written.values()])
-        thoughts = {row: (list(one), learn) for one, (row, (_, learn)) in zip(ids, written.items(), strict=True)}
+        thoughts = {
+            row: (list(one), learn) for one, (row, (_, learn)) in zip(ids, written.items(), strict=True)
+        }
         if sampled:
             prompts = self.conversation.reasoning_prompts([texts[row] for row in sampled])
             model = self.accelerator.unwrap_model(self.model)
             with self.accelerator.autocast():
-                said = reason(model, self.conversation, prompts, self.recipe.model.max_new_tokens, 1.0, len(prompts))
+                said = reason(
+                    model, self.conversation, prompts, self.recipe.model.max_new_tokens, 1.0, len(prompts)
+                )
             thoughts |= {row: (list(one.token_ids), False) for row, one in zip(sampled, said, strict=True)}
         return thoughts
 
@@ -174,11 +222,17 @@ class Stage1Trainer(DevEvaluation, Trainer):
         chosen: list[str] = []
         for query in queries:
             known = self.dataset.queries[self.pairs.query_ids[query]].negatives
-            usable = [key for key in known if key not in self.pairs.relevant[query] and key not in self.dataset.held_out]
+            usable = [
+                key
+                for key in known
+                if key not in self.pairs.relevant[query] and key not in self.dataset.held_out
+            ]
             chosen += rng.sample(usable, min(self.stage.hard_negatives, len(usable)))
         return chosen
 
-    def _kl(self, model: PreTrainedModel, items: list[Item], logits: Tensor, labels: Tensor, item: Tensor) -> Tensor:
+    def _kl(
+        self, model: PreTrainedModel, items: list[Item], logits: Tensor, labels: Tensor, item: Tensor
+    ) -> Tensor:
         anchored = [row for row, one in enumerate(items) if one.anchor]
         with torch.no_grad(), self._without_adapter(model) as base, self.accelerator.autocast():
             base_outputs = forward(base, [items[row] for row in anchored], self.pad_id)
@@ -219,13 +273,15 @@ def train_stage1(
     Returns:
         the curve: one entry a logged step with `loss`, its parts, and the dev figures (`eval_…`).
     """
+    set_seed(recipe.seed)
     base = None
     if recipe.model.lora is not None:
         add_adapter(search, recipe)
     elif recipe.stage1.kl:
         base = copy.deepcopy(search.model).eval().requires_grad_(False)
     trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    checkpoint = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     search.autocast = precision(recipe)
     return curve(trainer.state)

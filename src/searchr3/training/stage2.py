@@ -15,19 +15,28 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
-from searchr3.errors import DataError
 from searchr3.generation import padding_id, split_completion
 from searchr3.losses import allowed_negatives
 from searchr3.model import SearchR3, backbone, embed
 from searchr3.reward import RewardWeights, combine
-from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, curve, last_checkpoint, precision
-from searchr3.training.contrastive import CachedTerm, cached_term, rollout_key
+from searchr3.training.common import (
+    DevEvaluation,
+    Tell,
+    arguments,
+    callbacks,
+    curve,
+    last_checkpoint,
+    precision,
+    relevant_documents,
+    step_of,
+)
+from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
@@ -71,12 +80,19 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             model=search.model,
             reward_funcs=self._reward,
             args=grpo_config(recipe, folder),
-            train_dataset=Dataset.from_list([{"prompt": dataset.queries[key].text, "query_id": key} for key in self.qrels]),
+            train_dataset=Dataset.from_list(
+                [{"prompt": dataset.queries[key].text, "query_id": key} for key in self.qrels]
+            ),
             eval_dataset=Dataset.from_list([{"prompt": "", "query_id": ""}]),  # unused: evaluate() is ours
             processing_class=search.tokenizer,
             callbacks=[*callbacks(self.stage, tell, "stage2"), KeepEnvironment(environment)],
         )
-        backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(self._keep_hidden)
+        self.remove_callback(PrinterCallback)
+        if self.ref_model is not None:  # TRL has loaded it from where the model came from, before stage 1
+            self.ref_model.load_state_dict(search.model.state_dict())
+        self.hook = backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(
+            self._keep_hidden
+        )
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return self.conversation.reasoning_prompts(prompts), None, {}
@@ -84,12 +100,17 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     def _keep_hidden(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state
 
-    def _reward(self, prompts: list[str], completion_ids: list[list[int]], query_id: list[str], **_: Any) -> list[float]:
+    def _reward(
+        self, prompts: list[str], completion_ids: list[list[int]], query_id: list[str], **_: Any
+    ) -> list[float]:
         """Refresh the corpus, rank it by each rollout's own vector, and reward the rollout."""
         step = self.state.global_step
         prompt_ids = self.conversation.reasoning_prompts(prompts)
         split = [split_completion(completion, self.conversation) for completion in completion_ids]
-        rendered = [self.conversation.close(prompt, thought) for prompt, (thought, _) in zip(prompt_ids, split, strict=True)]
+        rendered = [
+            self.conversation.close(prompt, thought)
+            for prompt, (thought, _) in zip(prompt_ids, split, strict=True)
+        ]
         vectors = self.search_model().encode_rendered(rendered)
         relevant = [self.qrels[key] for key in query_id]
         refreshed = self.environment.refresh(vectors, relevant, step)
@@ -99,7 +120,12 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         lengths = torch.tensor([len(thought) for thought, _ in split])
         ndcg = torch.from_numpy(scores.reward).float()
         weights = self.stage.reward
-        reward = combine(ndcg, emitted, lengths, RewardWeights(weights.ndcg, weights.format, weights.length, weights.free_tokens))
+        reward = combine(
+            ndcg,
+            emitted,
+            lengths,
+            RewardWeights(weights.ndcg, weights.format, weights.length, weights.free_tokens),
+        )
         groups = ndcg.view(-1, self.stage.rollouts)
         self.note(
             reward_ndcg=ndcg.mean().item(),
@@ -107,16 +133,25 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             emission_rate=emitted.float().mean().item(),
             groups_with_variance=(groups.std(dim=1) > 1e-4).float().mean().item(),
             groups_saturated=(groups.min(dim=1).values > 0.99).float().mean().item(),
-            distinct_rollouts=len({rollout_key(p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)}) / len(split),
+            distinct_rollouts=len(
+                {rollout_key(p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)}
+            )
+            / len(split),
             rank_median=float(np.median(scores.rank)),
             **{f"environment_{name}": value for name, value in refreshed.metrics().items()},
         )
         if self.stage.contrastive:
             said_it = [row for row, (_, said) in enumerate(split) if said]
-            self._term = self._contrastive_term(vectors, said_it, prompt_ids, completion_ids, query_id, scores.hits, step)
+            self._term = self._contrastive_term(
+                vectors, said_it, prompt_ids, completion_ids, query_id, scores.hits, step
+            )
         if self.episodes and step % self.stage.episodes_every == 0:
-            thoughts = self.conversation.tokenizer.batch_decode([thought for thought, _ in split], skip_special_tokens=True)
-            self.episodes.write(step, query_id, thoughts, emitted.tolist(), reward.tolist(), scores, self.environment)
+            thoughts = self.conversation.tokenizer.batch_decode(
+                [thought for thought, _ in split], skip_special_tokens=True
+            )
+            self.episodes.write(
+                step, query_id, thoughts, emitted.tolist(), reward.tolist(), scores, self.environment
+            )
         return reward.tolist()
 
     def _contrastive_term(
@@ -138,7 +173,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
         fresh = search.encode_rendered(contents)
-        self.environment.store.update(self.environment.rows_of(documents), fresh, step)
+        if self.stage.environment.policy != "frozen":
+            self.environment.store.update(self.environment.rows_of(documents), fresh, step)
         place = {key: row for row, key in enumerate(documents)}
         loss, of_rollouts, of_direct, of_documents = cached_term(
             torch.from_numpy(vectors[list(counted)]),
@@ -154,7 +190,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         device = self.accelerator.device
         return CachedTerm(
             loss,
-            dict(zip(keys, of_rollouts.to(device), strict=True)),
+            by_rollout(keys, of_rollouts.to(device)),
             [*direct, *contents],
             torch.cat([of_direct, of_documents]).to(device),
         )
@@ -175,7 +211,9 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             return loss
         return loss + self.stage.contrastive * self._cached_loss(model, inputs, hidden, self._term)
 
-    def _cached_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm) -> Tensor:
+    def _cached_loss(
+        self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm
+    ) -> Tensor:
         """`Σ gradient · vector` over this micro-batch's rollouts and its share of the direct queries and documents."""
         prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -216,19 +254,6 @@ class KeepEnvironment(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.environment.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / ENVIRONMENT)
-
-
-def relevant_documents(dataset: RetrievalDataset, split: str) -> dict[str, dict[str, float]]:
-    """Query id → relevant document → grade, for the queries of a split with a relevant document in the training corpus."""
-    corpus = dataset.training_corpus()
-    found = {
-        key: {document: float(grade) for document, grade in grades.items() if grade > 0 and document in corpus}
-        for key, grades in dataset.split(split).items()
-    }
-    found = {key: grades for key, grades in found.items() if grades}
-    if not found:
-        raise DataError(f"{dataset.name}: split {split!r} has no relevant document to train on")
-    return found
 
 
 def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
@@ -280,6 +305,7 @@ def train_stage2(
     Returns:
         the curve: one entry a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and the dev figures.
     """
+    set_seed(recipe.seed)
     search.autocast = precision(recipe)
     corpus = {key: document.content for key, document in dataset.training_corpus().items()}
     settings = recipe.stage2
@@ -298,11 +324,12 @@ def train_stage2(
         add_adapter(search, recipe)
     trainer = Stage2Trainer(search, environment, dataset, recipe, folder, log, tell)
     environment.encode = lambda texts: trainer.search_model().encode_document(texts)
-    checkpoint = last_checkpoint(folder)
-    if checkpoint and (Path(checkpoint) / ENVIRONMENT).is_dir():
-        environment.load(Path(checkpoint) / ENVIRONMENT)
-    if log and not checkpoint:
-        log.start()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    checkpoint = last_checkpoint(folder, ENVIRONMENT)
+    if checkpoint:
+        environment.load(checkpoint / ENVIRONMENT)
+    if log:
+        log.start(step_of(checkpoint) if checkpoint else 0)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.hook.remove()
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     return curve(trainer.state)
