@@ -1,9 +1,16 @@
 """For every test: no network, no forked tokenizer threads; and models small enough to run in milliseconds."""
 
 import os
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from searchr3.dataset import RetrievalDataset
+    from searchr3.training.recipe import Recipe
 
 # Before any library reads them. A test that reaches for the Hub fails at once instead of hanging.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,7 +20,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 TEXTS = [
     f"def {verb}_{thing}({thing}, {way}=None):\n    {verb.capitalize()} the {thing} {way} and return {number} of them."
     for number, verb in enumerate(["parse", "sort", "merge", "split", "count", "load"])
-    for thing, way in [("date", "strictly"), ("string", "lazily"), ("list", "in place"), ("file", "line by line")]
+    for thing, way in [
+        ("date", "strictly"),
+        ("string", "lazily"),
+        ("list", "in place"),
+        ("file", "line by line"),
+    ]
 ]
 PROMPT_WORDS = ["system user assistant", "Think of key terms, then represent the text. The embedding is"] * 2
 QWEN2_TEMPLATE = (  # as Qwen2.5's: a system turn of its own when there is none
@@ -86,7 +98,9 @@ def qwen2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(config)
-    model.generation_config.update(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.3)
+    model.generation_config.update(
+        do_sample=True, temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.3
+    )
     folder = tmp_path_factory.mktemp("models") / "qwen2-base"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -101,3 +115,40 @@ def qwen2_model(qwen2_base: Path) -> Path:
     folder = qwen2_base.with_name("qwen2-model")
     SearchR3.from_base(qwen2_base, max_length=128).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy() -> "RetrievalDataset":
+    """150 documents, each of three words that its one query holds too, and stage-1 queries as a trace."""
+    from searchr3.dataset import Document, Query, RetrievalDataset
+
+    verbs = ["parse", "sort", "merge", "split", "count", "load"]
+    things = ["date", "string", "list", "file", "number"]
+    ways = ["strictly", "lazily", "place", "line", "return"]
+    splits = ["stage1", "stage1", "stage1", "stage2", "stage2", "dev", "test"]
+    corpus, queries, qrels = {}, {}, {split: {} for split in splits}
+    for number, words in enumerate(product(verbs, things, ways)):
+        verb, thing, way = words
+        split = splits[number * 5 % 7]
+        corpus[f"d{number}"] = Document(f"{verb}_{thing}", f"def {verb}_{thing}({way}): {way} {thing} {verb}")
+        trace = f"{way} {thing} {verb}" if split == "stage1" else None
+        queries[f"q{number}"] = Query(f"{verb} the {thing} {way}", trace)
+        qrels[split][f"q{number}"] = {f"d{number}": 1}
+    return RetrievalDataset("toy", corpus, queries, qrels)
+
+
+@pytest.fixture
+def toy_recipe(tiny_base: Path) -> "Callable[..., Recipe]":
+    """Makes a recipe of seconds for `tiny_base` on `toy`, in float32; overrides as on the command line."""
+    from searchr3.training.recipe import load_recipe
+
+    stage1 = {"steps": 4, "batch_size": 8, "learning_rate": 0.003, "evaluate_every": 2, "chat_prompts": 2}
+    stage2 = {"steps": 2, "queries": 2, "rollouts": 4, "learning_rate": 0.001, "evaluate_every": 2}
+    values = {
+        "name": "toy",
+        "data": {"dev_queries": 10, "dev_documents": 40, "trace_words": 3},
+        "model": {"base": str(tiny_base), "max_length": 96, "max_new_tokens": 4, "precision": "fp32"},
+        "stage1": {**stage1, "log_every": 1, "own_samples_after": 0},
+        "stage2": {**stage2, "log_every": 1, "episodes_every": 1, "environment": {"budget": 0.1}},
+    }
+    return lambda *overrides: load_recipe(values, overrides)

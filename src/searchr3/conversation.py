@@ -24,7 +24,10 @@ from searchr3.errors import ModelError
 from searchr3.files import nearest
 
 EMBED_TOKEN = "<|embed_token|>"
-_TEXT, _INSTRUCTION = "SEARCHR3TEXT", "SEARCHR3INSTRUCTION"  # their places while the chat template is taken apart
+_TEXT, _INSTRUCTION = (
+    "SEARCHR3TEXT",
+    "SEARCHR3INSTRUCTION",
+)  # their places while the chat template is taken apart
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Prompts:
         except OSError as error:
             raise ModelError(f"{path}: cannot read the prompts ({error.strerror})") from None
         except (yaml.YAMLError, UnicodeDecodeError):
-            raise ModelError(f"{path}: not valid YAML or JSON; write embed, reason and answer as text") from None
+            raise ModelError(
+                f"{path}: not valid YAML or JSON; write embed, reason and answer as text"
+            ) from None
         return cls.from_dict(loaded, where=str(path))
 
     @classmethod
@@ -68,7 +73,9 @@ class Prompts:
         for key, value in values.items():
             if key not in known:
                 hint = nearest(str(key), known)
-                raise ModelError(f"{where}: unknown key {key!r}" + (f"; did you mean {hint!r}?" if hint else ""))
+                raise ModelError(
+                    f"{where}: unknown key {key!r}" + (f"; did you mean {hint!r}?" if hint else "")
+                )
             if not isinstance(value, str):
                 raise ModelError(f"{where}: {key!r} must be text, got {type(value).__name__}")
         if "answer" in values:
@@ -105,7 +112,9 @@ class Conversation:
             Reasoning comes on top, so that the same query has the same prompt whatever it thinks.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts | None = None, max_length: int = 1024):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts | None = None, max_length: int = 1024
+    ):
         self.tokenizer = tokenizer
         self.prompts = prompts or Prompts()
         self.max_length = max_length
@@ -171,12 +180,16 @@ class Conversation:
         rendered = []
         for ids in self._text_ids(texts):
             prompt = prefix + ids[:room] + suffix
-            rendered.append(Rendered(prompt + closing, len(prompt) + len(closing) - 1, answer_start=len(prompt)))
+            rendered.append(
+                Rendered(prompt + closing, len(prompt) + len(closing) - 1, answer_start=len(prompt))
+            )
         return rendered
 
     def _room(self, template: int) -> int:
         if template >= self.max_length:
-            raise ModelError(f"max_length {self.max_length} leaves no room: the conversation alone has {template} tokens")
+            raise ModelError(
+                f"max_length {self.max_length} leaves no room: the conversation alone has {template} tokens"
+            )
         return self.max_length - template
 
     def _render_frame(self, system: str | None, instruction: str | None) -> tuple[list[int], list[int]]:
@@ -187,10 +200,14 @@ class Conversation:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise errors of their own (jinja)
-            raise ModelError(f"the tokenizer's chat template fails on a system and a user turn: {error}") from None
+            raise ModelError(
+                f"the tokenizer's chat template fails on a system and a user turn: {error}"
+            ) from None
         pieces = str(text).split(_TEXT)
         if len(pieces) != 2:
-            raise ModelError("the tokenizer's chat template must hold the user's text exactly once, unchanged")
+            raise ModelError(
+                "the tokenizer's chat template must hold the user's text exactly once, unchanged"
+            )
         return self._frame_ids(pieces[0], instruction), self._frame_ids(pieces[1], instruction)
 
     def _frame_ids(self, piece: str, instruction: str | None) -> list[int]:

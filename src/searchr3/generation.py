@@ -73,9 +73,15 @@ def generate_ids(
     pad_id = padding_id(conversation)
     ids, mask = pad_ids(prompts, pad_id, left=True)
     device = next(model.parameters()).device
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     stops = list(stop_ids or conversation.stop_ids)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad_id, **sampling)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad_id, **sampling
+    )
     training = model.training
     model.eval()
     # A shallow copy with a generation config of its own: what a checkpoint's sets and ours leaves open would get in
@@ -104,7 +110,9 @@ def reason(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         if max_new_tokens > 0:
-            completions = generate_ids(model, conversation, [prompts[row] for row in rows], max_new_tokens, temperature)
+            completions = generate_ids(
+                model, conversation, [prompts[row] for row in rows], max_new_tokens, temperature
+            )
         else:
             completions = [[] for _ in rows]
         for row, completion in zip(rows, completions, strict=True):
@@ -116,7 +124,11 @@ def reason(
 
 def without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
     """The `transformers` model inside a `peft` one; its adapter stays active."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    return (
+        model.get_base_model()
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+        else model
+    )
 
 
 def padding_id(conversation: Conversation) -> int:

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def info_nce(queries: Tensor, documents: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+def info_nce(
+    queries: Tensor, documents: Tensor, positive: Tensor, temperature: float, allowed: Tensor | None = None
+) -> Tensor:
     """Contrastive cross-entropy of each query's positive against all documents of the batch.
 
     `-log( exp(s⁺/τ) / Σ_j exp(s_j/τ) )`, mean over queries (van den Oord et al., 2018, arXiv 1807.03748).
@@ -35,7 +37,9 @@ def info_nce(queries: Tensor, documents: Tensor, positive: Tensor, temperature: 
     return F.cross_entropy(logits.float(), positive)
 
 
-def triplet_margin(queries: Tensor, documents: Tensor, positive: Tensor, margin: float, allowed: Tensor | None = None) -> Tensor:
+def triplet_margin(
+    queries: Tensor, documents: Tensor, positive: Tensor, margin: float, allowed: Tensor | None = None
+) -> Tensor:
     """Hinge on the hardest negative by cosine: `max(0, θ − s(q, d⁺) + max_{d⁻} s(q, d⁻))`, mean over queries.
 
     Args:
@@ -90,4 +94,6 @@ def allowed_negatives(document_ids: list[str], relevant: list[set[str]]) -> Tens
     Returns:
         bool, shape (n, m): False where the document is relevant to the query.
     """
-    return torch.tensor([[document not in known for document in document_ids] for known in relevant], dtype=torch.bool)
+    return torch.tensor(
+        [[document not in known for document in document_ids] for known in relevant], dtype=torch.bool
+    )

@@ -1,10 +1,10 @@
 """`SearchR3`: a chat model whose hidden state at `<|embed_token|>` is the search embedding.
 
-    model = SearchR3("path-or-hub-id")
-    thoughts = model.generate(batch=["parse a date"])
-    queries = model.encode_query(["parse a date"], reasoning=thoughts)
-    documents = model.encode_document(["def parse(text): ..."])
-    model.similarity(queries, documents)
+model = SearchR3("path-or-hub-id")
+thoughts = model.generate(batch=["parse a date"])
+queries = model.encode_query(["parse a date"], reasoning=thoughts)
+documents = model.encode_document(["def parse(text): ..."])
+model.similarity(queries, documents)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,13 @@ from searchr3.files import new_folder
 from searchr3.generation import Reasoning, pad_ids, padding_id, reason, without_wrapper
 
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what a model's repository is asked for
+HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+]  # what a model's repository is asked for
 TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
 
 Progress = Callable[[int, int], None]
@@ -48,12 +54,16 @@ def embed(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> 
     """
     ids, mask = pad_ids([item.ids for item in rendered], pad_id)
     device = next(model.parameters()).device
-    hidden = backbone(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+    hidden = backbone(model)(
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+    ).last_hidden_state
     positions = torch.tensor([item.position for item in rendered], device=device)
     return F.normalize(hidden[torch.arange(len(rendered), device=device), positions].float(), dim=-1)
 
 
-def length_batches(rendered: Sequence[Rendered], batch_size: int, tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
+def length_batches(
+    rendered: Sequence[Rendered], batch_size: int, tokens: int = TOKENS_PER_BATCH
+) -> Iterator[list[int]]:
     """Row numbers in batches of like length, longest first, each within `batch_size` rows and `tokens` padded tokens."""
     order = sorted(range(len(rendered)), key=lambda row: (-len(rendered[row].ids), row))
     start = 0
@@ -93,7 +103,9 @@ class SearchR3:
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"{path}: cannot be put on device {str(device)!r} ({_first_line(error)})") from None
+            raise ModelError(
+                f"{path}: cannot be put on device {str(device)!r} ({_first_line(error)})"
+            ) from None
         self._set(model, tokenizer, settings, max_length, batch_size, prompts)
 
     @classmethod
@@ -156,12 +168,18 @@ class SearchR3:
         return self.model.get_input_embeddings().weight.shape[1]
 
     def generate(
-        self, batch: Sequence[str], max_new_tokens: int = 128, temperature: float = 0.0, instruction: str | None = None
+        self,
+        batch: Sequence[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        instruction: str | None = None,
     ) -> list[Reasoning]:
         """Let the model think about each query. Greedy at temperature 0, sampled above."""
         prompts = self.conversation.reasoning_prompts(_texts(batch, "batch"), instruction)
         with self._precision():
-            return reason(self.model, self.conversation, prompts, max_new_tokens, temperature, self.batch_size)
+            return reason(
+                self.model, self.conversation, prompts, max_new_tokens, temperature, self.batch_size
+            )
 
     def encode_query(
         self,
@@ -193,8 +211,12 @@ class SearchR3:
         if reasoning is True:
             reasoning = self.generate(texts, max_new_tokens, 0.0, instruction)
         if isinstance(reasoning, str) or len(reasoning) != len(texts):
-            raise ValueError("reasoning must be True, False, or one Reasoning a query, as generate returns them")
-        rendered = self.conversation.reasoned(texts, [thought.token_ids for thought in reasoning], instruction)
+            raise ValueError(
+                "reasoning must be True, False, or one Reasoning a query, as generate returns them"
+            )
+        rendered = self.conversation.reasoned(
+            texts, [thought.token_ids for thought in reasoning], instruction
+        )
         return self._encode(rendered, dim, progress)
 
     def encode_document(
@@ -220,7 +242,10 @@ class SearchR3:
             import copy
 
             model = copy.deepcopy(model).merge_and_unload()
-        settings = {"prompts": self.conversation.prompts.to_dict(), "max_length": self.conversation.max_length}
+        settings = {
+            "prompts": self.conversation.prompts.to_dict(),
+            "max_length": self.conversation.max_length,
+        }
         with new_folder(path, overwrite) as folder:
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
@@ -260,7 +285,9 @@ def shorten(vectors: np.ndarray, dim: int | None) -> np.ndarray:
     return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 
-def load_parts(path: str | Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+def load_parts(
+    path: str | Path, dtype: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Model, tokenizer and our settings from a folder or the Hub, safetensors only, no remote code.
 
     Raises:
@@ -275,7 +302,9 @@ def load_parts(path: str | Path, dtype: str) -> tuple[PreTrainedModel, PreTraine
     except Exception as error:  # broken files fail in a dozen ways
         raise ModelError(f"{path}: cannot load a model ({_first_line(error)})") from None
     if report["missing_keys"]:  # transformers would make them up
-        raise ModelError(f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again")
+        raise ModelError(
+            f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
+        )
     tokenizer.name_or_path = str(path)
     if not tokenizer.chat_template:
         raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
@@ -291,7 +320,9 @@ def load_settings(file: Path) -> dict[str, Any]:
     except ValueError:
         raise ModelError(f"{file}: not valid JSON; copy it again from the original model") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("max_length", 1), int):
-        raise ModelError(f"{file}: expected 'prompts' and a whole number 'max_length'; copy it again from the original model")
+        raise ModelError(
+            f"{file}: expected 'prompts' and a whole number 'max_length'; copy it again from the original model"
+        )
     return settings
 
 
@@ -304,16 +335,22 @@ def model_folder(path: str | Path) -> Path:
     folder = Path(path)
     if folder.exists():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{path}: not a model folder (no config.json); give the folder of a trained model, e.g. RUN/stage2")
+            raise ModelError(
+                f"{path}: not a model folder (no config.json); give the folder of a trained model, e.g. RUN/stage2"
+            )
         return folder
     try:
         return Path(snapshot_download(str(path), allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
     except HFValidationError:
         raise ModelError(f"{path}: no such folder; check the path") from None
     except LocalEntryNotFoundError:
-        raise ModelError(f"{path}: no such folder, and the Hub cannot be reached; check the path or the network") from None
+        raise ModelError(
+            f"{path}: no such folder, and the Hub cannot be reached; check the path or the network"
+        ) from None
     except Exception as error:  # whatever the Hub or the way to it says
-        raise ModelError(f"{path}: no such folder, and the Hub does not give it ({_first_line(error)})") from None
+        raise ModelError(
+            f"{path}: no such folder, and the Hub does not give it ({_first_line(error)})"
+        ) from None
 
 
 def _texts(texts: Sequence[str], name: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""A whole run: data, base, stage 1, stage 2, and what each was worth on the same test; then searching what it made.
+"""A whole run: data, base, stage 1, stage 2, what each was worth on the same test; then searching it.
 
-A run folder fills in this order: `recipe.yaml`, `data/`, `base/`, `stage1/`, `stage2/`, `vectors.safetensors`,
-`metrics.json`, `report.html`. Each appears whole or not at all, so a resumed run skips what is there; trainers
-continue from `checkpoints/`.
+A run folder fills in this order: `recipe.yaml`, `data/`, `base/`, `stage1/`, `stage2/`,
+`vectors.safetensors`, `metrics.json`, `report.html`. Each appears whole or not at all, so a resumed run skips
+what is there; trainers continue from `checkpoints/`.
 """
 
 from __future__ import annotations
@@ -101,13 +101,14 @@ class RunFolder:
             raise SearchR3Error(f"{self.path}: the run is finished; there is nothing to resume")
         if load_recipe(place) != self.recipe:
             raise RecipeError(
-                f"{place}: the interrupted run had another recipe; resume with the same keys or choose another --output"
+                f"{place}: the interrupted run had another recipe; resume with the same keys or "
+                "choose another --output"
             )
         if (self.path / "progress.json").is_file():
             self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
 
     def _begin(self) -> tuple[RetrievalDataset, SearchR3]:
-        """Data and base. Nothing is written before both are known to be good: a fault in them leaves no folder behind."""
+        """Data and base. Nothing is written before both are known to be good: a fault leaves no folder."""
         from searchr3.model import SearchR3
         from searchr3.training.common import check_trackers
 

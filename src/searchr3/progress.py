@@ -106,7 +106,7 @@ class Screen:
 
 def hush_transformers() -> None:
     """Turn off the bars for loading and saving weights, which would tear ours; downloads keep theirs."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     quiet = are_progress_bars_disabled()

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 CURVES = (
     ("stage1", "loss", "Loss, stage 1", "accent"),
-    ("stage1", "dev_ndcg@10", "nDCG@10 on dev, stage 1", "accent"),
+    ("stage1", "eval_ndcg@10", "nDCG@10 on dev, stage 1", "accent"),
     ("stage2", "reward", "Reward, stage 2", "accent"),
     ("stage2", "thinking_tokens", "Thinking length in tokens, stage 2", "reasoned"),
-    ("stage2", "dev_ndcg@10", "nDCG@10 on dev, stage 2", "accent"),
+    ("stage2", "eval_ndcg@10", "nDCG@10 on dev, stage 2", "accent"),
 )
 """Figures over the training steps: stage, key of its rows, title, colour. Drawn where a row has the key."""
 
@@ -175,7 +175,7 @@ def _across(name: str) -> str:
 
 
 def _stage(stage: str) -> str:
-    return f"stage {stage[5:]}" if stage.startswith("stage") and stage[5:].isdigit() else stage
+    return f"stage\u00a0{stage[5:]}" if stage.startswith("stage") and stage[5:].isdigit() else stage
 
 
 def _findings(

@@ -25,6 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from searchr3.errors import DataError
 from searchr3.files import new_folder
 
 CHATML = (
@@ -37,7 +38,9 @@ CONTEXT = 256
 LONGEST_TEXT = 1200  # characters of a text that are read: many beginnings teach more than a few long bodies
 
 
-def make_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY - SPARE_ROWS) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    texts: Iterable[str], vocabulary: int = VOCABULARY - SPARE_ROWS
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE over lower-cased words, identifiers split at underscores and capitals.
 
     Every word starts with the same space mark wherever it stands, so `getFileName`, `get_file_name` and
@@ -73,7 +76,9 @@ def make_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY - SPARE_RO
     )
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, vocabulary: int = VOCABULARY, **overrides: int) -> Qwen3Config:
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: int = VOCABULARY, **overrides: int
+) -> Qwen3Config:
     """Shape of the tiny base: 5.2M parameters, 4 layers of width 256.
 
     `model_type: qwen3`, because transformers 5 swaps the tokenizer class of `qwen2` folders for its own.
@@ -106,7 +111,11 @@ def as_chat(text: str, rng: random.Random) -> str:
 
 
 def pack(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: int = CONTEXT, chat_share: float = 0.1, seed: int = 0
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    context: int = CONTEXT,
+    chat_share: float = 0.1,
+    seed: int = 0,
 ) -> torch.Tensor:
     """Shuffled texts as one stream of token ids cut into rows, int32 of shape (rows, context)."""
     rng = random.Random(seed)
@@ -115,10 +124,16 @@ def pack(
     chats = [as_chat(texts[i], rng) if rng.random() < chat_share else None for i in order]
     plain = [texts[i] for i, chat in zip(order, chats, strict=True) if chat is None]
     end = tokenizer.pad_token_id  # <|endoftext|> separates texts, as in pretraining at large
-    stream = list(chain.from_iterable([*ids, end] for ids in tokenizer(plain, split_special_tokens=True)["input_ids"]))
-    chat_stream = list(chain.from_iterable(tokenizer([chat for chat in chats if chat is not None])["input_ids"]))
-    rows = [part[: len(part) // context * context] for part in (stream, chat_stream)]
-    packed = torch.tensor(rows[0] + rows[1], dtype=torch.int32).view(-1, context)
+    streams: list[list[int]] = [[], []]
+    if plain:
+        ids = tokenizer(plain, split_special_tokens=True)["input_ids"]
+        streams[0] = list(chain.from_iterable([*one, end] for one in ids))
+    if len(plain) < len(texts):
+        streams[1] = list(
+            chain.from_iterable(tokenizer([chat for chat in chats if chat is not None])["input_ids"])
+        )
+    whole = [token for stream in streams for token in stream[: len(stream) // context * context]]
+    packed = torch.tensor(whole, dtype=torch.int32).view(len(whole) // context, context)
     return packed[torch.randperm(len(packed), generator=torch.Generator().manual_seed(seed))]
 
 
@@ -155,7 +170,14 @@ def make_base(
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(tiny_config(tokenizer))
     rows = pack(texts, tokenizer, seed=seed)
-    print(f"{len(texts)} texts, {rows.numel() / 1e6:.1f}M tokens, {model.num_parameters() / 1e6:.2f}M parameters", flush=True)
+    if len(rows) < batch_size:
+        raise DataError(
+            f"too few texts: they fill {len(rows)} rows of {CONTEXT} tokens, a batch needs {batch_size}; give more"
+        )
+    print(
+        f"{len(texts)} texts, {rows.numel() / 1e6:.1f}M tokens, {model.num_parameters() / 1e6:.2f}M parameters",
+        flush=True,
+    )
     arguments = TrainingArguments(
         output_dir=str(output.with_suffix(".checkpoints")),
         max_steps=steps,
@@ -188,7 +210,9 @@ def make_base(
 def main() -> None:
     from searchr3.dataset.python_code import python_texts
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--resume", action="store_true")

@@ -147,14 +147,17 @@ class DevEvaluation:
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = figures[self.best_of]
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
+        self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
 
 def last_checkpoint(folder: Path, *parts: str) -> Path | None:
     """The newest checkpoint below `folder` that is whole, or None.
 
-    An interrupted save leaves a part of one: the trainer's state is written last, `parts` (names in the checkpoint) after it.
+    An interrupted save leaves a part of one: the trainer's state is written last, `parts` (names in the
+    checkpoint) after it.
     """
     needed = (TRAINER_STATE_NAME, *parts)
     whole = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in needed)]
@@ -167,7 +170,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def relevant_documents(dataset: RetrievalDataset, split: str) -> dict[str, dict[str, float]]:
-    """Query id → relevant document → grade, for the queries of a split with a relevant document in the training corpus."""
+    """Query id → relevant document → grade, where the training corpus holds a relevant document.
+
+    Raises:
+        DataError: no such split, or it has no relevant document to train on.
+    """
     corpus = dataset.training_corpus()
     found = {
         key: {
@@ -195,8 +202,8 @@ def check_data(dataset: RetrievalDataset, recipe: Recipe) -> None:
     wanted = recipe.stage2.queries
     if recipe.stage2.steps and (there := len(relevant_documents(dataset, "stage2"))) < wanted:
         raise RecipeError(
-            f"stage2.queries: a step wants {wanted} queries, but the split 'stage2' of {dataset.name} has {there}; "
-            f"set it to {there} or less"
+            f"stage2.queries: a step wants {wanted} queries, but the split 'stage2' of {dataset.name} "
+            f"has {there}; set it to {there} or less"
         )
 
 

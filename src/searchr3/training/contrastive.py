@@ -1,10 +1,11 @@
-"""Stage 2's contrastive term with cached gradients: exact over the whole generation batch, whatever the micro-batches.
+"""Stage 2's contrastive term with cached gradients: exact over the whole batch, whatever the micro-batches.
 
-The batch's loss depends on three sets of vectors: those of the rollouts, of the direct queries and of the documents. All are
-encoded once without a graph, the gradient of the loss with respect to each vector is kept, and every micro-batch then adds
-`Σ gradient · vector` for its share, whose gradient with respect to the weights is that of the loss (gradient caching, Gao et
-al., 2021, arXiv 2101.06983). All vectors are of one age: fresh positives against stale negatives would teach the model to
-move queries and re-encoded documents together away from the rest of the corpus.
+The batch's loss depends on three sets of vectors: those of the rollouts, of the direct queries and of the
+documents. All are encoded once without a graph, the gradient of the loss with respect to each vector is
+kept, and every micro-batch then adds `Σ gradient · vector` for its share, whose gradient with respect to
+the weights is that of the loss (gradient caching, Gao et al., 2021, arXiv 2101.06983). All vectors are of
+one age: fresh positives against stale negatives would teach the model to move queries and re-encoded
+documents together away from the rest of the corpus.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def cached_term(
     allowed: Tensor,
     temperature: float,
 ) -> tuple[float, Tensor, Tensor, Tensor]:
-    """Half InfoNCE of the rollouts, half of the direct queries, against the same documents; and its gradients.
+    """Half InfoNCE of the rollouts, half of the direct queries, against the same documents; its gradients.
 
     Args:
         rollouts: unit vectors of the n rollouts that count, (n, d).
@@ -82,7 +83,7 @@ def rollout_key(prompt: Sequence[int], completion: Sequence[int]) -> Key:
 
 
 def by_rollout(keys: Sequence[Key], gradients: Tensor) -> dict[Key, Tensor]:
-    """Gradients (n, d) by rollout. Rollouts of the same ids share the mean of theirs, so that the sum over all n stays."""
+    """Gradients (n, d) by rollout. Rollouts of the same ids share the mean of theirs: the sum stays."""
     rows: dict[Key, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)

@@ -15,7 +15,7 @@ from searchr3.ranking import top_k, trec_metrics
 
 @dataclass(frozen=True)
 class DevSet:
-    """Queries and documents that both trainers score themselves on; the same in every run on the same data."""
+    """Queries and documents that both trainers score themselves on; the same in every run on equal data."""
 
     query_ids: list[str]
     queries: list[str]
@@ -25,7 +25,10 @@ class DevSet:
 
     @classmethod
     def of(cls, dataset: RetrievalDataset, queries: int, documents: int) -> DevSet:
-        """At most `queries` dev queries, their relevant documents and others up to `documents`, drawn by a stable hash."""
+        """At most `queries` dev queries, their relevant documents and others up to `documents`.
+
+        Chosen by a stable hash.
+        """
         judged = dataset.split("dev")
         chosen = sorted(judged, key=lambda key: fraction(key, "dev"))[:queries]
         qrels = {key: judged[key] for key in chosen}

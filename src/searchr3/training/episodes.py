@@ -1,4 +1,4 @@
-"""Episodes as a person can read them: each query, what every rollout thought, what it found and what it earned."""
+"""Episodes as a person can read them: each query, and what every rollout thought, found and earned."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from searchr3.files import disk_errors, write_jsonl
 class EpisodeLog:
     """Appends one line a query to a JSONL file.
 
-    A line: `{"step", "query", "relevant", "rollouts": [{"reasoning", "emitted", "reward", "ndcg", "rank", "first_hit"}]}`,
-    rollouts from the best reward to the worst; `rank` is that of the best relevant document in the whole corpus.
+    A line is `{"step", "query", "relevant", "rollouts"}`, each rollout `{"reasoning", "emitted", "reward",
+    "ndcg", "rank", "first_hit"}`, from the best reward to the worst; `rank` is that of the best relevant
+    document in the whole corpus.
     """
 
     def __init__(self, path: Path, dataset: RetrievalDataset):
         self.path, self.dataset = path, dataset
 
     def start(self, step: int = 0) -> None:
-        """Keep only what was written before `step`, from where the run goes on: nothing stands in the file twice."""
+        """Keep only what was written before `step`, from where the run goes on: nothing is there twice."""
         kept = [row for row in _whole_lines(self.path) if row["step"] < step] if step else []
         write_jsonl(self.path, kept)
 

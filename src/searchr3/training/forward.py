@@ -73,12 +73,21 @@ def forward(
     for rows in length_batches(items, batch_size=len(items), tokens=TOKENS_PER_BATCH // 2):
         chunk = [items[row] for row in rows]
         ids, mask = pad_ids([item.ids for item in chunk], pad_id)
-        hidden = network(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+        hidden = network(
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state
         place = torch.tensor([item.position or 0 for item in chunk], device=device)
         has = torch.tensor([[item.position is not None] for item in chunk], device=device)
-        vectors.append(F.normalize(hidden[torch.arange(len(rows), device=device), place].float(), dim=-1) * has)
+        vectors.append(
+            F.normalize(hidden[torch.arange(len(rows), device=device), place].float(), dim=-1) * has
+        )
         row_of += rows
-        chosen = [(i, t) for i, row in enumerate(rows) if speak[row] for t in range(items[row].answer_start, len(items[row].ids))]
+        chosen = [
+            (i, t)
+            for i, row in enumerate(rows)
+            if speak[row]
+            for t in range(items[row].answer_start, len(items[row].ids))
+        ]
         if chosen:
             at = torch.tensor(chosen, device=device)
             spoken.append(hidden[at[:, 0], at[:, 1] - 1])
@@ -89,7 +98,7 @@ def forward(
     if spoken:
         states = torch.cat(spoken)[torch.tensor(token_order, device=device)]
     else:
-        states = vectors[0].new_zeros((0, vectors[0].shape[1]))
+        states = hidden.new_zeros((0, hidden.shape[-1]))
     head = model.get_output_embeddings()
     return Outputs(
         vectors=torch.cat(vectors)[order],

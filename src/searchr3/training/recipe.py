@@ -1,7 +1,7 @@
 """The recipe: one typed, self-validating object that says everything about a run.
 
-Everything the paper leaves open (arXiv 2510.07048 shows no coefficients) is a field here with its default; the meaning of
-each is in its description, from which `docs/recipe.md` is rendered.
+Everything the paper leaves open (arXiv 2510.07048 shows no coefficients) is a field here with its default;
+the meaning of each is in its description, from which `docs/recipe.md` is rendered (see `recipe_page`).
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ class SelectionRecipe(OptimizerRecipe):
 
 class Stage1Recipe(SelectionRecipe):
     batch_size: Count = Field(64, description="query-document pairs in one optimizer step")
+    neighbours: Count = Field(
+        8, description="pairs in a group of like documents; batches are made of groups, 1 is a plain shuffle"
+    )
     hard_negatives: Annotated[int, Field(ge=0)] = Field(
         0, description="explicit negatives a query, where the data set has them"
     )
@@ -102,7 +105,7 @@ class Stage1Recipe(SelectionRecipe):
     )
     kl: Weight = Field(
         0.01,
-        description="weight of KL(policy || base) on assistant tokens but the embed token, and on chat replies",
+        description="weight of KL(policy || base) on assistant tokens but the embed token, and chat replies",
     )
     info_nce: Weight = Field(1.0, description="weight of InfoNCE")
     triplet: Weight = Field(0.1, description="weight of the triplet margin loss")
@@ -110,14 +113,15 @@ class Stage1Recipe(SelectionRecipe):
     margin: Weight = Field(0.1, description="θ of the triplet margin, in cosine")
     reasoned_share: Share = Field(
         0.5,
-        description="weight of the reasoned form of the queries in the contrastive losses; the rest is direct",
+        description="weight of the queries' reasoned form in the contrastive losses; the rest is direct",
     )
     noisy_traces: Share = Field(
         0.35, description="share of reasoned queries that get a trace with words dropped and swapped"
     )
     own_samples: Share = Field(
         0.35,
-        description="share of reasoned queries that get the model's own sampled reasoning; all of those without a trace, unless 0",
+        description="share of reasoned queries that get the model's own sampled reasoning; "
+        "unless 0, also all queries without a trace",
     )
     own_samples_after: Share = Field(
         0.3, description="share of the steps before own samples are used; noisy traces stand in"
@@ -218,7 +222,7 @@ def load_recipe(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
         overrides: `key=value` texts with dotted keys, e.g. `stage1.steps=200`; values are YAML.
 
     Raises:
-        RecipeError: no such file, not YAML, an unknown key (the nearest is suggested) or a value out of range.
+        RecipeError: no such file, not YAML, an unknown key (the nearest is named) or a value out of range.
     """
     if isinstance(source, dict):
         values, where = source, "recipe"

@@ -1,8 +1,10 @@
-"""Stage 1: the embed token comes to mean something. `L = a·SFT + b·KL + c·InfoNCE + d·TripletMargin` (arXiv 2510.07048).
+"""Stage 1: the embed token comes to mean something.
 
-Every step takes pairs of a query and a relevant document. A query is trained in both its forms, direct and after reasoning;
-the reasoning is a trace, a noisy trace or what the model itself says at that moment, so that the vector learns to profit
-from a thought without depending on it. Runs on `transformers.Trainer`.
+    L = a·SFT + b·KL + c·InfoNCE + d·TripletMargin   (arXiv 2510.07048)
+
+Every step takes pairs of a query and a relevant document. A query is trained in both its forms, direct and
+after reasoning; the reasoning is a trace, a noisy trace or what the model itself says at that moment, so
+that the vector learns to profit from a thought without depending on it. Runs on `transformers.Trainer`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from searchr3.errors import DataError
 from searchr3.generation import generate_ids, padding_id, reason
 from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
+from searchr3.training.batches import NeighbourSampler
 from searchr3.training.common import (
     DevEvaluation,
     Tell,
@@ -36,7 +39,7 @@ from searchr3.training.common import (
     precision,
 )
 from searchr3.training.dev import DevSet
-from searchr3.training.forward import Item, forward
+from searchr3.training.forward import Item, Outputs, forward
 from searchr3.training.recipe import Recipe
 
 CHAT_REPLY_TOKENS = 24
@@ -74,7 +77,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
 
     Args:
         search: the model to train.
-        base: what the KL holds on to; None when a LoRA adapter is trained, whose base is the model without it.
+        base: what the KL holds on to; None when a LoRA adapter is trained: its base is the model without it.
     """
 
     best_of = "direct"
@@ -115,6 +118,10 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.remove_callback(PrinterCallback)
         self.chats = self._chat_items()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> NeighbourSampler:
+        texts = [self.dataset.corpus[self.pairs.document_ids[document]].content for _, document in self.pairs.pairs]
+        return NeighbourSampler(texts, self.stage.neighbours, self.recipe.seed)
+
     def compute_loss(
         self,
         model: PreTrainedModel,
@@ -148,8 +155,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
             own = (reasoned, document_vectors, positive[rows])
             contrastive = contrastive + share * info_nce(*own, stage.temperature, allowed[rows])
             triplet = triplet + share * triplet_margin(*own, stage.margin, allowed[rows])
-        learn = torch.tensor([item.learn for item in items], device=direct.device)[outputs.item]
-        language = sft(outputs.logits[learn], outputs.labels[learn])
+        language = self._language(items, outputs, len(items) if not reasoned_rows else n + m)
         kl = (
             self._kl(model, items, outputs.logits, outputs.labels, outputs.item)
             if weights.kl
@@ -166,7 +172,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
     def _items(
         self, queries: Sequence[int], documents: Sequence[str], rng: random.Random
     ) -> tuple[list[Item], list[int]]:
-        """Direct queries, documents, reasoned queries, chats; and which of `queries` the reasoned ones are."""
+        """Direct queries, documents, reasoned queries, chats; and which of `queries` are reasoned."""
         chat, texts = (
             self.conversation,
             [self.dataset.queries[self.pairs.query_ids[query]].text for query in queries],
@@ -175,7 +181,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         after = chat.after_token(reasoned=False)
         items = [Item.of(one, after, learn=True, anchor=anchor) for one in chat.queries(texts)]
         contents = [self.dataset.corpus[key].content for key in documents]
-        items += [Item.of(one, after, learn=True, anchor=False) for one in chat.documents(contents)]
+        # a document's answer is the same as a direct query's: learning it once is enough
+        items += [Item.of(one, (), learn=False, anchor=False) for one in chat.documents(contents)]
         thoughts = self._thoughts(queries, texts, rng) if self.stage.reasoned_share > 0 else {}
         rows = sorted(thoughts)
         rendered = chat.reasoned([texts[row] for row in rows], [thoughts[row][0] for row in rows])
@@ -251,7 +258,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
                 yield inner
 
     def _chat_items(self) -> list[Item]:
-        """General chat prompts with the base's own replies: where the KL holds the model to what it could do before."""
+        """General chat prompts with the base's own replies: the KL holds the model to what it could do."""
         if not (self.stage.kl and self.stage.chat_prompts):
             return []
         text = resources.files("searchr3").joinpath("chat_prompts.txt").read_text(encoding="utf-8")
@@ -268,7 +275,9 @@ class Stage1Trainer(DevEvaluation, Trainer):
 def train_stage1(
     search: SearchR3, dataset: RetrievalDataset, recipe: Recipe, folder: Path, tell: Tell | None = None
 ) -> list[dict[str, float]]:
-    """Train `search` in place; it ends as the best checkpoint by dev nDCG@10. Continues from `folder` if it holds one.
+    """Train `search` in place; it ends as the best checkpoint by dev nDCG@10.
+
+    Goes on from the newest checkpoint in `folder`, if there is one.
 
     Returns:
         the curve: one entry a logged step with `loss`, its parts, and the dev figures (`eval_…`).
@@ -303,3 +312,6 @@ def add_adapter(search: SearchR3, recipe: Recipe) -> None:
         task_type="CAUSAL_LM",
     )
     search.model = get_peft_model(search.model, config)
+    head = search.model.get_output_embeddings()
+    if not hasattr(head, "bias"):  # PEFT wraps a head that is tied to the embeddings; TRL's loss asks for its bias
+        head.register_parameter("bias", getattr(head.original_module, "bias", None))

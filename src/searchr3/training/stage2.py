@@ -1,7 +1,8 @@
 """Stage 2: reinforcement. Rollouts think, embed, and are rewarded by how their own vector ranks the corpus.
 
-GRPO by `trl.GRPOTrainer`. Our hold on it is small: prompts go in as token ids (`_tokenize_prompts`), the reward comes from
-one reward function, and `_compute_loss` adds the contrastive term to TRL's policy loss through a hook on the network.
+GRPO by `trl.GRPOTrainer`. Our hold on it is small: prompts go in as token ids (`_tokenize_prompts`), the
+reward comes from one reward function, and `_compute_loss` adds the contrastive term to TRL's policy loss
+through a hook on the network.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     def _cached_loss(
         self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm
     ) -> Tensor:
-        """`Σ gradient · vector` over this micro-batch's rollouts and its share of the direct queries and documents."""
+        """`Σ gradient · vector` over this micro-batch's rollouts and its share of the other texts."""
         prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
         total = hidden.new_zeros((), dtype=torch.float32)
         for row in range(len(prompts)):
@@ -247,7 +248,7 @@ def embed_in_chunks(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id
 
 
 class KeepEnvironment(TrainerCallback):
-    """Saves the corpus vectors with every checkpoint, so that a resumed run goes on with the same stale corpus."""
+    """Saves the corpus vectors with every checkpoint: a resumed run goes on with the same stale corpus."""
 
     def __init__(self, environment: CorpusEnvironment):
         self.environment = environment
@@ -299,11 +300,11 @@ def train_stage2(
     """Train `search` in place; it ends as the best checkpoint by dev nDCG@10 after reasoning.
 
     Args:
-        vectors: of the training corpus under the model as it is now, if they are known; else they are encoded first.
+        vectors: of the training corpus under the model as it is now, if known; else they are encoded first.
         episodes: JSONL file that gets whole episodes every `episodes_every` steps.
 
     Returns:
-        the curve: one entry a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and the dev figures.
+        the curve: one entry a logged step with `reward`, `thinking_tokens`, `emission_rate` … and dev figures.
     """
     set_seed(recipe.seed)
     search.autocast = precision(recipe)

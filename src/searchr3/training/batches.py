@@ -1,0 +1,85 @@
+"""Which pairs stand in one batch: groups of like documents, so that in-batch negatives are hard at no cost.
+
+A random batch soon teaches nothing: its negatives are about something else. Here a batch is made of groups of pairs whose
+documents share telling words. Groups are drawn anew each epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from searchr3.words import split_identifiers
+
+_DIMENSIONS = 1024
+_BLOCK = 20_000  # rows that are grouped among themselves: bounds the time on millions
+
+
+def hashed_tf_idf(texts: Sequence[str], dimensions: int = _DIMENSIONS) -> np.ndarray:
+    """Unit vectors of the words of each text, float32 of shape (n, dimensions).
+
+    Word w adds `±(1 + ln tf(w)) · ln((1 + n) / df(w))` to the place that its hash names, with the hash's sign (Weinberger et
+    al., 2009, arXiv 0902.2206).
+    """
+    counts = [Counter(split_identifiers(text)) for text in texts]
+    frequency = Counter(word for count in counts for word in count)
+    hashes = {word: zlib.crc32(word.encode()) for word in frequency}
+    vectors = np.zeros((len(texts), dimensions), dtype=np.float32)
+    for row, count in enumerate(counts):
+        for word, times in count.items():
+            sign = 1 if hashes[word] & 1 else -1
+            weight = (1 + math.log(times)) * math.log((1 + len(texts)) / frequency[word])
+            vectors[row, (hashes[word] >> 1) % dimensions] += sign * weight
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def group_neighbours(vectors: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Divide rows into groups of at most `size`: a random row and the nearest that have no group yet.
+
+    Returns:
+        arrays of row numbers; every row stands in exactly one.
+    """
+    groups = []
+    order = rng.permutation(len(vectors))
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        waiting = np.arange(len(block))
+        while len(waiting):
+            near = vectors[block[waiting]] @ vectors[block[waiting[0]]]
+            near[0] = np.inf  # the row itself
+            chosen = np.argsort(-near, kind="stable")[:size]
+            groups.append(block[waiting[chosen]])
+            waiting = np.delete(waiting, chosen)
+    return groups
+
+
+class NeighbourSampler(Sampler[int]):
+    """Order of the pairs in an epoch: group after group, groups shuffled. The same for the same seed and epoch.
+
+    Args:
+        texts: the document of each pair.
+        size: pairs in a group; 1 is a plain shuffle.
+    """
+
+    def __init__(self, texts: Sequence[str], size: int, seed: int):
+        self.vectors = hashed_tf_idf(texts) if size > 1 else np.zeros((len(texts), 1), dtype=np.float32)
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer, also when it resumes in mid-epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.size == 1:
+            return iter(rng.permutation(len(self)).tolist())
+        groups = group_neighbours(self.vectors, self.size, rng)
+        return iter([int(row) for number in rng.permutation(len(groups)) for row in groups[number]])

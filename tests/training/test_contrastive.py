@@ -1,0 +1,143 @@
+"""The cached term: its gradients are those of the plain loss, whatever the parts it is computed in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr3.losses import allowed_negatives, info_nce
+from searchr3.model import SearchR3, embed
+from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
+from searchr3.training.stage2 import embed_in_chunks
+
+TEMPERATURE = 0.1
+
+
+def plain(rollouts, direct, documents, query_of, positive, allowed):
+    """The term without any cache."""
+    loss = 0.5 * info_nce(direct, documents, positive, TEMPERATURE, allowed)
+    if not len(rollouts):
+        return loss
+    return loss + 0.5 * info_nce(rollouts, documents, positive[query_of], TEMPERATURE, allowed[query_of])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(0, 3), st.integers(0, 2**16))
+def test_gradients_of_vectors_are_those_of_the_loss(n: int, q: int, others: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    sizes = (n, q, q + others)
+    leaves = [
+        F.normalize(torch.randn(size, 6, generator=draw), dim=-1).requires_grad_(True) for size in sizes
+    ]
+    query_of = torch.randint(q, (n,), generator=draw)
+    positive = torch.randint(q + others, (q,), generator=draw)
+    allowed = torch.rand(q, q + others, generator=draw) > 0.3
+
+    loss, *gradients = cached_term(*leaves, query_of, positive, allowed, TEMPERATURE)
+
+    expected = plain(*leaves, query_of, positive, allowed)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        torch.testing.assert_close(gradient, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+
+
+def test_a_document_that_is_no_allowed_negative_is_not_pushed_away() -> None:
+    vectors = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    allowed = allowed_negatives(["a", "b", "a"], [{"a"}])  # the positive stands in the batch twice
+
+    _, _, _, of_documents = cached_term(
+        vectors[:0], vectors[:1], vectors, torch.empty(0, dtype=torch.long), torch.tensor([0]), allowed, 0.1
+    )
+
+    assert of_documents[1].abs().sum() > 0
+    assert of_documents[2].abs().sum() == 0
+
+
+def test_equal_rollouts_share_their_gradient_without_loss() -> None:
+    keys = [rollout_key(*ids) for ids in ([(1, 2), (3,)], [(1, 2), (4,)], [(1, 2), (3,)])]
+    gradients = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+    found = by_rollout(keys, gradients)
+
+    assert len(found) == 2
+    torch.testing.assert_close(sum(found[key] for key in keys), gradients.sum(dim=0))
+    torch.testing.assert_close(found[keys[1]], gradients[1])
+
+
+def test_a_rollout_is_named_by_where_its_prompt_ends_too() -> None:
+    assert rollout_key([1, 2], [3]) != rollout_key([1], [2, 3])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 50])
+def test_every_text_is_in_exactly_one_part(parts: int, tiny_model: Path) -> None:
+    texts = SearchR3(tiny_model).conversation.queries([f"text {i}" for i in range(7)])
+    term = CachedTerm(0.0, {}, texts, torch.arange(7.0)[:, None])
+
+    shares = [term.share(part, parts) for part in range(parts)]
+
+    assert sorted(row.item() for _, gradients in shares for row in gradients) == list(range(7))
+    assert all(
+        texts[int(row)] is text
+        for some, gradients in shares
+        for text, row in zip(some, gradients[:, 0], strict=True)
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_gradients_of_weights_are_those_of_the_loss_whatever_the_parts(parts: int, tiny_model: Path) -> None:
+    search = SearchR3(tiny_model, dtype="float32")
+    chat, model = search.conversation, search.model
+    rendered = {
+        "direct": chat.queries(["parse the date", "merge two sorted lists"]),
+        "rollouts": chat.reasoned(
+            ["parse the date", "parse the date", "merge two sorted lists"],
+            chat.thought_ids(["string strictly", "string strictly", "in place"]),
+        ),
+        "documents": chat.documents(
+            ["def parse_date(): ...", "def merge(a, b): return", "def load(file): ..."]
+        ),
+    }
+    query_of, positive = torch.tensor([0, 0, 1]), torch.tensor([0, 1])
+    allowed = allowed_negatives(["d0", "d1", "d2"], [{"d0"}, {"d1"}])
+    shape = (query_of, positive, allowed)
+
+    pad_id = search.tokenizer.pad_token_id
+    plain(
+        *(embed(model, rendered[name], pad_id) for name in ("rollouts", "direct", "documents")), *shape
+    ).backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+
+    vectors = {name: torch.from_numpy(search.encode_rendered(each)) for name, each in rendered.items()}
+    loss, of_rollouts, of_direct, of_documents = cached_term(
+        vectors["rollouts"], vectors["direct"], vectors["documents"], *shape, TEMPERATURE
+    )
+    keys = [rollout_key(each.ids, ()) for each in rendered["rollouts"]]
+    texts = [*rendered["direct"], *rendered["documents"]]
+    term = CachedTerm(loss, by_rollout(keys, of_rollouts), texts, torch.cat([of_direct, of_documents]))
+    for part in range(parts):
+        for key, each in list(zip(keys, rendered["rollouts"], strict=True))[part::parts]:
+            (term.rollouts[key] @ embed(model, [each], pad_id)[0]).backward()
+        own, gradients = term.share(part, parts)
+        if own:
+            (gradients * embed_in_chunks(model, own, pad_id)).sum().backward()
+
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_chunks_come_back_in_the_order_of_the_texts(tiny_model: Path) -> None:
+    search = SearchR3(tiny_model, dtype="float32")
+    rendered = search.conversation.documents(
+        ["a", "a much longer text than the others are " * 2, "parse a date"]
+    )
+
+    found = embed_in_chunks(search.model, rendered, search.tokenizer.pad_token_id)
+
+    np.testing.assert_allclose(found.detach().numpy(), search.encode_rendered(rendered), atol=1e-5)

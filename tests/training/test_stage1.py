@@ -1,0 +1,555 @@
+"""Stage 1: what is in a batch, what each loss sees, which checkpoint remains, going on after an interruption."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from searchr3.dataset import RetrievalDataset
+from searchr3.errors import DataError, RecipeError
+from searchr3.generation import Reasoning
+from searchr3.model import SearchR3
+from searchr3.training import stage1
+from searchr3.training.common import check_trackers, last_checkpoint
+from searchr3.training.dev import DevSet
+from searchr3.training.recipe import Recipe
+from searchr3.training.stage1 import Pairs, Stage1Trainer, add_adapter, train_stage1
+
+MakeRecipe = Callable[..., Recipe]
+SAID = Reasoning("own words", (5, 6, 7), True)
+
+
+@pytest.fixture
+def search(tiny_model: Path) -> SearchR3:
+    return SearchR3(tiny_model, dtype="float32")
+
+
+@pytest.fixture
+def make_trainer(
+    search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> Callable[..., Stage1Trainer]:
+    """A trainer of full weights that has not begun; KL and chats off unless asked for."""
+
+    def make(*overrides: str, dataset: RetrievalDataset = toy, base: Any = None) -> Stage1Trainer:
+        recipe = toy_recipe("stage1.kl=0", "stage1.chat_prompts=0", *overrides)
+        return Stage1Trainer(search, base, dataset, recipe, tmp_path, None)
+
+    return make
+
+
+def loss_of(trainer: Stage1Trainer, rows: list[int]) -> Tensor:
+    pairs = torch.stack([trainer.pairs[row] for row in rows])
+    return trainer.compute_loss(trainer.model, {"pairs": pairs})
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
+    """Arguments of every call of the losses, which still do their work."""
+    seen: dict[str, list[tuple[Any, ...]]] = {"info_nce": [], "triplet_margin": [], "sft": []}
+
+    def spy(name: str, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*arguments: Any) -> Tensor:
+            seen[name].append(arguments)
+            return real(*arguments)
+
+        return call
+
+    for name in seen:
+        monkeypatch.setattr(stage1, name, spy(name, getattr(stage1, name)))
+    return seen
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[float], weights: list[dict[str, Tensor]]) -> None:
+    """Dev scores as told; the weights at each are kept."""
+    left: Iterator[float] = iter(figures)
+
+    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
+        weights.append({name: weight.clone() for name, weight in model.model.state_dict().items()})
+        return {"direct": next(left), "reasoned": 0.0}
+
+    monkeypatch.setattr(DevSet, "score", score)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# What is in a batch
+
+
+def test_pairs_are_the_relevant_ones_of_the_split(toy: RetrievalDataset) -> None:
+    judged = {key: dict(grades) for key, grades in toy.split("stage1").items()}
+    first, second = list(judged)[:2]
+    judged[first] |= {"d140": 2, "d141": 0}
+    dataset = replace(toy, qrels={**toy.qrels, "stage1": judged})
+
+    pairs = Pairs(dataset, "stage1")
+
+    found = {(pairs.query_ids[query], pairs.document_ids[document]) for query, document in pairs.pairs}
+    assert found == {
+        (query, one) for query, grades in judged.items() for one, grade in grades.items() if grade
+    }
+    assert (first, "d140") in found
+    assert len(pairs[0]) == 2
+    assert len(judged[second]) == 1
+
+
+def test_a_split_without_relevant_documents_is_refused(toy: RetrievalDataset) -> None:
+    nothing = replace(toy, qrels={"stage1": {"q0": {"d0": 0}}})
+
+    with pytest.raises(DataError, match="'stage1' has no relevant document"):
+        Pairs(nothing, "stage1")
+
+
+def test_held_out_documents_are_never_trained_on(
+    make_trainer: Callable[..., Stage1Trainer], toy: RetrievalDataset
+) -> None:
+    held_out = frozenset(f"d{number}" for number in range(0, 150, 3))
+    negatives = {key: replace(query, negatives=("d0", "d1", "d3")) for key, query in toy.queries.items()}
+    dataset = replace(toy, held_out=held_out, queries=negatives)
+    trainer = make_trainer("stage1.hard_negatives=3", dataset=dataset)
+
+    used = {trainer.pairs.document_ids[document] for _, document in trainer.pairs.pairs}
+    queries = [query for query, _ in trainer.pairs.pairs]
+    used |= set(trainer._hard_negatives(queries, stage1.random.Random(0)))
+
+    assert len(trainer.pairs) > 10
+    assert "d1" in used
+    assert not used & held_out
+
+
+def test_hard_negatives_are_never_relevant_ones(
+    make_trainer: Callable[..., Stage1Trainer], toy: RetrievalDataset
+) -> None:
+    queries = {
+        key: replace(query, negatives=(f"d{key[1:]}", "d7", "d8")) for key, query in toy.queries.items()
+    }
+    trainer = make_trainer("stage1.hard_negatives=2", dataset=replace(toy, queries=queries))
+    rows = [row for row, known in enumerate(trainer.pairs.relevant) if not known & {"d7", "d8"}]
+
+    assert Counter(trainer._hard_negatives(rows, stage1.random.Random(0))) == {
+        "d7": len(rows),
+        "d8": len(rows),
+    }
+
+
+def test_false_negatives_are_masked(
+    make_trainer: Callable[..., Stage1Trainer],
+    toy: RetrievalDataset,
+    calls: dict[str, list[tuple[Any, ...]]],
+) -> None:
+    a, b, c = list(toy.split("stage1"))[:3]
+    shared = {"d140": 1}  # relevant to the first two queries: in the batch twice
+    judged = {a: {**shared}, b: {**shared, "d141": 1}, c: {"d142": 1, "d140": 0}}
+    queries = {key: replace(query, negatives=("d141",)) for key, query in toy.queries.items()}
+    trainer = make_trainer(
+        "stage1.hard_negatives=1",
+        "stage1.noisy_traces=0",
+        "stage1.own_samples=0",
+        dataset=replace(toy, queries=queries, qrels={**toy.qrels, "stage1": judged}),
+    )
+
+    loss_of(trainer, [0, 1, 3])  # (a, d140), (b, d140), (c, d142); then d141 for a and for c
+
+    expected = torch.tensor(
+        [
+            [False, False, True, True, True],
+            [False, False, True, False, False],
+            [True, True, False, True, True],
+        ]
+    )
+    assert len(calls["info_nce"]) == len(calls["triplet_margin"]) == 2  # direct and reasoned
+    for arguments in calls["info_nce"] + calls["triplet_margin"]:
+        assert torch.equal(arguments[-1], expected)
+
+
+# Where the reasoning comes from
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noisy traces and own samples that can be told from true traces."""
+    monkeypatch.setattr(stage1, "noisy_trace", lambda trace, others, rng: "noisy")
+    monkeypatch.setattr(stage1, "reason", lambda model, chat, prompts, *_: [SAID] * len(prompts))
+
+
+def sources(trainer: Stage1Trainer, rounds: int = 20) -> Counter[str]:
+    """Which source the reasoning of each query comes from, over many draws."""
+    rows = range(len(trainer.pairs.query_ids))
+    texts = ["text"] * len(rows)
+    chat = trainer.conversation
+    noisy = tuple(chat.thought_ids(["noisy"])[0])
+    traces = {tuple(ids) for ids in chat.thought_ids(trainer.trace_pool)}
+    found: Counter[str] = Counter()
+    for seed in range(rounds):
+        for thought, learn in trainer._thoughts(rows, texts, stage1.random.Random(seed)).values():
+            ids = tuple(thought)
+            kind = {noisy: "noisy", SAID.token_ids: "own"}.get(ids, "trace" if ids in traces else "unknown")
+            assert learn == (kind == "trace")
+            found[kind] += 1
+        found["queries"] += len(rows)
+    return found
+
+
+@pytest.mark.usefixtures("marked")
+def test_reasoning_comes_from_its_sources_in_the_shares_of_the_recipe(
+    make_trainer: Callable[..., Stage1Trainer],
+) -> None:
+    found = sources(make_trainer("stage1.noisy_traces=0.2", "stage1.own_samples=0.5"))
+
+    assert found["queries"] == found.total() / 2 > 1000
+    assert found["noisy"] / found["queries"] == pytest.approx(0.2, abs=0.04)
+    assert found["own"] / found["queries"] == pytest.approx(0.5, abs=0.05)
+    assert found["trace"] / found["queries"] == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.usefixtures("marked")
+def test_own_samples_wait_until_the_model_has_something_to_say(
+    make_trainer: Callable[..., Stage1Trainer],
+) -> None:
+    trainer = make_trainer(
+        "stage1.own_samples=0.5", "stage1.noisy_traces=0.2", "stage1.own_samples_after=0.5"
+    )
+    trainer.state.max_steps = 10
+
+    trainer.state.global_step = 4
+    early = sources(trainer)
+    trainer.state.global_step = 5
+    late = sources(trainer)
+
+    assert early["own"] == 0
+    assert early["noisy"] / early["queries"] == pytest.approx(0.7, abs=0.05)
+    assert late["own"] / late["queries"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.usefixtures("marked")
+def test_without_traces_there_are_own_samples_unless_they_are_turned_off(
+    make_trainer: Callable[..., Stage1Trainer], toy: RetrievalDataset
+) -> None:
+    bare = toy.without_reasoning()
+
+    asked, refused = (
+        sources(make_trainer(f"stage1.own_samples={share}", dataset=bare), 1) for share in (0.1, 0)
+    )
+
+    assert asked["own"] == asked["queries"]
+    assert refused.total() == refused["queries"]
+
+
+def labels_of_sft(
+    trainer: Stage1Trainer, calls: dict[str, list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> Counter[int]:
+    monkeypatch.setattr(stage1, "reason", lambda model, chat, prompts, *_: [SAID] * len(prompts))
+    calls["sft"].clear()
+    loss_of(trainer, [0, 1, 2])
+    return Counter(calls["sft"][0][1].tolist())
+
+
+@pytest.mark.parametrize("source", ["noisy_traces", "own_samples"])
+def test_noisy_traces_and_own_samples_are_never_learnt(
+    source: str,
+    make_trainer: Callable[..., Stage1Trainer],
+    calls: dict[str, list[tuple[Any, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = {"noisy_traces": 0, "own_samples": 0, source: 1}
+    overrides = [f"stage1.{name}={share}" for name, share in shares.items()]
+
+    with_reasoning = labels_of_sft(make_trainer(*overrides), calls, monkeypatch)
+    direct_only = labels_of_sft(make_trainer("stage1.reasoned_share=0"), calls, monkeypatch)
+
+    assert len(calls["info_nce"]) == 3  # direct and reasoned, then direct: the reasoned were in the batch
+    assert with_reasoning == direct_only
+
+
+def test_true_traces_are_learnt_with_the_token_and_the_end_of_the_turn(
+    make_trainer: Callable[..., Stage1Trainer],
+    calls: dict[str, list[tuple[Any, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    true_only = make_trainer("stage1.noisy_traces=0", "stage1.own_samples=0")
+    chat = true_only.conversation
+
+    learnt = labels_of_sft(true_only, calls, monkeypatch)
+    direct_only = labels_of_sft(make_trainer("stage1.reasoned_share=0"), calls, monkeypatch)
+
+    traces = [true_only.traces[query] for query, _ in true_only.pairs.pairs[:3]]
+    expected = Counter(one for ids in chat.thought_ids(traces) for one in ids)
+    expected += Counter({chat.embed_id: 3, chat.tokenizer.eos_token_id: 3})
+    assert learnt - direct_only == expected
+
+
+# KL
+
+
+def perturbed(trainer: Stage1Trainer) -> None:
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if weight.requires_grad and "norm" not in name:
+                weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("lora", ["null", "{r: 4}"])
+def test_kl_is_zero_before_the_first_step(
+    lora: str,
+    precision: str,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    search: SearchR3,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And with LoRA the base is the model itself, not a second one."""
+    trainers: list[Stage1Trainer] = []
+
+    class Untrained(Stage1Trainer):
+        def train(self, **_: Any) -> None:  # type: ignore[override]
+            trainers.append(self)
+
+    monkeypatch.setattr(stage1, "Stage1Trainer", Untrained)
+    train_stage1(search, toy, toy_recipe(f"model.lora={lora}", f"model.precision={precision}"), tmp_path)
+    trainer = trainers[0]
+
+    loss_of(trainer, [0, 1, 2, 3])
+    perturbed(trainer)
+    loss_of(trainer, [0, 1, 2, 3])
+
+    before, after = trainer._parts["kl"]
+    assert before == pytest.approx(0, abs=1e-6)
+    assert after > 0.01
+    assert (trainer.base is None) == (lora != "null")
+
+
+def test_kl_is_taken_on_replies_to_chat_prompts_too(
+    make_trainer: Callable[..., Stage1Trainer], search: SearchR3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("stage1.kl=1", "stage1.chat_prompts=3", base=search.model)
+    chats = [
+        item for item in trainer._items([0], ["d0"], stage1.random.Random(0))[0] if item.position is None
+    ]
+
+    assert len(chats) == 3
+    assert all(item.anchor and not item.learn for item in chats)
+    assert all(item.answer_start < len(item.ids) for item in chats)
+    assert search.conversation.embed_id not in {one for item in chats for one in item.ids}
+
+
+def test_with_lora_the_row_of_the_embed_token_learns(
+    search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """And what is saved, with the adapter merged, gives the same vectors."""
+    recipe = toy_recipe("model.lora={r: 4}", "stage1.steps=2", "stage1.evaluate_every=2")
+    row = search.conversation.embed_id
+    before = search.model.get_input_embeddings().weight.detach().clone()
+
+    train_stage1(search, toy, recipe, tmp_path / "checkpoints")
+    trained = search.encode_document(["def parse_date(): ..."])
+    search.save_pretrained(tmp_path / "saved")
+
+    saved = SearchR3(tmp_path / "saved", dtype="float32")
+    after = saved.model.get_input_embeddings().weight.detach()
+    changed = (after != before).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [row]
+    assert trained[0] @ saved.encode_document(["def parse_date(): ..."])[0] > 0.9999
+
+
+def test_the_adapter_hangs_on_the_seed(
+    tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    def trained(seed: int, noise: int) -> dict[str, Tensor]:
+        torch.manual_seed(noise)
+        search = SearchR3(tiny_model, dtype="float32")
+        recipe = toy_recipe("model.lora={r: 2}", "stage1.steps=1", f"seed={seed}", "stage1.chat_prompts=0")
+        train_stage1(search, toy, recipe, tmp_path / f"{seed}-{noise}")
+        return search.model.state_dict()
+
+    first = trained(0, 1)
+    assert same(first, trained(0, 2))
+    assert not same(first, trained(1, 1))
+
+
+# Training
+
+
+def test_training_learns_and_leaves_a_curve(
+    search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+    recipe = toy_recipe("stage1.steps=8", "stage1.evaluate_every=4", "stage1.batch_size=16")
+    before = DevSet.of(toy, 10, 40).score(search)["direct"]
+
+    curve = train_stage1(search, toy, recipe, tmp_path, told.append)
+
+    after = DevSet.of(toy, 10, 40).score(search)["direct"]
+    assert after > before + 0.1
+    assert max(entry.get("eval_direct", 0) for entry in curve) == pytest.approx(after)
+    assert [entry["step"] for entry in curve] == list(range(1, 9))
+    assert {"loss", "sft", "kl", "info_nce", "triplet"} <= curve[0].keys()
+    assert {"eval_direct", "eval_reasoned", "eval_thinking_tokens", "eval_emission_rate"} <= curve[3].keys()
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert [news["step"] for news in told if "loss" in news] == list(range(1, 9))
+    assert all(news["stage"] == "stage1" and news["steps"] == 8 for news in told)
+    assert not search.model.training
+
+
+def test_nothing_is_printed(
+    search: SearchR3,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_stage1(search, toy, toy_recipe("stage1.steps=1", "stage1.evaluate_every=1"), tmp_path)
+
+    assert "loss" not in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_by_dev_is_what_remains(
+    search: SearchR3,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights: list[dict[str, Tensor]] = []
+    scripted(monkeypatch, [0.2, 0.9, 0.3, 0.4], weights)
+
+    train_stage1(search, toy, toy_recipe("stage1.steps=4", "stage1.evaluate_every=1"), tmp_path)
+
+    assert same(search.model.state_dict(), weights[1])
+    assert not same(weights[1], weights[3])
+
+
+def test_the_last_step_is_a_candidate_too(
+    search: SearchR3,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights: list[dict[str, Tensor]] = []
+    scripted(monkeypatch, [0.2, 0.9], weights)
+
+    train_stage1(search, toy, toy_recipe("stage1.steps=3", "stage1.evaluate_every=2"), tmp_path)
+
+    assert same(search.model.state_dict(), weights[1])
+
+
+@pytest.mark.parametrize("interrupted_at", [None, 3])
+def test_training_stops_when_dev_no_longer_rises(
+    interrupted_at: int | None,
+    tiny_model: Path,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Resumed or not: the patience that is left is in the checkpoint."""
+    recipe = toy_recipe("stage1.steps=9", "stage1.evaluate_every=1", "stage1.patience=2")
+    weights: list[dict[str, Tensor]] = []
+    scripted(monkeypatch, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0], weights)
+    if interrupted_at:
+        with pytest.raises(KeyboardInterrupt):
+            train_stage1(SearchR3(tiny_model), toy, recipe, tmp_path, interrupting(interrupted_at))
+
+    curve = train_stage1(SearchR3(tiny_model), toy, recipe, tmp_path)
+
+    assert [entry["step"] for entry in curve] == [1, 2, 3]
+
+
+def interrupting(step: int) -> Callable[[dict[str, Any]], None]:
+    """Stops a training when it tells that it has come to `step`."""
+
+    def tell(news: dict[str, Any]) -> None:
+        if news["step"] == step:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4, dropout: 0.1}"])
+def test_resumed_training_equals_training_without_interruption(
+    lora: str, tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """To the last bit, own samples, chats and the second round through the data included."""
+    recipe = toy_recipe(
+        f"model.lora={lora}", "stage1.steps=6", "stage1.batch_size=16", "stage1.own_samples=0.5"
+    )
+    whole, halves = (SearchR3(tiny_model, dtype="float32") for _ in range(2))
+
+    curve = train_stage1(whole, toy, recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_stage1(halves, toy, recipe, tmp_path / "halves", interrupting(5))
+    torch.manual_seed(99)
+    halves = SearchR3(tiny_model, dtype="float32")
+    resumed = train_stage1(halves, toy, recipe, tmp_path / "halves")
+
+    assert len(Pairs(toy, "stage1")) < 5 * 16
+    assert same(whole.model.state_dict(), halves.model.state_dict())
+    assert not same(halves.model.state_dict(), SearchR3(tiny_model, dtype="float32").model.state_dict())
+    figures = ("loss", "sft", "kl", "info_nce", "triplet", "eval_ndcg@10", "grad_norm")
+    assert [[entry.get(name) for name in figures] for entry in resumed] == [
+        [entry.get(name) for name in figures] for entry in curve
+    ]
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "nowhere") is None
+    for step in (8, 16, 120):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("")
+    (tmp_path / "runs").mkdir()
+    for step in (8, 16):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-8" / "environment").mkdir()
+
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
+    assert last_checkpoint(tmp_path, "environment") == tmp_path / "checkpoint-8"
+
+
+def test_tensorboard_gets_its_events(
+    search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = toy_recipe("report_to=tensorboard", "stage1.steps=2", "stage1.evaluate_every=2")
+    train_stage1(search, toy, recipe, tmp_path)
+
+    (events,) = tmp_path.rglob("events.out.tfevents*")
+    found = EventAccumulator(str(events))
+    found.Reload()
+    assert {"train/loss", "train/info_nce", "eval/ndcg@10"} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2]
+
+
+def test_an_unknown_tracker_is_refused() -> None:
+    check_trackers([])
+    with pytest.raises(RecipeError, match="report_to: tensorbord is not supported") as caught:
+        check_trackers(["tensorbord"])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_search_model_leaves_training_mode_alone(make_trainer: Callable[..., Stage1Trainer]) -> None:
+    trainer = make_trainer()
+    for training in (True, False):
+        trainer.model.train(training)
+        trainer.search_model().encode_document(["text"])
+        trainer.search_model().generate(["text"], max_new_tokens=2)
+        assert trainer.model.training == training
+
+
+def test_an_adapter_leaves_the_base_as_it_is(search: SearchR3, toy_recipe: MakeRecipe) -> None:
+    before = search.encode_query(["parse the date"])
+
+    add_adapter(search, toy_recipe("model.lora={r: 4}"))
+
+    trainable = sum(weight.numel() for weight in search.model.parameters() if weight.requires_grad)
+    assert 0 < trainable < sum(weight.numel() for weight in search.model.parameters()) / 2
+    assert (search.encode_query(["parse the date"]) == before).all()

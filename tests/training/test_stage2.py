@@ -1,0 +1,411 @@
+"""Stage 2: rewards through the rollouts' own vectors, exact steps whatever the micro-batches, resuming."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from searchr3.dataset import RetrievalDataset
+from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood
+from searchr3.errors import DataError, RecipeError
+from searchr3.generation import Reasoning
+from searchr3.model import SearchR3
+from searchr3.training import stage2
+from searchr3.training.common import check_data, relevant_documents
+from searchr3.training.dev import DevSet
+from searchr3.training.recipe import EnvironmentRecipe, Recipe
+from searchr3.training.stage2 import Stage2Trainer, refresh_policy, train_stage2
+
+MakeRecipe = Callable[..., Recipe]
+Train = Callable[..., tuple[SearchR3, Stage2Trainer, list[dict[str, float]]]]
+
+
+@pytest.fixture
+def train(
+    tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, monkeypatch: Any
+) -> Train:
+    """Trains stage 2 in a folder of its own; returns model, trainer and curve."""
+    trainers: list[Stage2Trainer] = []
+
+    class Remembered(Stage2Trainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            trainers.append(self)
+
+    monkeypatch.setattr(stage2, "Stage2Trainer", Remembered)
+
+    def run(
+        *overrides: str, folder: str = "run", dataset: RetrievalDataset = toy, **arguments: Any
+    ) -> tuple[SearchR3, Stage2Trainer, list[dict[str, float]]]:
+        search = arguments.pop("search", None) or SearchR3(tiny_model, dtype="float32")
+        curve = train_stage2(search, dataset, toy_recipe(*overrides), tmp_path / folder, **arguments)
+        return search, trainers[-1], curve
+
+    return run
+
+
+@pytest.fixture
+def trainer(tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path) -> Stage2Trainer:
+    """A trainer that has not begun, with a corpus that is encoded afresh for every batch."""
+    search = SearchR3(tiny_model, dtype="float32")
+    corpus = {key: document.content for key, document in toy.training_corpus().items()}
+    environment = CorpusEnvironment(corpus, search.encode_document, Full(), candidates=20, temperature=0.3)
+    recipe = toy_recipe("stage2.reward.format=0.25", "stage2.contrastive=0.5")
+    return Stage2Trainer(search, environment, toy, recipe, tmp_path)
+
+
+@pytest.fixture
+def some_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other rollout ends with the embed token, which an untrained model never says."""
+    real = Stage2Trainer._generate_single_turn
+
+    def generate(self: Stage2Trainer, *arguments: Any) -> tuple[list[list[int]], None]:
+        completions, logprobs = real(self, *arguments)
+        embed = self.conversation.embed_id
+        said = [[*ids[: 1 + row % 3], embed] if row % 2 else ids for row, ids in enumerate(completions)]
+        return said, logprobs
+
+    monkeypatch.setattr(Stage2Trainer, "_generate_single_turn", generate)
+
+
+def weights(search: SearchR3) -> dict[str, Tensor]:
+    return search.model.state_dict()
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def interrupting(step: int) -> Callable[[dict[str, Any]], None]:
+    def tell(news: dict[str, Any]) -> None:
+        if news["step"] == step:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+# Reward
+
+
+def rewards_of(trainer: Stage2Trainer, queries: list[str], completions: list[list[int]]) -> list[float]:
+    texts = [trainer.dataset.queries[key].text for key in queries]
+    return trainer._reward(texts, completions, queries)
+
+
+def test_a_rollout_is_rewarded_by_its_own_vector(trainer: Stage2Trainer, toy: RetrievalDataset) -> None:
+    """As the Python API embeds a query after this reasoning; the format reward comes on top where it is due."""
+    chat, search = trainer.conversation, trainer.search_model()
+    queries = [key for key in list(trainer.qrels)[:2] for _ in range(4)]
+    thoughts = [chat.thought_ids([toy.corpus[f"d{n}"].text[:20]])[0] for n in range(8)]
+    said = [row % 2 == 0 for row in range(8)]
+    completions = [[*one, chat.embed_id] if yes else one for one, yes in zip(thoughts, said, strict=True)]
+
+    rewards = rewards_of(trainer, queries, completions)
+
+    texts = [toy.queries[key].text for key in queries]
+    own = search.encode_query(texts, [Reasoning("", tuple(one), True) for one in thoughts])
+    relevant = [trainer.qrels[key] for key in queries]
+    ndcg = trainer.environment.score(own, relevant).reward
+    expected = ndcg + 0.25 * np.array(said)
+    np.testing.assert_allclose(rewards, expected, atol=1e-5)
+    assert len(np.unique(ndcg.round(4))) > 4
+    assert trainer._parts["emission_rate"] == [0.5]
+    assert trainer._parts["thinking_tokens"] == [np.mean([len(one) for one in thoughts])]
+
+
+def test_the_end_of_the_turn_ends_a_rollout_without_the_token(trainer: Stage2Trainer) -> None:
+    chat = trainer.conversation
+    key = next(iter(trainer.qrels))
+    thought = chat.thought_ids(["parse the date"])[0]
+    end = chat.tokenizer.eos_token_id
+
+    cut, forced, said, same_again = rewards_of(
+        trainer, [key] * 4, [[*thought, end], thought, [*thought, chat.embed_id], [*thought, end]]
+    )
+
+    assert cut == pytest.approx(forced) == pytest.approx(same_again)
+    assert said == pytest.approx(cut + 0.25)
+
+
+def test_reward_makes_no_difference_to_training_mode(trainer: Stage2Trainer) -> None:
+    key = next(iter(trainer.qrels))
+    trainer.model.train()
+
+    rewards_of(trainer, [key] * 4, [[trainer.conversation.embed_id]] * 4)
+
+    assert trainer.model.training
+
+
+def test_contrastive_negatives_are_the_best_wrong_hits_of_each_query(
+    trainer: Stage2Trainer, toy: RetrievalDataset
+) -> None:
+    a, b = list(trainer.qrels)[:2]
+    trainer.qrels[a] = {"d140": 1.0, "d141": 2.0}
+    ids = trainer.environment.ids
+    hits = np.array([[ids.index(key) for key in ("d141", "d140", "d7", "d8")]] * 8)
+
+    negatives = trainer._negatives([a] * 4 + [b] * 4, hits)
+
+    assert negatives == ["d7", "d141"]
+
+
+# The corpus
+
+
+def test_held_out_documents_are_not_in_the_corpus(train: Train, toy: RetrievalDataset) -> None:
+    held_out = frozenset(list(toy.corpus)[::3])
+
+    _, trainer, _ = train("stage2.steps=1", dataset=replace(toy, held_out=held_out))
+
+    assert not held_out & set(trainer.environment.ids)
+    assert not held_out & {one for grades in trainer.qrels.values() for one in grades}
+    assert set(trainer.environment.ids) == set(toy.corpus) - held_out
+    assert len(trainer.qrels) > 10
+
+
+def test_queries_without_a_relevant_document_in_the_corpus_are_left_out(toy: RetrievalDataset) -> None:
+    first, second, third = list(toy.split("stage2"))[:3]
+    judged = {first: {"d1": 0}, second: {"d1": 1, "d2": 3}, third: {"d2": 1}}
+    dataset = replace(toy, qrels={"stage2": judged}, held_out=frozenset({"d2"}))
+
+    assert relevant_documents(dataset, "stage2") == {second: {"d1": 1.0}}
+    with pytest.raises(DataError, match="'stage2' has no relevant document"):
+        relevant_documents(replace(dataset, held_out=frozenset(dataset.corpus)), "stage2")
+
+
+def test_fewer_queries_than_a_step_wants_are_told_before_training(
+    toy: RetrievalDataset, toy_recipe: MakeRecipe
+) -> None:
+    there = len(toy.split("stage2"))
+
+    check_data(toy, toy_recipe(f"stage2.queries={there}"))
+    check_data(toy, toy_recipe(f"stage2.queries={there + 1}", "stage2.steps=0"))
+    with pytest.raises(RecipeError, match=f"stage2.queries: a step wants {there + 1} queries.* has {there};"):
+        check_data(toy, toy_recipe(f"stage2.queries={there + 1}"))
+
+
+@pytest.mark.parametrize("split", ["stage1", "stage2", "dev", "test"])
+def test_a_missing_split_is_told_before_training(
+    split: str, toy: RetrievalDataset, toy_recipe: MakeRecipe
+) -> None:
+    less = replace(toy, qrels={name: qrels for name, qrels in toy.qrels.items() if name != split})
+
+    with pytest.raises(DataError, match=f"no split '{split}'"):
+        check_data(less, toy_recipe())
+    if split.startswith("stage"):
+        check_data(less, toy_recipe(f"{split}.steps=0"))
+
+
+def test_a_budget_below_one_is_a_share() -> None:
+    def policy(**values: Any) -> Any:
+        return refresh_policy(EnvironmentRecipe(**values))
+
+    assert isinstance(policy(policy="full"), Full)
+    assert isinstance(policy(policy="frozen"), Frozen)
+    assert isinstance(policy(), Neighbourhood)
+    assert policy(budget=0.5).budget == 0.5
+    assert policy(budget=64).budget == 64
+    assert isinstance(policy(budget=64).budget, int)
+    assert policy(budget=None).budget is None
+
+
+@pytest.mark.usefixtures("some_say_it")
+@pytest.mark.parametrize(("policy", "newest"), [("frozen", 0), ("neighbourhood", 1), ("full", 1)])
+def test_documents_are_encoded_again_as_the_policy_says(policy: str, newest: int, train: Train) -> None:
+    """A frozen corpus stays frozen, with the contrastive term as well."""
+    _, trainer, curve = train(f"stage2.environment.policy={policy}", "stage2.contrastive=0.3")
+
+    version = trainer.environment.store.version
+    assert version.max() == newest
+    assert (version == newest).all() == (policy != "neighbourhood")
+    assert curve[-1]["environment_mean_age"] == pytest.approx(
+        {"frozen": 1, "full": 0}.get(policy, 0.9), abs=0.1
+    )
+
+
+def test_known_vectors_are_taken_over(train: Train, tiny_model: Path, toy: RetrievalDataset) -> None:
+    vectors = np.random.default_rng(0).normal(size=(len(toy.corpus), 32)).astype(np.float32)
+
+    _, trainer, _ = train("stage2.environment.policy=frozen", vectors=vectors)
+
+    np.testing.assert_array_equal(trainer.environment.store.vectors, vectors)
+
+
+# Steps
+
+
+@pytest.mark.usefixtures("some_say_it")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("stage2.contrastive=0",),
+        ("stage2.contrastive=0.5",),
+        ("stage2.contrastive=0.5", "stage2.loss_type=grpo", "stage2.beta=0.1"),
+        ("stage2.contrastive=0.5", "model.lora={r: 4}"),
+    ],
+    ids=["policy", "contrastive", "grpo-kl", "lora"],
+)
+def test_eight_micro_batches_of_one_equal_one_of_eight(overrides: tuple[str, ...], train: Train) -> None:
+    always = ("stage2.warmup_share=0", "stage2.schedule=constant_with_warmup", *overrides)
+    one, _, curve = train("stage2.accumulation=1", *always, folder="one")
+    eight, trainer, parts = train("stage2.accumulation=8", *always, folder="eight")
+
+    assert trainer.args.per_device_train_batch_size == 1
+    assert [entry["reward_ndcg"] for entry in parts] == pytest.approx(
+        [entry["reward_ndcg"] for entry in curve]
+    )
+    assert [entry["grad_norm"] for entry in parts] == pytest.approx(
+        [entry["grad_norm"] for entry in curve], rel=1e-3
+    )
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(eight)[name], weight, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.usefixtures("some_say_it")
+def test_the_contrastive_term_takes_part(train: Train) -> None:
+    always = ("stage2.warmup_share=0", "stage2.steps=1")
+
+    without, _, plain = train(*always, folder="without")
+    with_term, _, curve = train("stage2.contrastive=1", *always, folder="with")
+
+    assert not same(weights(without), weights(with_term))
+    assert curve[0]["contrastive"] > 0
+    assert curve[0]["grad_norm"] > 2 * plain[0]["grad_norm"]
+
+
+@pytest.mark.usefixtures("some_say_it")
+def test_the_contrastive_term_alone_brings_queries_to_their_documents(
+    train: Train, toy: RetrievalDataset
+) -> None:
+    """Without any policy gradient its own loss falls on the same two queries."""
+    two = dict(list(toy.split("stage2").items())[:2])
+    rewardless = ("stage2.reward.ndcg=0", "stage2.reward.format=0", "stage2.contrastive=1")
+
+    _, _, curve = train(
+        *rewardless,
+        "stage2.steps=6",
+        "stage2.evaluate_every=6",
+        "stage2.learning_rate=0.003",
+        "stage2.contrastive_negatives=4",
+        dataset=replace(toy, qrels={**toy.qrels, "stage2": two}),
+    )
+
+    assert {entry["reward"] for entry in curve} == {0.0}
+    assert curve[-1]["contrastive"] < 0.7 * curve[0]["contrastive"]
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4}"])
+def test_the_kl_of_grpo_holds_on_to_the_model_at_the_start_of_the_stage(
+    lora: str, tiny_model: Path, train: Train
+) -> None:
+    """Not to the one that lies in the folder that it was loaded from."""
+    search = SearchR3(tiny_model, dtype="float32")
+    with torch.no_grad():
+        for weight in search.model.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+
+    _, _, curve = train(
+        "stage2.beta=0.1",
+        f"model.lora={lora}",
+        "stage2.warmup_share=0",
+        "stage2.learning_rate=0.01",
+        search=search,
+    )
+
+    assert curve[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert curve[1]["kl"] > 1e-5
+
+
+# Checkpoints
+
+
+def test_the_best_checkpoint_by_the_reasoned_score_remains(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: Iterator[float] = iter([0.2, 0.9, 0.3])
+    seen: list[dict[str, Tensor]] = []
+
+    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
+        assert max_new_tokens == 4
+        seen.append({name: weight.clone() for name, weight in model.model.state_dict().items()})
+        return {"direct": len(seen) / 10, "reasoned": next(scores)}
+
+    monkeypatch.setattr(DevSet, "score", score)
+
+    search, _, curve = train("stage2.steps=3", "stage2.evaluate_every=1", "stage2.warmup_share=0")
+
+    assert same(weights(search), seen[1])
+    assert not same(seen[1], seen[2])
+    assert [entry["eval_ndcg@10"] for entry in curve] == [0.2, 0.9, 0.3]
+
+
+@pytest.mark.usefixtures("some_say_it")
+def test_resumed_training_equals_training_without_interruption(train: Train, tmp_path: Path) -> None:
+    """Weights to the last bit, the age of every document's vector, and each episode once."""
+    overrides = ("stage2.steps=6", "stage2.contrastive=0.3", "stage2.accumulation=2")
+
+    whole, alone, curve = train(*overrides, folder="whole", episodes=tmp_path / "whole.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        train(*overrides, folder="halves", episodes=tmp_path / "halves.jsonl", tell=interrupting(5))
+    torch.manual_seed(99)
+    halves, resumed, again = train(*overrides, folder="halves", episodes=tmp_path / "halves.jsonl")
+
+    assert same(weights(whole), weights(halves))
+    np.testing.assert_array_equal(alone.environment.store.version, resumed.environment.store.version)
+    np.testing.assert_array_equal(alone.environment.store.vectors, resumed.environment.store.vectors)
+    assert len(set(resumed.environment.store.version)) > 2
+    assert (tmp_path / "halves.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    figures = ("reward_ndcg", "contrastive", "thinking_tokens", "eval_ndcg@10", "environment_mean_age")
+    assert [[entry.get(name) for name in figures] for entry in again] == [
+        [entry.get(name) for name in figures] for entry in curve
+    ]
+
+
+def test_episodes_are_dumped_every_so_many_steps(train: Train, toy: RetrievalDataset, tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+
+    train("stage2.steps=3", "stage2.episodes_every=2", episodes=path)
+
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 2, 2]
+    texts = {toy.queries[key].text: key for key in toy.split("stage2")}
+    for line in lines:
+        assert line["relevant"] == list(toy.split("stage2")[texts[line["query"]]])
+        assert len(line["rollouts"]) == 4
+        rewards = [rollout["reward"] for rollout in line["rollouts"]]
+        assert rewards == sorted(rewards, reverse=True)
+        assert all(0 <= rollout["ndcg"] <= 1 for rollout in line["rollouts"])
+        assert all(1 <= rollout["rank"] <= len(toy.corpus) for rollout in line["rollouts"])
+        assert all(rollout["first_hit"] in toy.corpus for rollout in line["rollouts"])
+
+
+def test_the_curve_holds_what_tells_a_collapse(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[dict[str, Any]] = []
+
+    search, _, curve = train(tell=told.append)
+
+    expected = {
+        "reward",
+        "reward_ndcg",
+        "thinking_tokens",
+        "emission_rate",
+        "groups_with_variance",
+        "rank_median",
+    }
+    assert all(expected | {"environment_mean_age"} <= entry.keys() for entry in curve)
+    assert {"eval_direct", "eval_reasoned", "eval_thinking_tokens"} <= curve[-1].keys()
+    assert {news["stage"] for news in told} == {"stage2"}
+    assert "loss" not in capsys.readouterr().out
+    assert not search.model.training
+
+
+def test_the_trained_model_carries_nothing_of_the_trainer(train: Train) -> None:
+    search, _, _ = train()
+
+    assert not search.model.model._forward_hooks
