@@ -1,0 +1,45 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr3.training.batches import NeighbourSampler, group_neighbours, hashed_tf_idf
+
+TOPICS = [
+    [f"matrix inverse determinant row {word}" for word in ("pivot", "rank", "trace", "solve")],
+    [f"socket connect listen port {word}" for word in ("host", "bind", "close", "accept")],
+    [f"font glyph kerning baseline {word}" for word in ("bold", "italic", "size", "family")],
+]
+TEXTS = [text for topic in TOPICS for text in topic]
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 40), size=st.integers(1, 9), seed=st.integers(0, 5))
+def test_every_row_stands_in_one_group(rows, size, seed):
+    rng = np.random.default_rng(seed)
+    groups = group_neighbours(rng.normal(size=(rows, 5)).astype(np.float32), size, rng)
+    assert sorted(row for group in groups for row in group) == list(range(rows))
+    assert all(len(group) == size for group in groups[:-1]) and len(groups[-1]) <= size
+
+
+def test_groups_hold_what_is_alike():
+    groups = group_neighbours(hashed_tf_idf(TEXTS), 4, np.random.default_rng(0))
+    assert sorted(sorted(group.tolist()) for group in groups) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_vectors_are_of_unit_length_and_empty_texts_are_zero():
+    lengths = np.linalg.norm(hashed_tf_idf([*TEXTS, "", "  "]), axis=1)
+    np.testing.assert_allclose(lengths, [1.0] * len(TEXTS) + [0.0, 0.0], atol=1e-6)
+
+
+def test_epochs_differ_and_can_be_repeated():
+    sampler = NeighbourSampler(TEXTS, 4, seed=3)
+    first = list(sampler)
+    assert list(sampler) == first == list(NeighbourSampler(TEXTS, 4, seed=3))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first and sorted(second) == sorted(first) == list(range(len(TEXTS)))
+
+
+def test_size_one_is_a_plain_shuffle():
+    order = list(NeighbourSampler(TEXTS, 1, seed=0))
+    assert sorted(order) == list(range(len(TEXTS))) and order != sorted(order)
