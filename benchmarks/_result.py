@@ -1,6 +1,6 @@
 """The one form of a benchmark result, and `RESULTS.md` rendered from the committed ones.
 
-    python benchmarks/_result.py        renders benchmarks/RESULTS.md and the README's table
+python benchmarks/_result.py        renders benchmarks/RESULTS.md and the README's table
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ HERE = Path(__file__).parent
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with the two options that every benchmark has."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a short form that ends within 5 minutes on 2 cores")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a short form that ends within 5 minutes on 2 cores"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the result")
     return parser
 
 
 def write(output: Path, name: str, figures: Mapping[str, float | None]) -> None:
     """Write `{"name", "commit", "command", "machine", "figures"}`."""
+    cores = len(os.sched_getaffinity(0))
     result = {
         "name": name,
         "commit": _commit(),
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+        "machine": f"{_processor()}, {cores} cores, Python {platform.python_version()}",
         "figures": dict(figures),
     }
     write_json(output, result)
@@ -41,8 +46,12 @@ def write(output: Path, name: str, figures: Mapping[str, float | None]) -> None:
 
 
 def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain", "src"], cwd=HERE.parent, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "src"], cwd=HERE.parent, capture_output=True, text=True, check=False
+    )
     return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
 
 
@@ -57,10 +66,20 @@ def _processor() -> str:
 
 def render() -> str:
     """All committed results as Markdown."""
-    parts = ["# Measured results", "", "Rendered from `benchmarks/results/*.json` by `python benchmarks/_result.py`; do not edit.", ""]
+    parts = [
+        "# Measured results",
+        "",
+        "Rendered from `benchmarks/results/*.json` by `python benchmarks/_result.py`; do not edit.",
+        "",
+    ]
     for place in sorted((HERE / "results").glob("*.json")):
         result = json.loads(place.read_text(encoding="utf-8"))
-        parts += [f"## {result['name']}", "", f"`{result['command']}` at commit {result['commit']} on {result['machine']}", ""]
+        parts += [
+            f"## {result['name']}",
+            "",
+            f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
+            "",
+        ]
         parts += ["| figure | value |", "|---|--:|"]
         parts += [f"| `{key}` | {_shown(value)} |" for key, value in result["figures"].items()]
         parts.append("")
@@ -81,8 +100,9 @@ def quickstart_table() -> str:
     def row(label: str, key: str, thinking: str = "") -> str:
         return f"| {label} | {f[key]:.3f} | {f[key + '_low']:.3f} to {f[key + '_high']:.3f} | {thinking} |"
 
+    sizes = f"{f['documents']:,} functions, {f['queries']:,} test queries"
     lines = [
-        f"Quickstart, {f['documents']:,} functions, {f['queries']:,} test queries, {f['minutes']:.0f} minutes on 2 cores:",
+        f"Quickstart, {sizes}, {f['minutes']:.0f} minutes on 2 cores:",
         "",
         "| run | nDCG@10 | 95 % interval | thinking tokens |",
         "|---|--:|--:|--:|",

@@ -3,8 +3,8 @@
     python benchmarks/quickstart.py --output benchmarks/results/quickstart.json
     python benchmarks/quickstart.py --run RUN --output …      reads a finished run instead of making one
 
-Figures are those of the default recipe, seed 0, on the test split. `--quick` runs the same loop on fewer documents and
-steps: it shows that everything works, not how well.
+Figures are those of the default recipe, seed 0, on the test split. `--quick` runs the same loop on fewer
+documents and steps: it shows that everything works, not how well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def figures(metrics: dict[str, Any]) -> dict[str, float | None]:
             found[f"{a}_minus_{b}_low"], found[f"{a}_minus_{b}_high"] = row["ci95"]
     steps = [entry for entry in metrics["curves"]["stage2"] if "groups_with_variance" in entry]
     last = steps[-max(1, len(steps) // 4) :]
-    found["groups_with_variance_last_quarter"] = sum(entry["groups_with_variance"] for entry in last) / len(last)
+    found["groups_with_variance_last_quarter"] = sum(entry["groups_with_variance"] for entry in last) / len(
+        last
+    )
     return found
 
 
@@ -67,7 +69,13 @@ def picture(metrics: dict[str, Any], place: Path) -> None:
     for place_, (label, run) in enumerate(reversed(bars)):
         low, high = run["ci95"]["ndcg@10"]
         mean = run["ndcg@10"]
-        left.barh(place_, mean, color=colours.get(run["name"], "#b0b0b0"), xerr=[[mean - low], [high - mean]], capsize=3)
+        left.barh(
+            place_,
+            mean,
+            color=colours.get(run["name"], "#b0b0b0"),
+            xerr=[[mean - low], [high - mean]],
+            capsize=3,
+        )
         left.text(0.005, place_, f"{label}  {mean:.3f}", va="center", fontsize=9)
     left.set(yticks=[], xlabel="nDCG@10 on the test split, 95 % interval")
     start = 0
@@ -76,7 +84,9 @@ def picture(metrics: dict[str, Any], place: Path) -> None:
         for key, colour in (("eval_direct", colours["direct"]), ("eval_reasoned", colours["reasoned"])):
             points = [(start + row["step"], row[key]) for row in curve if key in row]
             label = key.removeprefix("eval_") if stage == "stage1" else None
-            right.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, label=label, markersize=3)
+            right.plot(
+                [x for x, _ in points], [y for _, y in points], "o-", color=colour, label=label, markersize=3
+            )
         start += max(row["step"] for row in curve)
         if stage == "stage1":
             right.axvline(start, color="#888888", linewidth=0.8)

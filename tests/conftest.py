@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
@@ -17,8 +18,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
+
 TEXTS = [
-    f"def {verb}_{thing}({thing}, {way}=None):\n    {verb.capitalize()} the {thing} {way} and return {number} of them."
+    f"def {verb}_{thing}({thing}, {way}=None):\n    {verb.capitalize()} the {thing} {way}, return {number}."
     for number, verb in enumerate(["parse", "sort", "merge", "split", "count", "load"])
     for thing, way in [
         ("date", "strictly"),
@@ -29,10 +33,10 @@ TEXTS = [
 ]
 PROMPT_WORDS = ["system user assistant", "Think of key terms, then represent the text. The embedding is"] * 2
 QWEN2_TEMPLATE = (  # as Qwen2.5's: a system turn of its own when there is none
-    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
-    "{%- else %}{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
-    "{%- for message in messages %}{%- if message.role != 'system' %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if messages[0].role != 'system' %}"
+    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
@@ -71,9 +75,9 @@ def tiny_model(tiny_base: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def qwen2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an untrained model built like a Qwen2.5-Instruct checkpoint: tokenizer class, chat template, spare rows.
+    """Folder of an untrained model built like Qwen2.5-Instruct: tokenizer class, chat template, spare rows.
 
-    Its generation config holds a repetition penalty, and `<tool_call>` is an ordinary added token, as published.
+    Its generation config has a repetition penalty, and `<tool_call>` is an ordinary added token, as there.
     """
     import torch
     from tokenizers import AddedToken

@@ -67,7 +67,7 @@ def test_reasoned_ids_are_those_of_the_chat_template(conversation: Conversation)
     assert (rendered.position, rendered.answer_start) == (len(prompt) + 3, len(prompt))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=texts, instruction=st.none() | texts, room=st.integers(1, 40))
 def test_a_text_of_any_length_leaves_template_and_token_whole(
     tokenizer: PreTrainedTokenizerBase, text: str, instruction: str | None, room: int
@@ -88,7 +88,7 @@ def test_a_text_of_any_length_leaves_template_and_token_whole(
     assert rendered.ids.index(conversation.embed_id) == rendered.position  # exactly once, at the position
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=texts, instruction=st.none() | texts)
 def test_special_tokens_in_texts_and_instructions_are_only_text(
     conversation: Conversation, text: str, instruction: str | None
@@ -112,7 +112,7 @@ def test_special_tokens_in_texts_and_instructions_are_only_text(
     assert marks(conversation.chat_prompts([text])[0]) == marks(conversation.chat_prompts(["x"])[0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=texts, thoughts=st.lists(st.lists(st.integers(5, 300), max_size=90), min_size=1, max_size=3))
 def test_the_prompt_does_not_depend_on_the_thought(
     conversation: Conversation, text: str, thoughts: list[list[int]]
@@ -130,8 +130,8 @@ def test_the_instruction_stands_on_a_line_after_the_system_prompt(qwen2_model: P
     conversation = Conversation(AutoTokenizer.from_pretrained(qwen2_model))
     (rendered,) = conversation.queries(["a date"], "Given a name, find its function.")
     text = conversation.tokenizer.decode(rendered.ids)
-    expected = "<|im_start|>system\nRepresent the text.\nGiven a name, find its function.<|im_end|>\n<|im_start|>user\na date<|im_end|>"
-    assert text.startswith(expected)
+    system = "<|im_start|>system\nRepresent the text.\nGiven a name, find its function.<|im_end|>\n"
+    assert text.startswith(system + "<|im_start|>user\na date<|im_end|>")
     assert (
         conversation.queries(["a date"], "")
         == conversation.queries(["a date"])
@@ -211,7 +211,7 @@ def test_a_tokenizer_without_the_token_is_refused(tiny_base: Path) -> None:
         Conversation(base_tokenizer(tiny_base))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=texts)
 def test_the_same_ids_after_saving_and_loading(
     tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory, text: str

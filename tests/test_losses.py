@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,7 +34,6 @@ def negatives(row: int, positive: Tensor, allowed: Tensor | None, m: int) -> lis
     return [j for j in range(m) if j != positive[row] and (allowed is None or bool(allowed[row, j]))]
 
 
-@settings(deadline=None)
 @given(batch=batches(), temperature=st.floats(0.02, 2.0))
 def test_info_nce_is_its_formula(
     batch: tuple[Tensor, Tensor, Tensor, Tensor | None], temperature: float
@@ -52,7 +51,6 @@ def test_info_nce_is_its_formula(
     )
 
 
-@settings(deadline=None)
 @given(batch=batches(), margin=st.floats(0.0, 1.5))
 def test_triplet_margin_is_its_formula(
     batch: tuple[Tensor, Tensor, Tensor, Tensor | None], margin: float
@@ -69,7 +67,6 @@ def test_triplet_margin_is_its_formula(
     )
 
 
-@settings(deadline=None)
 @given(tokens=st.integers(1, 6), vocabulary=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_sft_is_its_formula(tokens: int, vocabulary: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -82,7 +79,6 @@ def test_sft_is_its_formula(tokens: int, vocabulary: int, seed: int) -> None:
     assert sft(logits, labels).item() == pytest.approx(sum(losses) / tokens, rel=1e-4, abs=1e-5)
 
 
-@settings(deadline=None)
 @given(tokens=st.integers(1, 6), vocabulary=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_kl_is_its_formula_and_never_negative(tokens: int, vocabulary: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +129,6 @@ def test_without_negatives_the_contrastive_losses_are_zero() -> None:
     assert triplet_margin(queries[:1], documents[:1], torch.tensor([0]), 0.2).item() == 0.0
 
 
-@settings(deadline=None)
 @given(batch=batches(), temperature=st.sampled_from([0.01, 0.05, 1.0]))
 def test_gradients_are_finite_whatever_is_masked(
     batch: tuple[Tensor, Tensor, Tensor, Tensor | None], temperature: float
@@ -181,7 +176,6 @@ def test_relevant_documents_and_their_copies_are_no_negatives() -> None:
     assert allowed.tolist() == [[False, True, False, True], [True, False, True, False], [True] * 4]
 
 
-@settings(deadline=None)
 @given(
     documents=st.lists(st.sampled_from("abcdef"), min_size=1, max_size=8),
     relevant=st.lists(st.sets(st.sampled_from("abcdef")), min_size=1, max_size=4),

@@ -1,13 +1,15 @@
 """The conversation around every text: the only room that knows the chat format and the embed token.
 
-A conversation is a concatenation of token ids, `prefix + text + suffix (+ answer)`. The prefix and the suffix come from
-the tokenizer's own chat template; the text is tokenized by itself with special tokens disabled, so that a text that
-holds `<|embed_token|>` is only text. Whoever renders gets the position of the embed token with the ids: nobody searches.
+A conversation is a concatenation of token ids, `prefix + text + suffix (+ answer)`. The prefix and the suffix
+come from the tokenizer's own chat template; the text is tokenized by itself with special tokens disabled, so
+that a text that holds `<|embed_token|>` is only text. Whoever renders gets the position of the embed token
+with the ids: nobody searches.
 
     direct query, document   system: embed    user: text   assistant: The embedding is <|embed_token|>
     reasoned query           system: reason   user: text   assistant: {reasoning}<|embed_token|>
 
-Both forms follow the published Search-R3 checkpoints (arXiv 2510.07048): the embedding is the hidden state at the token.
+Both forms follow the published Search-R3 checkpoints (arXiv 2510.07048): the embedding is the hidden state at
+the token.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Prompts:
 
     @classmethod
     def load(cls, path: str | Path) -> Prompts:
-        """Read prompts from a YAML or JSON mapping with the keys `embed`, `reason` and `answer`, each optional.
+        """Read prompts from a YAML or JSON mapping; the keys are `embed`, `reason`, `answer`, each optional.
 
         Raises:
             ModelError: the file is missing, no mapping, or holds an unknown key or a value that is no text.
@@ -105,8 +107,8 @@ class Conversation:
     """Renders queries, documents and rollouts for one tokenizer.
 
     Args:
-        tokenizer: a tokenizer with a chat template that already holds the embed token (see `add_embed_token`);
-            the token becomes a special one if it is not.
+        tokenizer: a tokenizer with a chat template that already holds the embed token (see
+            `add_embed_token`); the token becomes a special one if it is not.
         prompts: wording of the conversations.
         max_length: most tokens of template and text together; only the user's text is ever cut.
             Reasoning comes on top, so that the same query has the same prompt whatever it thinks.
@@ -158,7 +160,7 @@ class Conversation:
         return Rendered(ids, position=len(ids) - 1, answer_start=len(prompt))
 
     def after_token(self, reasoned: bool) -> list[int]:
-        """What the assistant says after the embed token (a full stop, the end of its turn); for the language loss."""
+        """What the assistant says after the embed token: a full stop, its turn's end (for the SFT loss)."""
         eos = self.tokenizer.eos_token_id
         end = [] if eos is None else [eos]
         return end if reasoned else [*self._after, *end]
@@ -237,7 +239,8 @@ def embed_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     index = tokenizer.get_vocab().get(EMBED_TOKEN)
     if index is None:
         raise ModelError(
-            f"{tokenizer.name_or_path}: the tokenizer has no {EMBED_TOKEN}, so this model gives no embeddings yet; train it first"
+            f"{tokenizer.name_or_path}: the tokenizer has no {EMBED_TOKEN}, "
+            "so this model gives no embeddings yet; train it first"
         )
     return index
 
@@ -250,8 +253,8 @@ def _make_special(tokenizer: PreTrainedTokenizerBase) -> None:
 def add_embed_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Give a base model the embed token; returns its id.
 
-    A tokenizer that has the token keeps it. Spare embedding rows are used before the matrix grows (Qwen2.5-1.5B has
-    151,936 rows for 151,665 tokens). A new token's row starts at the mean of the others.
+    A tokenizer that has the token keeps it. Spare embedding rows are used before the matrix grows
+    (Qwen2.5-1.5B has 151,936 rows for 151,665 tokens). A new token's row starts at the mean of the others.
     """
     import torch
 

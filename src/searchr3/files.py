@@ -58,7 +58,8 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
             f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one object"
         ) from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}; write one {{...}} a line")
+        kind = type(row).__name__
+        raise DataError(f"{where}: expected a JSON object, found {kind}; write one {{...}} a line")
     return row
 
 
@@ -69,9 +70,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise SearchR3Error(f"{path}: no space left on the disk; free some or choose another --output") from None
+            fault = "no space left on the disk; free some or choose another place"
+            raise SearchR3Error(f"{path}: {fault}") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise SearchR3Error(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+            fault = f"cannot be written ({error.strerror}); choose another place"
+            raise SearchR3Error(f"{path}: {fault}") from None
         raise
 
 

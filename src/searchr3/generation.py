@@ -67,7 +67,8 @@ def generate_ids(
     """Completions of `prompts` in one padded batch, stop token included.
 
     Args:
-        temperature: 0 decodes greedily; above 0 samples from the full distribution (no top-k, no top-p, no penalty).
+        temperature: 0 decodes greedily; above 0 samples from the full distribution (no top-k, no top-p, no
+            penalty, whatever the checkpoint's own generation config says).
         stop_ids: tokens that end a completion; those of `conversation` by default.
     """
     pad_id = padding_id(conversation)
@@ -84,8 +85,8 @@ def generate_ids(
     )
     training = model.training
     model.eval()
-    # A shallow copy with a generation config of its own: what a checkpoint's sets and ours leaves open would get in
-    # (Qwen2.5-Instruct: a repetition penalty).
+    # A shallow copy with this config alone: what it leaves open would come from the checkpoint's own, such as
+    # the repetition penalty of Qwen2.5-Instruct.
     speaker = copy.copy(without_wrapper(model))
     speaker.generation_config = config
     try:
@@ -104,7 +105,7 @@ def reason(
     temperature: float = 0.0,
     batch_size: int = 32,
 ) -> list[Reasoning]:
-    """Reasoning for each prompt (ids of `Conversation.reasoning_prompts`), batched by length, in the given order."""
+    """Reasoning for each prompt (ids of `Conversation.reasoning_prompts`), in the given order."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     results: list[Reasoning | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):

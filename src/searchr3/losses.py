@@ -1,7 +1,7 @@
 """The four losses of stage 1 as pure functions on tensors: no model, no I/O.
 
-`L = a·SFT + b·KL + c·InfoNCE + d·TripletMargin` (Search-R3, arXiv 2510.07048, stage 1; the paper shows no coefficients, so
-they are in the recipe). Vectors are unit length, so that a dot product is a cosine.
+`L = a·SFT + b·KL + c·InfoNCE + d·TripletMargin` (Search-R3, arXiv 2510.07048, stage 1; the paper shows no
+coefficients, so they are in the recipe). Vectors are unit length, so that a dot product is a cosine.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def info_nce(
         documents: unit vectors, shape (m, d).
         positive: index of each query's positive document, int64, shape (n,).
         temperature: τ > 0.
-        allowed: bool, shape (n, m); False leaves a document out of a query's sum (a false negative: the same document
-            again, or judged relevant). The positive itself always counts.
+        allowed: bool, shape (n, m); False leaves a document out of a query's sum (a false negative: the same
+            document again, or judged relevant). The positive itself always counts.
 
     Returns:
         scalar.
@@ -70,9 +70,10 @@ def sft(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def kl_to_base(logits: Tensor, base_logits: Tensor) -> Tensor:
-    """`KL(π ‖ π_base) = Σ_v π(v) · (log π(v) − log π_base(v))`, mean over tokens, in nats; 0 when there are none.
+    """`KL(π ‖ π_base) = Σ_v π(v) · (log π(v) − log π_base(v))`, mean over tokens, in nats.
 
-    The direction is ours (the paper names none): it punishes the policy for saying what the base would not.
+    0 when there are no tokens. The direction is ours (the paper names none): it punishes the policy for
+    saying what the base would not.
 
     Args:
         logits, base_logits: shape (t, vocabulary), at the same positions of the same sequences.

@@ -13,29 +13,20 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
 from searchr3.errors import ModelError
 from searchr3.files import new_folder
 from searchr3.generation import Reasoning, pad_ids, padding_id, reason, without_wrapper
+from searchr3.loading import SETTINGS, first_line, load_parts
 
-SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
-HUB_FILES = [
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-]  # what a model's repository is asked for
 TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
 
 Progress = Callable[[int, int], None]
@@ -61,10 +52,20 @@ def embed(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> 
     return F.normalize(hidden[torch.arange(len(rendered), device=device), positions].float(), dim=-1)
 
 
+class HasIds(Protocol):
+    """What can be batched by length: a rendered conversation, or an item to train on."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+
 def length_batches(
-    rendered: Sequence[Rendered], batch_size: int, tokens: int = TOKENS_PER_BATCH
+    rendered: Sequence[HasIds], batch_size: int, tokens: int = TOKENS_PER_BATCH
 ) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, longest first, each within `batch_size` rows and `tokens` padded tokens."""
+    """Row numbers in batches of like length, longest first.
+
+    A batch has at most `batch_size` rows and, unless it is a single row, `tokens` tokens with padding.
+    """
     order = sorted(range(len(rendered)), key=lambda row: (-len(rendered[row].ids), row))
     start = 0
     while start < len(order):
@@ -104,7 +105,7 @@ class SearchR3:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(
-                f"{path}: cannot be put on device {str(device)!r} ({_first_line(error)})"
+                f"{path}: cannot be put on device {str(device)!r} ({first_line(error)})"
             ) from None
         self._set(model, tokenizer, settings, max_length, batch_size, prompts)
 
@@ -118,7 +119,7 @@ class SearchR3:
         batch_size: int = 32,
         autocast: torch.dtype | None = None,
     ) -> SearchR3:
-        """Wrap a model in memory, such as one in training; `autocast` is the precision of its forward passes."""
+        """Wrap a model in memory, such as one in training; `autocast`: precision of its forward passes."""
         self = cls.__new__(cls)
         self._set(model, tokenizer, {}, max_length, batch_size, prompts)
         self.autocast = autocast
@@ -133,7 +134,7 @@ class SearchR3:
         max_length: int | None = None,
         batch_size: int = 32,
     ) -> SearchR3:
-        """Start from a chat model that may not know the embed token yet: it is added, see `add_embed_token`."""
+        """Start from a chat model that may lack the embed token: it is added, see `add_embed_token`."""
         model, tokenizer, settings = load_parts(path, dtype)
         add_embed_token(model, tokenizer)
         self = cls.__new__(cls)
@@ -196,7 +197,8 @@ class SearchR3:
         Args:
             reasoning: False embeds directly; True thinks first; a list of `generate`'s results uses those.
             instruction: task instruction, put after the system prompt.
-            samples: at least 1; with `reasoning=True`, the mean of so many sampled thoughts' vectors (1: one greedy thought).
+            samples: with `reasoning=True`, the mean of so many sampled thoughts' vectors; at 1 one greedy
+                thought.
             dim: keep the first `dim` dimensions (of a model trained for it), again to unit length.
         """
         texts = _texts(queries, "queries")
@@ -236,7 +238,7 @@ class SearchR3:
         return np.asarray(a) @ np.asarray(b).T
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
-        """Save weights (safetensors; a LoRA adapter merged), tokenizer, prompts and length as a Hugging Face folder."""
+        """Save a Hugging Face folder: safetensors (a LoRA adapter merged), tokenizer, prompts and length."""
         model = self.model
         if hasattr(model, "peft_config") and hasattr(model, "merge_and_unload"):
             import copy
@@ -253,7 +255,7 @@ class SearchR3:
 
     @torch.no_grad()
     def encode_rendered(self, rendered: Sequence[Rendered], progress: Progress | None = None) -> np.ndarray:
-        """Unit vectors of ready conversations, float32 of shape (n, d); batched by length, in the given order."""
+        """Unit vectors of ready conversations, float32 of shape (n, d), in the given order."""
         vectors = np.empty((len(rendered), self.dimension), dtype=np.float32)
         pad_id = padding_id(self.conversation)
         training = self.model.training
@@ -285,74 +287,6 @@ def shorten(vectors: np.ndarray, dim: int | None) -> np.ndarray:
     return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 
-def load_parts(
-    path: str | Path, dtype: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Model, tokenizer and our settings from a folder or the Hub, safetensors only, no remote code.
-
-    Raises:
-        ModelError: nothing usable at `path`.
-    """
-    folder = model_folder(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # broken files fail in a dozen ways
-        raise ModelError(f"{path}: cannot load a model ({_first_line(error)})") from None
-    if report["missing_keys"]:  # transformers would make them up
-        raise ModelError(
-            f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
-        )
-    tokenizer.name_or_path = str(path)
-    if not tokenizer.chat_template:
-        raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
-    return model, tokenizer, load_settings(folder / SETTINGS)
-
-
-def load_settings(file: Path) -> dict[str, Any]:
-    """Our settings beside the weights; empty when there are none, as in a base or a published checkpoint."""
-    if not file.is_file():
-        return {}
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ModelError(f"{file}: not valid JSON; copy it again from the original model") from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("max_length", 1), int):
-        raise ModelError(
-            f"{file}: expected 'prompts' and a whole number 'max_length'; copy it again from the original model"
-        )
-    return settings
-
-
-def model_folder(path: str | Path) -> Path:
-    """`path` itself, or the local copy of the Hub's model of that name, downloaded if need be.
-
-    Raises:
-        ModelError: neither. Without a network this is known at once; `from_pretrained` would try for a minute.
-    """
-    folder = Path(path)
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{path}: not a model folder (no config.json); give the folder of a trained model, e.g. RUN/stage2"
-            )
-        return folder
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
-    except HFValidationError:
-        raise ModelError(f"{path}: no such folder; check the path") from None
-    except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{path}: no such folder, and the Hub cannot be reached; check the path or the network"
-        ) from None
-    except Exception as error:  # whatever the Hub or the way to it says
-        raise ModelError(
-            f"{path}: no such folder, and the Hub does not give it ({_first_line(error)})"
-        ) from None
-
-
 def _texts(texts: Sequence[str], name: str) -> list[str]:
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of texts, not one text")
@@ -361,7 +295,3 @@ def _texts(texts: Sequence[str], name: str) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"{name}[{number}] must be text, got {type(text).__name__}")
     return texts
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -62,7 +62,6 @@ def train(
         sizes = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
         print(f"# data: {len(dataset.corpus):,} documents; queries: {sizes}")
         return
-    hush_transformers()
     with Screen() as screen:
         RunFolder(output, settings, screen).run(resume)
 
@@ -116,6 +115,7 @@ class RunFolder:
         with self._phase("data", f"reading {self.recipe.data.source}"):
             dataset = load_dataset(data) if data.is_dir() else _dataset(self.recipe)
         with self._phase("base", "loading the base model"):
+            hush_transformers()
             check_trackers(self.recipe.report_to)
             fresh = None if base.is_dir() else _base(self.recipe)
             if not (self.path / "recipe.yaml").is_file():
@@ -241,10 +241,10 @@ class RunFolder:
 
 def _dataset(recipe: Recipe) -> RetrievalDataset:
     """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none."""
-    from searchr3.training.common import check_data
-
     data = recipe.data
     dataset = load_dataset(data.source, data.max_documents, data.split_by)
+    from searchr3.training.common import check_data  # torch, which a fault in the data need not wait for
+
     check_data(dataset, recipe)
     if not (recipe.stage1.steps and data.trace_words):
         return dataset

@@ -1,17 +1,20 @@
-"""The tiny base: its tokenizer, its packed texts, and a model that trains, saves and loads through the common path."""
+"""The tiny base: its tokenizer, its packed texts, and a base that is made and given the embed token."""
 
 import random
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from searchr3.conversation import EMBED_TOKEN
 from searchr3.errors import DataError
 from searchr3.model import SearchR3
 from searchr3.training.base import (
+    CHATML,
     SPARE_ROWS,
     VOCABULARY,
     as_chat,
@@ -56,7 +59,6 @@ def test_a_word_has_the_same_tokens_wherever_it_stands(tokenizer: PreTrainedToke
     assert ids(tokenizer, "name(name") == name + bracket + name
 
 
-@settings(deadline=None)
 @given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
 def test_no_text_is_beyond_the_alphabet(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     decoded = tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"])
@@ -65,7 +67,6 @@ def test_no_text_is_beyond_the_alphabet(tokenizer: PreTrainedTokenizerFast, text
     assert "\ufffd" not in decoded or "\ufffd" in text
 
 
-@settings(deadline=None)
 @given(words=st.lists(st.from_regex(r"[a-z]{1,9}", fullmatch=True), max_size=8))
 def test_words_survive_encoding_and_decoding(tokenizer: PreTrainedTokenizerFast, words: list[str]) -> None:
     assert tokenizer.decode(ids(tokenizer, " ".join(words))).split() == words
@@ -109,7 +110,6 @@ def test_the_tiny_shape_has_five_million_parameters_and_spare_rows(
     assert tiny_config(tokenizer, vocabulary=500, hidden_size=32).hidden_size == 32
 
 
-@settings(deadline=None)
 @given(count=st.integers(0, 300), seed=st.integers(0, 99))
 def test_a_chat_holds_the_text_in_order(count: int, seed: int) -> None:
     words = [f"w{i}" for i in range(count)]
@@ -159,6 +159,21 @@ def test_too_few_texts_are_one_clear_line(tmp_path: Path) -> None:
         make_base(["def f(): return 1"] * 3, tmp_path / "base", steps=1)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "base").exists()
+
+
+def test_the_bundled_base_has_room_for_the_token(tmp_path: Path) -> None:
+    folder = Path(str(files("searchr3"))) / "base"
+    assert (folder / "model.safetensors").stat().st_size < 12e6
+    search = SearchR3.from_base(folder)
+    assert search.model.get_input_embeddings().weight.shape == (VOCABULARY, 256)
+    assert search.conversation.embed_id < VOCABULARY
+    assert search.tokenizer.chat_template == CHATML
+    search.save_pretrained(tmp_path / "model")
+    again = SearchR3(tmp_path / "model")
+    texts = ["def parse_date(text): ...", "readJSONFile", f"{EMBED_TOKEN} é 😀"]
+    assert again.conversation.documents(texts) == search.conversation.documents(texts)
+    cosines = (again.encode_document(texts) * search.encode_document(texts)).sum(axis=1)
+    assert cosines.min() >= 0.9999
 
 
 def test_a_base_is_made_saved_and_gets_the_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

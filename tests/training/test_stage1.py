@@ -1,4 +1,4 @@
-"""Stage 1: what is in a batch, what each loss sees, which checkpoint remains, going on after an interruption."""
+"""Stage 1: what is in a batch, what each loss sees, which checkpoint remains, going on when interrupted."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -247,11 +247,11 @@ def labels_of_sft(
     monkeypatch.setattr(stage1, "reason", lambda model, chat, prompts, *_: [SAID] * len(prompts))
     calls["sft"].clear()
     loss_of(trainer, [0, 1, 2])
-    return Counter(calls["sft"][0][1].tolist())
+    return Counter(label for _, labels in calls["sft"] for label in labels.tolist())
 
 
 @pytest.mark.parametrize("source", ["noisy_traces", "own_samples"])
-def test_noisy_traces_and_own_samples_are_never_learnt(
+def test_of_noisy_traces_and_own_samples_only_the_end_is_learnt(
     source: str,
     make_trainer: Callable[..., Stage1Trainer],
     calls: dict[str, list[tuple[Any, ...]]],
@@ -260,11 +260,14 @@ def test_noisy_traces_and_own_samples_are_never_learnt(
     shares = {"noisy_traces": 0, "own_samples": 0, source: 1}
     overrides = [f"stage1.{name}={share}" for name, share in shares.items()]
 
-    with_reasoning = labels_of_sft(make_trainer(*overrides), calls, monkeypatch)
+    trainer = make_trainer(*overrides)
+    chat = trainer.conversation
+
+    with_reasoning = labels_of_sft(trainer, calls, monkeypatch)
     direct_only = labels_of_sft(make_trainer("stage1.reasoned_share=0"), calls, monkeypatch)
 
     assert len(calls["info_nce"]) == 3  # direct and reasoned, then direct: the reasoned were in the batch
-    assert with_reasoning == direct_only
+    assert with_reasoning - direct_only == Counter({chat.embed_id: 3, chat.tokenizer.eos_token_id: 3})
 
 
 def test_true_traces_are_learnt_with_the_token_and_the_end_of_the_turn(
@@ -396,6 +399,32 @@ def test_training_learns_and_leaves_a_curve(
     assert [news["step"] for news in told if "loss" in news] == list(range(1, 9))
     assert all(news["stage"] == "stage1" and news["steps"] == 8 for news in told)
     assert not search.model.training
+
+
+def test_every_pair_is_seen_once_an_epoch_in_another_order(
+    search: SearchR3,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def no_loss(self: Stage1Trainer, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        seen.extend(map(tuple, inputs["pairs"].tolist()))
+        return 0.0 * next(model.parameters()).sum()
+
+    monkeypatch.setattr(Stage1Trainer, "compute_loss", no_loss)
+    scripted(monkeypatch, [0.0], [])
+    some = dict(list(toy.split("stage1").items())[:32])
+    less = replace(toy, qrels={**toy.qrels, "stage1": some})
+    recipe = toy_recipe("stage1.batch_size=8", "stage1.steps=8", "stage1.evaluate_every=8")
+
+    train_stage1(search, less, recipe, tmp_path)
+
+    first, second = seen[:32], seen[32:]
+    assert sorted(first) == sorted(second) == sorted(Pairs(less, "stage1").pairs)
+    assert first != second
 
 
 def test_nothing_is_printed(

@@ -99,7 +99,7 @@ def rewards_of(trainer: Stage2Trainer, queries: list[str], completions: list[lis
 
 
 def test_a_rollout_is_rewarded_by_its_own_vector(trainer: Stage2Trainer, toy: RetrievalDataset) -> None:
-    """As the Python API embeds a query after this reasoning; the format reward comes on top where it is due."""
+    """As the Python API embeds a query after this reasoning; the format reward comes on top where due."""
     chat, search = trainer.conversation, trainer.search_model()
     queries = [key for key in list(trainer.qrels)[:2] for _ in range(4)]
     thoughts = [chat.thought_ids([toy.corpus[f"d{n}"].text[:20]])[0] for n in range(8)]

@@ -1,8 +1,9 @@
 """A tiny chat-format base model, made from nothing: tokenizer, causal pretraining on installed Python code.
 
-It stands where a Qwen2.5 checkpoint stands in real use, and runs through the same code: a `transformers` causal LM with a
-ChatML template and spare embedding rows. The objective is causal language modelling alone. Its texts hold no
-query-document pair (docstrings are separated from their functions) and nothing of the dev and test functions.
+It stands where a Qwen2.5 checkpoint stands in real use, and runs through the same code: a `transformers`
+causal LM with a ChatML template and spare embedding rows. The objective is causal language modelling alone.
+Its texts hold no query-document pair (docstrings are separated from their functions) and nothing of the dev
+and test functions.
 
     python -m searchr3.training.base OUTPUT [--steps 900] [--resume]
 """
@@ -29,7 +30,9 @@ from searchr3.errors import DataError
 from searchr3.files import new_folder
 
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = 8192
@@ -103,7 +106,7 @@ def tiny_config(
 
 
 def as_chat(text: str, rng: random.Random) -> str:
-    """A text as a conversation: the user says its beginning, the assistant goes on. Teaches the format, no labels."""
+    """A text as a conversation: the user says its beginning, the assistant goes on. The format, no labels."""
     words = text.split()
     cut = rng.randint(1, max(1, min(len(words) - 1, 40)))
     start, rest = " ".join(words[:cut]), " ".join(words[cut : cut + 120])
@@ -162,7 +165,10 @@ def make_base(
 ) -> Path:
     """Make tokenizer and model from `texts` and save both to `output` (bfloat16 safetensors, about 10.5 MB).
 
-    Checkpoints lie in `output` with the suffix `.checkpoints` until it is done; `resume` continues from the last.
+    Checkpoints lie beside `output`, with the suffix `.checkpoints`; `resume` continues from the last one.
+
+    Raises:
+        DataError: the texts do not fill one batch.
     """
     output = Path(output)
     texts = [text[:LONGEST_TEXT] for text in texts]
@@ -172,10 +178,11 @@ def make_base(
     rows = pack(texts, tokenizer, seed=seed)
     if len(rows) < batch_size:
         raise DataError(
-            f"too few texts: they fill {len(rows)} rows of {CONTEXT} tokens, a batch needs {batch_size}; give more"
+            f"too few texts: {len(rows)} rows of {CONTEXT} tokens do not fill a batch of {batch_size}"
         )
     print(
-        f"{len(texts)} texts, {rows.numel() / 1e6:.1f}M tokens, {model.num_parameters() / 1e6:.2f}M parameters",
+        f"{len(texts)} texts, {rows.numel() / 1e6:.1f}M tokens, "
+        f"{model.num_parameters() / 1e6:.2f}M parameters",
         flush=True,
     )
     arguments = TrainingArguments(

@@ -1,7 +1,7 @@
 """Which pairs stand in one batch: groups of like documents, so that in-batch negatives are hard at no cost.
 
-A random batch soon teaches nothing: its negatives are about something else. Here a batch is made of groups of pairs whose
-documents share telling words. Groups are drawn anew each epoch.
+A random batch soon teaches nothing: its negatives are about something else. Here a batch is made of groups
+of pairs whose documents share telling words. Groups are drawn anew each epoch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _BLOCK = 20_000  # rows that are grouped among themselves: bounds the time on mi
 def hashed_tf_idf(texts: Sequence[str], dimensions: int = _DIMENSIONS) -> np.ndarray:
     """Unit vectors of the words of each text, float32 of shape (n, dimensions).
 
-    Word w adds `±(1 + ln tf(w)) · ln((1 + n) / df(w))` to the place that its hash names, with the hash's sign (Weinberger et
-    al., 2009, arXiv 0902.2206).
+    Word w adds `±(1 + ln tf(w)) · ln((1 + n) / df(w))` to the place that its hash names, with the hash's sign
+    (Weinberger et al., 2009, arXiv 0902.2206).
     """
     counts = [Counter(split_identifiers(text)) for text in texts]
     frequency = Counter(word for count in counts for word in count)
@@ -59,7 +59,7 @@ def group_neighbours(vectors: np.ndarray, size: int, rng: np.random.Generator) -
 
 
 class NeighbourSampler(Sampler[int]):
-    """Order of the pairs in an epoch: group after group, groups shuffled. The same for the same seed and epoch.
+    """Order of the pairs in an epoch: group after group, groups shuffled; fixed by seed and epoch.
 
     Args:
         texts: the document of each pair.

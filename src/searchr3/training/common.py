@@ -109,6 +109,9 @@ class DevEvaluation:
     dev: DevSet
     recipe: Recipe
     think_on_dev: bool
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
     best_of: str  # which figure chooses the best checkpoint: `direct` or `reasoned`
     _parts: defaultdict[str, list[float]]
 

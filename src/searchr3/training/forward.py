@@ -1,4 +1,4 @@
-"""One differentiable pass over conversations of mixed length: their vectors, and logits where the assistant speaks."""
+"""One differentiable pass over mixed conversations: their vectors, and logits where the assistant speaks."""
 
 from __future__ import annotations
 

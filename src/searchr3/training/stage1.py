@@ -14,6 +14,7 @@ import copy
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.chats = self._chat_items()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> NeighbourSampler:
-        texts = [self.dataset.corpus[self.pairs.document_ids[document]].content for _, document in self.pairs.pairs]
+        ids = [self.pairs.document_ids[document] for _, document in self.pairs.pairs]
+        texts = [self.dataset.corpus[key].content for key in ids]
         return NeighbourSampler(texts, self.stage.neighbours, self.recipe.seed)
 
     def compute_loss(
@@ -169,6 +171,16 @@ class Stage1Trainer(DevEvaluation, Trainer):
             + weights.triplet * triplet
         )
 
+    def _language(self, items: list[Item], outputs: Outputs, reasoned_from: int) -> Tensor:
+        """SFT, half on direct answers, half on reasoning: thoughts must not drown in the one fixed answer."""
+        learn = torch.tensor([item.learn for item in items], device=outputs.item.device)[outputs.item]
+        thinking = learn & (outputs.item >= reasoned_from)
+        parts = [rows for rows in (learn & ~thinking, thinking) if rows.any()]
+        total = outputs.logits.sum() * 0.0
+        for rows in parts:
+            total = total + sft(outputs.logits[rows], outputs.labels[rows]) / len(parts)
+        return total
+
     def _items(
         self, queries: Sequence[int], documents: Sequence[str], rng: random.Random
     ) -> tuple[list[Item], list[int]]:
@@ -187,10 +199,10 @@ class Stage1Trainer(DevEvaluation, Trainer):
         rows = sorted(thoughts)
         rendered = chat.reasoned([texts[row] for row in rows], [thoughts[row][0] for row in rows])
         end = chat.after_token(reasoned=True)
-        items += [
-            Item.of(one, end, learn=thoughts[row][1], anchor=anchor)
-            for row, one in zip(rows, rendered, strict=True)
-        ]
+        for row, one in zip(rows, rendered, strict=True):
+            # a thought that is not to be learnt counts as given: learnt is to end it with the embed token
+            said = one if thoughts[row][1] else replace(one, answer_start=one.position)
+            items.append(Item.of(said, end, learn=True, anchor=anchor))
         if anchor and self.chats:
             items += rng.sample(self.chats, min(self.stage.chat_prompts, len(self.chats)))
         return items, rows

@@ -208,6 +208,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         loss = super()._compute_loss(model, inputs)
         hidden, self._hidden = self._hidden, None
+        assert hidden is not None
         if self._term is None or not self.model.training:
             return loss
         return loss + self.stage.contrastive * self._cached_loss(model, inputs, hidden, self._term)
@@ -304,7 +305,7 @@ def train_stage2(
         episodes: JSONL file that gets whole episodes every `episodes_every` steps.
 
     Returns:
-        the curve: one entry a logged step with `reward`, `thinking_tokens`, `emission_rate` … and dev figures.
+        the curve: an entry a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and dev figures.
     """
     set_seed(recipe.seed)
     search.autocast = precision(recipe)

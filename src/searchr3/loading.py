@@ -1,0 +1,89 @@
+"""From a folder or a Hub id to a model, its tokenizer and our settings, or to one line that says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from searchr3.errors import ModelError
+
+SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
+# What a model's repository is asked for: weights, configurations, the files of a tokenizer.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+def load_parts(
+    path: str | Path, dtype: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Model, tokenizer and our settings from a folder or the Hub, safetensors only, no remote code.
+
+    Raises:
+        ModelError: nothing usable at `path`.
+    """
+    folder = model_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # broken files fail in a dozen ways
+        raise ModelError(f"{path}: cannot load a model ({first_line(error)})") from None
+    if report["missing_keys"]:  # transformers would make them up
+        raise ModelError(
+            f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
+        )
+    tokenizer.name_or_path = str(path)
+    if not tokenizer.chat_template:
+        raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
+    return model, tokenizer, load_settings(folder / SETTINGS)
+
+
+def load_settings(file: Path) -> dict[str, Any]:
+    """Our settings beside the weights; empty when there are none, as in a base or a published checkpoint."""
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ModelError(f"{file}: not valid JSON; copy it again from the original model") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("max_length", 1), int):
+        raise ModelError(
+            f"{file}: expected 'prompts' and a whole number 'max_length'; copy it again from the original"
+        )
+    return settings
+
+
+def model_folder(path: str | Path) -> Path:
+    """`path` itself, or the local copy of the Hub's model of that name, downloaded if need be.
+
+    Raises:
+        ModelError: neither. Without a network at once, where `from_pretrained` would retry for a minute.
+    """
+    folder = Path(path)
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{path}: not a model folder (no config.json); give that of a trained model, e.g. RUN/stage2"
+            )
+        return folder
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    except HFValidationError:
+        raise ModelError(f"{path}: no such folder; check the path") from None
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{path}: no such folder, and the Hub cannot be reached; check the path or the network"
+        ) from None
+    except Exception as error:  # whatever the Hub or the way to it says
+        raise ModelError(
+            f"{path}: no such folder, and the Hub does not give it ({first_line(error)})"
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,363 @@
+"""A run folder: what may begin, what is refused before anything is written, and what evaluation is shown."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from searchr3 import pipeline
+from searchr3.cli import app
+from searchr3.dataset import Document, Query, RetrievalDataset
+from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.model import SearchR3
+from searchr3.pipeline import RunFolder, bundled_base, machine, search
+from searchr3.progress import Screen
+from searchr3.training.recipe import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder to work in, with `toy/` and `recipe.yaml`: neither stage trains."""
+    toy.save(tmp_path / "toy")
+    recipe = toy_recipe("data.source=toy", "stage1.steps=0", "stage2.steps=0")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump()), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failed(*arguments: str) -> str:
+    """The one line of a command that fails."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert lines[0] == result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.output
+    assert "internal" not in lines[0]
+    return lines[0].removeprefix("error: ")
+
+
+def train(*overrides: str) -> str:
+    """The error of a `train` in `here` that must leave no run behind."""
+    line = failed("train", "recipe.yaml", *overrides, "--output", "run")
+    assert not Path("run").exists()
+    return line
+
+
+# Bad input: one line that names the place, and no folder
+
+
+def test_a_recipe_with_an_unknown_key(here: Path) -> None:
+    assert "unknown key 'stage1.temprature'; did you mean 'temperature'?" in train("stage1.temprature=1")
+
+
+def test_a_missing_recipe(here: Path) -> None:
+    assert failed("train", "nowhere.yaml").startswith("nowhere.yaml: no such recipe file")
+
+
+def test_a_missing_data_set(here: Path) -> None:
+    missing = here / "nowhere"
+
+    assert train(f"data.source={missing}").startswith(f"{missing}: no such file or folder")
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "words"),
+    [
+        ("corpus.jsonl", '{"_id": "x", "text": "half', "corpus.jsonl:151: not valid JSON"),
+        ("corpus.jsonl", '{"_id": "x", "text": " "}', "corpus.jsonl:151: 'text' is empty"),
+        ("queries.jsonl", '{"_id": "x", "text": ""}', "queries.jsonl:151: 'text' is empty"),
+        ("queries.jsonl", "[1, 2]", "queries.jsonl:151: expected a JSON object"),
+        ("qrels/dev.tsv", "q5\tnobody\t1", "judges the unknown document id 'nobody'"),
+        ("qrels/dev.tsv", "nobody\td1\t1", "judges the unknown query id 'nobody'"),
+    ],
+)
+def test_a_bad_line_of_the_data(here: Path, file: str, line: str, words: str) -> None:
+    with (here / "toy" / file).open("a", encoding="utf-8") as lines:
+        lines.write(line + "\n")
+
+    message = train()
+
+    assert f"toy/{file}:" in message
+    assert words in message
+
+
+def test_data_without_a_split_that_is_needed(here: Path) -> None:
+    (here / "toy" / "qrels" / "dev.tsv").unlink()
+
+    assert "no split 'dev'" in train()
+
+
+def test_more_queries_in_a_step_than_there_are(here: Path) -> None:
+    assert train("stage2.steps=1", "stage2.queries=500").startswith("stage2.queries: a step wants 500")
+
+
+def test_a_base_that_is_none(here: Path) -> None:
+    assert train("model.base=toy").startswith("toy: not a model folder")
+    assert train("model.base=./nowhere").startswith("./nowhere: ")
+
+
+def test_prompts_that_are_none(here: Path) -> None:
+    (here / "prompts.yaml").write_text("embd: hello\n", encoding="utf-8")
+
+    assert "prompts.yaml: unknown key 'embd'; did you mean 'embed'?" in train("model.prompts=prompts.yaml")
+
+
+def test_a_tracker_that_is_none(here: Path) -> None:
+    assert train("report_to=tensorbord").startswith("report_to: tensorbord is not supported")
+
+
+def test_after_the_mend_the_same_command_runs(here: Path) -> None:
+    """A fault in the data leaves nothing that would have to be resumed or removed first."""
+    qrels = here / "toy" / "qrels" / "dev.tsv"
+    good = qrels.read_text(encoding="utf-8")
+    qrels.write_text(good + "q5\tnobody\t1\n", encoding="utf-8")
+    train()
+    qrels.write_text(good, encoding="utf-8")
+
+    result = CliRunner().invoke(app, ["train", "recipe.yaml", "--output", "run"])
+
+    assert result.exit_code == 0, result.output
+    assert (here / "run" / "report.html").is_file()
+
+
+def test_a_model_without_the_embed_token_embeds_nothing(here: Path, tiny_base: Path) -> None:
+    assert CliRunner().invoke(app, ["train", "recipe.yaml", "--output", "run"]).exit_code == 0
+    shutil.rmtree("run/stage2")
+    shutil.copytree(tiny_base, "run/stage2")
+
+    for line in (
+        failed("search", "parse a date", "--run", "run"),
+        failed("evaluate", str(tiny_base), "--data", "toy", "--output", "results.json"),
+    ):
+        assert "the tokenizer has no <|embed_token|>" in line
+    assert not Path("results.json").exists()
+
+
+# A full disk
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def torch_on_a_full_disk(*_: Any, **__: Any) -> None:
+    raise RuntimeError(
+        "[enforce fail at inline_container.cc:678] . PytorchStreamWriter failed writing file data/0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "stand_in", "left"),
+    [
+        ("searchr3.pipeline.write_text", full_disk, set()),
+        ("searchr3.dataset.beir.write_jsonl", full_disk, {"recipe.yaml", "progress.json"}),
+        ("transformers.PreTrainedModel.save_pretrained", full_disk, {"recipe.yaml", "data", "progress.json"}),
+        ("torch.save", torch_on_a_full_disk, {"recipe.yaml", "data", "base", "checkpoints", "progress.json"}),
+        (
+            "safetensors.numpy.save_file",
+            full_disk,
+            {"recipe.yaml", "data", "base", "stage1", "stage2", "checkpoints", "progress.json"},
+        ),
+    ],
+    ids=["recipe", "data", "base", "checkpoint", "vectors"],
+)
+def test_a_full_disk_is_one_line_and_nothing_is_half_written(
+    here: Path, place: str, stand_in: Callable[..., None], left: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once there is room, --resume goes on."""
+    steps = ("stage1.steps=1", "stage1.evaluate_every=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, stand_in)
+        line = failed("train", "recipe.yaml", *steps, "--output", "run")
+
+    assert "no space left on the disk" in line
+    assert {path.name for path in Path("run").glob("*")} == left
+    result = CliRunner().invoke(app, ["train", "recipe.yaml", *steps, "--output", "run", "--resume"])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in Path("run").glob(".*")} == set()
+
+
+# Who may begin
+
+
+def begin(path: Path, recipe: Recipe, resume: bool) -> RunFolder:
+    run = RunFolder(path, recipe, Screen())
+    run._admit(resume)
+    return run
+
+
+def test_a_new_folder_an_empty_one_and_an_interrupted_run_are_admitted(
+    tmp_path: Path, toy_recipe: MakeRecipe
+) -> None:
+    begin(tmp_path / "new", toy_recipe(), resume=False)
+    begin(tmp_path / "new", toy_recipe(), resume=True)
+    begin(tmp_path, toy_recipe(), resume=False)
+    used = {"recipe": toy_recipe().dump(), "machine": machine()}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(used), encoding="utf-8")
+    (tmp_path / "progress.json").write_text('{"data": 2.5}', encoding="utf-8")
+
+    assert begin(tmp_path, toy_recipe(), resume=True).seconds == {"data": 2.5}
+    with pytest.raises(SearchR3Error, match="holds a run; continue it with --resume"):
+        begin(tmp_path, toy_recipe(), resume=False)
+    with pytest.raises(RecipeError, match="another recipe"):
+        begin(tmp_path, toy_recipe("stage1.steps=5"), resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_somebody_elses_folder_is_left_alone(tmp_path: Path, toy_recipe: MakeRecipe, resume: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("", encoding="utf-8")
+
+    with pytest.raises(SearchR3Error, match="exists and is not a run"):
+        begin(tmp_path, toy_recipe(), resume)
+
+
+def test_a_finished_run_is_not_resumed(tmp_path: Path, toy_recipe: MakeRecipe) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(toy_recipe().dump()), encoding="utf-8")
+    (tmp_path / "report.html").write_text("", encoding="utf-8")
+
+    with pytest.raises(SearchR3Error, match="finished"):
+        begin(tmp_path, toy_recipe(), resume=True)
+
+
+def test_a_dry_run_shows_recipe_and_data_and_writes_nothing(here: Path) -> None:
+    before = sorted(os.listdir())
+
+    result = CliRunner().invoke(app, ["train", "recipe.yaml", "stage1.steps=7", "--dry-run"])
+
+    assert result.exit_code == 0, result.output
+    shown = yaml.safe_load(result.stdout)
+    assert shown["stage1"]["steps"] == 7
+    assert shown["data"]["source"] == "toy"
+    assert "# data: 150 documents; queries: " in result.stdout
+    assert all(f"{split} " in result.stdout for split in ("stage1", "stage2", "dev", "test"))
+    assert sorted(os.listdir()) == before
+
+
+def test_a_dry_run_finds_faults_in_the_data(here: Path) -> None:
+    (here / "toy" / "qrels" / "dev.tsv").unlink()
+
+    assert "no split 'dev'" in failed("train", "recipe.yaml", "--dry-run")
+
+
+def test_traces_are_made_where_the_queries_bring_none(here: Path, toy_recipe: MakeRecipe) -> None:
+    data = RetrievalDataset.load("toy")
+    bare = replace(data.without_reasoning(), name="bare")
+    bare.save("bare")
+
+    made = pipeline._dataset(toy_recipe("data.source=bare"))
+    none = pipeline._dataset(toy_recipe("data.source=bare", "data.trace_words=0"))
+    theirs = pipeline._dataset(toy_recipe("data.source=toy"))
+
+    with_trace = {key for key, query in made.queries.items() if query.reasoning}
+    assert with_trace == set(made.split("stage1"))
+    assert all(len(made.queries[key].reasoning.split()) <= 3 for key in with_trace)  # type: ignore[union-attr]
+    assert none.queries == bare.queries
+    assert theirs.queries == data.queries
+
+
+# Evaluation
+
+
+def test_no_trace_reaches_evaluation(
+    tmp_path: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tiny_model: Path
+) -> None:
+    """A data set whose traces give every answer away is measured like one without any."""
+    answers = {
+        query: toy.corpus[document].content * 3
+        for qrels in toy.qrels.values()
+        for query, grades in qrels.items()
+        for document in grades
+    }
+    poisoned = replace(
+        toy, queries={key: replace(query, reasoning=answers[key]) for key, query in toy.queries.items()}
+    )
+    run = RunFolder(tmp_path, toy_recipe(), Screen())
+
+    clean, given_away = (
+        run._evaluate("stage", SearchR3(tiny_model, dtype="float32"), dataset, None)
+        for dataset in (toy.without_reasoning(), poisoned)
+    )
+
+    assert [one.name for one in clean.runs + clean.baselines] == ["direct", "reasoned", "bm25"]
+    for a, b in zip(clean.runs + clean.baselines, given_away.runs + given_away.baselines, strict=True):
+        assert (a.values, a.hits, a.reasonings, a.thinking_tokens) == (
+            b.values,
+            b.hits,
+            b.reasonings,
+            b.thinking_tokens,
+        )
+
+
+def test_stage_2_gets_the_vectors_of_the_documents_that_may_be_trained_on(
+    tmp_path: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = frozenset(list(toy.corpus)[::3])
+    dataset = replace(toy, held_out=held_out)
+    seen: list[Any] = []
+    monkeypatch.setattr("searchr3.training.stage2.train_stage2", lambda *arguments: seen.append(arguments))
+    rows = np.arange(len(toy.corpus), dtype=np.float32)[:, None]
+
+    RunFolder(tmp_path, toy_recipe(), Screen())._train("stage2", None, dataset, tmp_path, rows)  # type: ignore[arg-type]
+
+    assert seen[0][5][:, 0].tolist() == [row for row, key in enumerate(toy.corpus) if key not in held_out]
+
+
+# Search
+
+
+def test_search_needs_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(SearchR3Error, match="not a run folder; make one"):
+        search("query", tmp_path)
+    (tmp_path / "recipe.yaml").write_text("recipe: {}\nmachine: {}\n", encoding="utf-8")
+    with pytest.raises(SearchR3Error, match="not finished; continue it with --resume"):
+        search("query", tmp_path)
+
+
+def test_search_finds_what_the_model_ranks_first(here: Path) -> None:
+    assert CliRunner().invoke(app, ["train", "recipe.yaml", "--output", "run"]).exit_code == 0
+    model, data = SearchR3("run/stage2", dtype="float32"), RetrievalDataset.load("run/data")
+    query = "parse the date strictly"
+
+    direct = search(query, Path("run"), k=3, reasoning=False)
+    thought = search(query, Path("run"), k=1000)
+
+    documents = model.encode_document([one.content for one in data.corpus.values()])
+    scores = (model.encode_query([query]) @ documents.T)[0]
+    ids = list(data.corpus)
+    assert [hit.document_id for hit in direct.hits] == [ids[row] for row in np.argsort(-scores)[:3]]
+    assert [hit.rank for hit in direct.hits] == [1, 2, 3]
+    np.testing.assert_allclose([hit.score for hit in direct.hits], np.sort(scores)[::-1][:3], atol=1e-3)
+    assert direct.hits[0].title == data.corpus[direct.hits[0].document_id].title
+    assert (direct.reasoning, direct.thinking_tokens) == ("", 0)
+    (expected,) = model.generate(batch=[query], max_new_tokens=4)
+    assert (thought.reasoning, thought.thinking_tokens) == (expected.text, len(expected.token_ids))
+    assert len(thought.hits) == 150
+
+
+def test_a_long_document_is_shown_by_its_beginning() -> None:
+    corpus = {"d": Document("title", "word\n " * 100, {"file": "a.py"})}
+    data = RetrievalDataset("one", corpus, {"q": Query("q")}, {})
+
+    hit = pipeline._hit(0, 0.123456, "d", data)
+
+    assert hit.snippet.startswith("word word") and hit.snippet.endswith("…")
+    assert len(hit.snippet) <= 200
+    assert (hit.rank, hit.score, hit.metadata) == (1, 0.1235, {"file": "a.py"})
+
+
+def test_the_bundled_base_is_there() -> None:
+    assert json.loads((bundled_base() / "config.json").read_text(encoding="utf-8"))["model_type"] == "qwen3"
