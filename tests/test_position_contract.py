@@ -162,7 +162,7 @@ def test_an_adapter_counts_merged_unmerged_and_saved(
     assert agreement(vectors, alone(adapted, rendered)) >= LIMIT
 
     adapted.save_pretrained(tmp_path / "merged")
-    assert hasattr(adapted.model, "peft_config")  # saving left the model as it was
+    assert any("lora_" in name for name, _ in adapted.model.named_parameters())  # saving left it as it was
     assert agreement(adapted.encode_rendered(rendered), vectors) >= LIMIT
     saved = SearchR3(tmp_path / "merged")
     assert not hasattr(saved.model, "merge_and_unload")

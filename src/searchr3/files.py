@@ -70,7 +70,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            fault = "no space left on the disk; free some or choose another place"
+            fault = "no space left on the disk; free some or choose another --output"
             raise SearchR3Error(f"{path}: {fault}") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             fault = f"cannot be written ({error.strerror}); choose another place"
