@@ -36,7 +36,10 @@ def one_line(error: BaseException, command: str | None = None) -> str:
 
 
 def _full_disk(error: BaseException | None) -> BaseException | None:
-    """The full disk behind an error, if there is one. Libraries wrap it: safetensors keeps only its words, torch none."""
+    """The full disk behind an error, if there is one.
+
+    Libraries wrap it: safetensors keeps only its words, torch none.
+    """
     words = ("No space left on device", "PytorchStreamWriter failed writing file")
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or any(one in str(error) for one in words):

@@ -14,8 +14,9 @@ from torch import Tensor
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood
 from searchr3.errors import DataError, RecipeError
-from searchr3.generation import Reasoning
-from searchr3.model import SearchR3
+from searchr3.generation import Reasoning, pad_ids
+from searchr3.losses import allowed_negatives, info_nce
+from searchr3.model import SearchR3, embed
 from searchr3.training import stage2
 from searchr3.training.common import check_data, relevant_documents
 from searchr3.training.dev import DevSet
@@ -76,6 +77,10 @@ def some_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def weights(search: SearchR3) -> dict[str, Tensor]:
     return search.model.state_dict()
+
+
+def contents(data: RetrievalDataset) -> list[str]:
+    return [document.content for document in data.corpus.values()]
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -266,6 +271,54 @@ def test_eight_micro_batches_of_one_equal_one_of_eight(overrides: tuple[str, ...
     for name, weight in weights(one).items():
         # two steps of Adam move a weight by about 2e-4; where a gradient is next to nothing, rounding decides
         assert (weights(eight)[name] - weight).abs().mean() < 1e-6, name
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_gradients_through_the_rollouts_are_those_of_the_plain_loss(
+    parts: int, trainer: Stage2Trainer, toy: RetrievalDataset
+) -> None:
+    """Every vector is read where it was read for the reward, in padded micro-batches as TRL makes them."""
+    chat, pad_id, model = trainer.conversation, trainer.pad_id, trainer.model
+    trainer.args.steps_per_generation = parts
+    keys = [key for key in list(trainer.qrels)[:2] for _ in range(4)]
+    thoughts = chat.thought_ids(
+        ["date", "string lazily", "", "list", "file", "file", "parse the date", "load"]
+    )
+    completions = [[*one, chat.embed_id] for one in thoughts]
+    completions[3] = thoughts[3]  # never said: no part in the term
+    rewards_of(trainer, keys, completions)
+    term = trainer._term
+    assert term is not None
+
+    prompts = chat.reasoning_prompts([toy.queries[key].text for key in keys])
+    rollouts = [chat.close(prompts[row], thoughts[row]) for row in range(8) if row != 3]
+    names = {tuple(one.ids): key for key, one in zip(toy.corpus, chat.documents(contents(toy)), strict=True)}
+    documents = [names[tuple(one.ids)] for one in term.texts[2:]]
+    allowed = allowed_negatives(documents, [set(trainer.qrels[key]) for key in (keys[0], keys[4])])
+    vectors = [embed(model, texts, pad_id) for texts in (rollouts, term.texts[:2], term.texts[2:])]
+    positive, query_of = torch.tensor([0, 1]), torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    plain = 0.5 * info_nce(vectors[1], vectors[2], positive, 0.05, allowed)
+    plain = plain + 0.5 * info_nce(vectors[0], vectors[2], positive[query_of], 0.05, allowed[query_of])
+    plain.backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+
+    for part in range(parts):
+        trainer._step = part
+        rows = range(part, 8, parts)
+        prompt_ids, prompt_mask = pad_ids([prompts[row] for row in rows], pad_id, left=True)
+        completion_ids, completion_mask = pad_ids([completions[row] for row in rows], pad_id)
+        inputs = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask}
+        inputs |= {"completion_ids": completion_ids, "completion_mask": completion_mask}
+        ids = torch.cat([prompt_ids, completion_ids], dim=1)
+        mask = torch.cat([prompt_mask, completion_mask], dim=1)
+        hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        trainer._cached_loss(model, inputs, hidden, term).backward()
+
+    assert len(documents) == 4
+    assert term.loss == pytest.approx(plain.item(), rel=1e-4)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, expected[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 @pytest.mark.usefixtures("some_say_it")

@@ -46,6 +46,7 @@ class RefreshPolicy(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Take over what `state_dict` returned."""
+        return None
 
 
 class Full(RefreshPolicy):

@@ -1,6 +1,6 @@
 """The recipe reference, rendered from the recipe itself.
 
-    python -m searchr3.training.recipe_page > docs/recipe.md
+python -m searchr3.training.recipe_page > docs/recipe.md
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from searchr3.training.recipe import Recipe
 _HEAD = """\
 # The recipe
 
-Everything that decides a run is a key of its recipe: a YAML file for `searchr3 train`, in which only what differs
-from the defaults need stand.
+Everything that decides a run is a key of its recipe: a YAML file for `searchr3 train`, in which only what
+differs from the defaults need stand.
 
 ```yaml
 name: mine
@@ -26,9 +26,10 @@ stage1:
   steps: 2000
 ```
 
-Any key can be set on the command line too, written with dots: `searchr3 train mine.yaml stage1.steps=100
-report_to=[tensorboard]`. `searchr3 train mine.yaml --dry-run` prints the recipe as it will be used. An unknown key or
-a value out of range ends the command before anything is trained.
+Any key can be set on the command line too, written with dots:
+`searchr3 train mine.yaml stage1.steps=100 report_to=[tensorboard]`. `searchr3 train mine.yaml --dry-run`
+prints the recipe as it will be used. An unknown key or a value out of range ends the command before anything
+is trained.
 
 This page is made from the descriptions in `src/searchr3/training/recipe.py` by
 `python -m searchr3.training.recipe_page > docs/recipe.md`.

@@ -325,5 +325,5 @@ def add_adapter(search: SearchR3, recipe: Recipe) -> None:
     )
     search.model = get_peft_model(search.model, config)
     head = search.model.get_output_embeddings()
-    if not hasattr(head, "bias"):  # PEFT wraps a head that is tied to the embeddings; TRL's loss asks for its bias
+    if not hasattr(head, "bias"):  # PEFT wraps a tied head, and TRL's loss asks for its bias
         head.register_parameter("bias", getattr(head.original_module, "bias", None))

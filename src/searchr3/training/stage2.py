@@ -305,7 +305,7 @@ def train_stage2(
         episodes: JSONL file that gets whole episodes every `episodes_every` steps.
 
     Returns:
-        the curve: an entry a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and dev figures.
+        the curve: a row a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and dev figures.
     """
     set_seed(recipe.seed)
     search.autocast = precision(recipe)
