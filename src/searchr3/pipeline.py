@@ -1,4 +1,4 @@
-"""A whole run: data, base, stage 1, stage 2, what each was worth on the same test; then searching it.
+"""A whole run: data, base, stage 1, stage 2, and what each was worth on the same test.
 
 A run folder fills in this order: `recipe.yaml`, `data/`, `base/`, `stage1/`, `stage2/`,
 `vectors.safetensors`, `metrics.json`, `report.html`. Each appears whole or not at all, so a resumed run skips
@@ -27,11 +27,14 @@ from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import disk_errors, write_json, write_text
 from searchr3.progress import Screen, hush_transformers
+from searchr3.run_search import search
 from searchr3.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from searchr3.evaluation import Results, Run
     from searchr3.model import SearchR3
+
+__all__ = ["RunFolder", "bundled_base", "machine", "quickstart", "search", "train"]
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 EXAMPLES = 10
@@ -294,64 +297,3 @@ def _next_steps(run: Path, seconds: float) -> list[str]:
         f"  searchr3 evaluate {run / 'stage2'} --data {run / 'data'} --output results.json",
         "  searchr3 train MY_RECIPE.yaml        your own data: docs/train-on-your-data.md",
     ]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A found document."""
-
-    rank: int
-    score: float
-    document_id: str
-    title: str
-    snippet: str
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SearchAnswer:
-    """What a search found, and what the model thought before it."""
-
-    reasoning: str
-    thinking_tokens: int
-    emitted: bool
-    hits: list[Hit]
-
-
-def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> SearchAnswer:
-    """Search a run's own corpus with its final model.
-
-    Raises:
-        SearchR3Error: `run` is not a finished run.
-    """
-    from safetensors.numpy import load_file
-
-    from searchr3.model import SearchR3
-    from searchr3.ranking import top_k
-
-    if not (run / "recipe.yaml").is_file():
-        raise SearchR3Error(f"{run}: not a run folder; make one with `searchr3 quickstart --output {run}`")
-    if not (run / "vectors.safetensors").is_file():
-        raise SearchR3Error(f"{run}: the run is not finished; continue it with --resume")
-    used = load_recipe(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["recipe"])
-    dataset, model = load_dataset(run / "data"), SearchR3(run / "stage2")
-    vectors = load_file(run / "vectors.safetensors")["documents"]
-    if reasoning:
-        thought = model.generate(batch=[query], max_new_tokens=used.model.max_new_tokens)[0]
-        found = model.encode_query([query], reasoning=[thought])
-        said = (thought.text, len(thought.token_ids), thought.emitted)
-    else:
-        found, said = model.encode_query([query]), ("", 0, True)
-    scores, rows = top_k(found, vectors, min(k, len(vectors)))
-    ids = list(dataset.corpus)
-    return SearchAnswer(
-        *said,
-        hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])],
-    )
-
-
-def _hit(place: int, score: float, key: str, dataset: RetrievalDataset) -> Hit:
-    document = dataset.corpus[key]
-    snippet = " ".join(document.text.split())
-    snippet = snippet if len(snippet) <= 200 else snippet[:199].rstrip() + "…"
-    return Hit(place + 1, round(score, 4), key, document.title, snippet, dict(document.metadata))

@@ -133,7 +133,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
     ) -> Tensor:
         pairs = inputs["pairs"].tolist()
         rng = random.Random(f"{self.recipe.seed}:{self.state.global_step}:{pairs}")
-        stage, weights = self.stage, self.stage
+        stage = self.stage
         queries = [query for query, _ in pairs]
         documents = [self.pairs.document_ids[document] for _, document in pairs] + self._hard_negatives(
             queries, rng
@@ -160,16 +160,11 @@ class Stage1Trainer(DevEvaluation, Trainer):
         language = self._language(items, outputs, len(items) if not reasoned_rows else n + m)
         kl = (
             self._kl(model, items, outputs.logits, outputs.labels, outputs.item)
-            if weights.kl
+            if stage.kl
             else language.detach() * 0
         )
         self.note(sft=language.item(), kl=kl.item(), info_nce=contrastive.item(), triplet=triplet.item())
-        return (
-            weights.sft * language
-            + weights.kl * kl
-            + weights.info_nce * contrastive
-            + weights.triplet * triplet
-        )
+        return stage.sft * language + stage.kl * kl + stage.info_nce * contrastive + stage.triplet * triplet
 
     def _language(self, items: list[Item], outputs: Outputs, reasoned_from: int) -> Tensor:
         """SFT, half on direct answers, half on reasoning: thoughts must not drown in the one fixed answer."""

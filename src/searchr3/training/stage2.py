@@ -24,7 +24,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
 from searchr3.generation import padding_id, split_completion
 from searchr3.losses import allowed_negatives
-from searchr3.model import SearchR3, backbone, embed
+from searchr3.model import SearchR3, backbone, embed, length_batches
 from searchr3.reward import RewardWeights, combine
 from searchr3.training.common import (
     DevEvaluation,
@@ -238,8 +238,6 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
 
 def embed_in_chunks(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> Tensor:
     """`model.embed` of conversations of mixed length, in batches of like length, in the given order."""
-    from searchr3.model import length_batches
-
     rows, vectors = [], []
     for chunk in length_batches(rendered, batch_size=len(rendered)):
         rows += chunk
