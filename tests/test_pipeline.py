@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from searchr3 import pipeline
 from searchr3.cli import app
-from searchr3.dataset import Document, Query, RetrievalDataset
+from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
 from searchr3.pipeline import RunFolder, bundled_base, machine, search
@@ -346,17 +346,6 @@ def test_search_finds_what_the_model_ranks_first(here: Path) -> None:
     (expected,) = model.generate(batch=[query], max_new_tokens=4)
     assert (thought.reasoning, thought.thinking_tokens) == (expected.text, len(expected.token_ids))
     assert len(thought.hits) == 150
-
-
-def test_a_long_document_is_shown_by_its_beginning() -> None:
-    corpus = {"d": Document("title", "word\n " * 100, {"file": "a.py"})}
-    data = RetrievalDataset("one", corpus, {"q": Query("q")}, {})
-
-    hit = pipeline._hit(0, 0.123456, "d", data)
-
-    assert hit.snippet.startswith("word word") and hit.snippet.endswith("…")
-    assert len(hit.snippet) <= 200
-    assert (hit.rank, hit.score, hit.metadata) == (1, 0.1235, {"file": "a.py"})
 
 
 def test_the_bundled_base_is_there() -> None:
