@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr3.training.batches import NeighbourSampler, group_neighbours, hashed_tf_idf
+from searchr3.training.batches import Cycle, NeighbourSampler, group_neighbours, hashed_tf_idf
 
 TOPICS = [
     [f"matrix inverse determinant row {word}" for word in ("pivot", "rank", "trace", "solve")],
@@ -43,3 +43,18 @@ def test_epochs_differ_and_can_be_repeated():
 def test_size_one_is_a_plain_shuffle():
     order = list(NeighbourSampler(TEXTS, 1, seed=0))
     assert sorted(order) == list(range(len(TEXTS))) and order != sorted(order)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 30), st.integers(1, 4))
+def test_a_cycle_names_its_batches_by_number(rows, size, number, group):
+    texts = [f"word{row % 5} other{row}" for row in range(rows)]
+    cycle, again = (Cycle(NeighbourSampler(texts, group, 0), size) for _ in range(2))
+
+    epoch = rows // min(rows, size)
+    batches = [cycle.batch(one) for one in range(number + epoch)]
+
+    assert again.batch(number) == batches[number]  # whatever was asked before
+    assert all(len(one) == min(rows, size) for one in batches)
+    first = [row for one in batches[:epoch] for row in one]
+    assert len(first) == len(set(first))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
 from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
-from searchr3.training.stage2 import embed_in_chunks
+from searchr3.training.forward import Item, forward
 
 TEMPERATURE = 0.1
 
@@ -125,19 +124,9 @@ def test_gradients_of_weights_are_those_of_the_loss_whatever_the_parts(parts: in
             (term.rollouts[key] @ embed(model, [each], pad_id)[0]).backward()
         own, gradients = term.share(part, parts)
         if own:
-            (gradients * embed_in_chunks(model, own, pad_id)).sum().backward()
+            items = [Item.of(one, (), learn=False, anchor=False) for one in own]
+            (gradients * forward(model, items, pad_id).vectors).sum().backward()
 
     assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)
-
-
-def test_chunks_come_back_in_the_order_of_the_texts(tiny_model: Path) -> None:
-    search = SearchR3(tiny_model, dtype="float32")
-    rendered = search.conversation.documents(
-        ["a", "a much longer text than the others are " * 2, "parse a date"]
-    )
-
-    found = embed_in_chunks(search.model, rendered, search.tokenizer.pad_token_id)
-
-    np.testing.assert_allclose(found.detach().numpy(), search.encode_rendered(rendered), atol=1e-5)

@@ -13,6 +13,7 @@ from torch import Tensor
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning
+from searchr3.losses import sft
 from searchr3.model import SearchR3
 from searchr3.training import stage1
 from searchr3.training.common import check_trackers, last_checkpoint
@@ -251,7 +252,7 @@ def labels_of_sft(
 
 
 @pytest.mark.parametrize("source", ["noisy_traces", "own_samples"])
-def test_of_noisy_traces_and_own_samples_only_the_end_is_learnt(
+def test_instead_of_noisy_traces_and_own_samples_the_true_traces_are_learnt(
     source: str,
     make_trainer: Callable[..., Stage1Trainer],
     calls: dict[str, list[tuple[Any, ...]]],
@@ -267,7 +268,11 @@ def test_of_noisy_traces_and_own_samples_only_the_end_is_learnt(
     direct_only = labels_of_sft(make_trainer("stage1.reasoned_share=0"), calls, monkeypatch)
 
     assert len(calls["info_nce"]) == 3  # direct and reasoned, then direct: the reasoned were in the batch
-    assert with_reasoning - direct_only == Counter({chat.embed_id: 3, chat.tokenizer.eos_token_id: 3})
+    traces = [trainer.traces[query] for query, _ in trainer.pairs.pairs[:3]]
+    expected = Counter(one for ids in chat.thought_ids(traces) for one in ids)
+    # of the noisy or own thought itself the end alone, beside that of the true trace
+    expected += Counter({chat.embed_id: 6, chat.tokenizer.eos_token_id: 6})
+    assert with_reasoning - direct_only == expected
 
 
 def test_true_traces_are_learnt_with_the_token_and_the_end_of_the_turn(
@@ -285,6 +290,24 @@ def test_true_traces_are_learnt_with_the_token_and_the_end_of_the_turn(
     expected = Counter(one for ids in chat.thought_ids(traces) for one in ids)
     expected += Counter({chat.embed_id: 3, chat.tokenizer.eos_token_id: 3})
     assert learnt - direct_only == expected
+
+
+def test_reasoning_keeps_its_share_of_the_language_loss(
+    make_trainer: Callable[..., Stage1Trainer], calls: dict[str, list[tuple[Any, ...]]]
+) -> None:
+    """Whatever the number of its tokens; without any reasoning the direct answer has it all."""
+    for share, overrides in (
+        (0.9, ()),
+        (0.25, ("stage1.sft_reasoning=0.25",)),
+        (0, ("stage1.reasoned_share=0",)),
+    ):
+        trainer = make_trainer(*overrides, "stage1.noisy_traces=0", "stage1.own_samples=0")
+        calls["sft"].clear()
+        loss_of(trainer, [0, 1, 2])
+        losses = [sft(*arguments).item() for arguments in calls["sft"]]
+        weights = [1 - share, share] if share else [1]
+        expected = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+        assert trainer._parts["sft"][-1] == pytest.approx(expected)
 
 
 # KL

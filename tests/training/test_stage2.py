@@ -18,7 +18,7 @@ from searchr3.generation import Reasoning, pad_ids
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
 from searchr3.training import stage2
-from searchr3.training.common import check_data, relevant_documents
+from searchr3.training.common import BEST, check_data, relevant_documents
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
 from searchr3.training.stage2 import Stage2Trainer, refresh_policy, train_stage2
@@ -31,7 +31,7 @@ Train = Callable[..., tuple[SearchR3, Stage2Trainer, list[dict[str, float]]]]
 def train(
     tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, monkeypatch: Any
 ) -> Train:
-    """Trains stage 2 in a folder of its own; returns model, trainer and curve."""
+    """Trains stage 2 in a folder of its own; returns model, trainer and the curve from step 1 on."""
     trainers: list[Stage2Trainer] = []
 
     class Remembered(Stage2Trainer):
@@ -46,7 +46,7 @@ def train(
     ) -> tuple[SearchR3, Stage2Trainer, list[dict[str, float]]]:
         search = arguments.pop("search", None) or SearchR3(tiny_model, dtype="float32")
         curve = train_stage2(search, dataset, toy_recipe(*overrides), tmp_path / folder, **arguments)
-        return search, trainers[-1], curve
+        return search, trainers[-1], [entry for entry in curve if entry["step"]]
 
     return run
 
@@ -160,6 +160,30 @@ def test_contrastive_negatives_are_the_best_wrong_hits_of_each_query(
     assert negatives == ["d7", "d141"]
 
 
+@pytest.mark.usefixtures("some_say_it")
+def test_more_pairs_take_part_with_their_direct_queries_alone(train: Train) -> None:
+    _, trainer, _ = train("stage2.contrastive=0.5", "stage2.contrastive_pairs=6", "stage2.steps=1")
+
+    term = trainer._term
+    assert term is not None
+    more = trainer._more_pairs(0)
+    assert len(set(more)) == 6 and set(more) <= set(trainer.qrels)
+    chat, data = trainer.conversation, trainer.dataset
+    texts = {tuple(one.ids) for one in term.texts}
+    for key in more:
+        direct = chat.queries([data.queries[key].text])
+        positive = chat.documents([data.corpus[trainer.best[key]].content])
+        assert {tuple(one.ids) for one in (*direct, *positive)} <= texts
+    assert len(term.rollouts) <= 4  # those of the batch that emitted the token
+    assert term.gradients.abs().sum(dim=1).min() > 0
+
+
+def test_the_policy_gradient_can_be_left_out(train: Train, tiny_model: Path) -> None:
+    search, _, _ = train("stage2.policy_gradient=0", "stage2.warmup_share=0", "stage2.weight_decay=0")
+
+    assert same(weights(search), weights(SearchR3(tiny_model, dtype="float32")))
+
+
 # The corpus
 
 
@@ -250,7 +274,7 @@ def test_known_vectors_are_taken_over(train: Train, tiny_model: Path, toy: Retri
     "overrides",
     [
         ("stage2.contrastive=0",),
-        ("stage2.contrastive=0.5",),
+        ("stage2.contrastive=0.5", "stage2.contrastive_pairs=5"),
         ("stage2.contrastive=0.5", "stage2.loss_type=grpo", "stage2.beta=0.1"),
         ("stage2.contrastive=0.5", "model.lora={r: 4}"),
     ],
@@ -379,24 +403,40 @@ def test_the_kl_of_grpo_holds_on_to_the_model_at_the_start_of_the_stage(
 # Checkpoints
 
 
-def test_the_best_checkpoint_by_the_reasoned_score_remains(
-    train: Train, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reasoned", "best"), [([0.1, 0.2, 0.9, 0.1], 2), ([0.9, 0.2, 0.3, 0.1], 0), ([0.1, 0.5, 0.4, 0.6], 3)]
+)
+def test_the_best_checkpoint_by_direct_and_reasoned_remains_the_start_included(
+    reasoned: list[float], best: int, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores: Iterator[float] = iter([0.2, 0.9, 0.3])
+    direct = [0.4, 0.3, 0.2, 0.3]
+    figures: Iterator[tuple[float, float]] = iter(zip(direct, reasoned, strict=True))
     seen: list[dict[str, Tensor]] = []
 
     def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
         assert max_new_tokens == 4
         seen.append({name: weight.clone() for name, weight in model.model.state_dict().items()})
-        return {"direct": len(seen) / 10, "reasoned": next(scores)}
+        return dict(zip(("direct", "reasoned"), next(figures), strict=True))
 
     monkeypatch.setattr(DevSet, "score", score)
 
-    search, _, curve = train("stage2.steps=3", "stage2.evaluate_every=1", "stage2.warmup_share=0")
+    search, trainer, _ = train("stage2.steps=3", "stage2.evaluate_every=1", "stage2.warmup_share=0")
 
-    assert same(weights(search), seen[1])
-    assert not same(seen[1], seen[2])
-    assert [entry["eval_ndcg@10"] for entry in curve] == [0.2, 0.9, 0.3]
+    assert same(weights(search), seen[best])
+    assert not same(seen[best], seen[best - 1])
+    means = [entry[BEST] for entry in trainer.state.log_history if BEST in entry]
+    assert means == pytest.approx([(a + b) / 2 for a, b in zip(direct, reasoned, strict=True)])
+
+
+def test_the_start_is_a_candidate_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run does not take the model that it goes on from for the start."""
+    overrides = ("stage2.steps=4", "stage2.evaluate_every=2")
+    with pytest.raises(KeyboardInterrupt):
+        train(*overrides, tell=interrupting(3))
+
+    _, trainer, _ = train(*overrides)
+
+    assert [entry["step"] for entry in trainer.state.log_history if BEST in entry] == [0, 2, 4]
 
 
 @pytest.mark.usefixtures("some_say_it")

@@ -20,21 +20,23 @@ from searchr3.words import split_identifiers
 class TraceMaker:
     """Picks the most telling words of a text by tf-idf over a corpus.
 
-    weight(word) = (1 + ln tf) · ln((1 + N) / df), with N documents of which df hold the word. Words of a
-    single document are passed over while there are others: nobody can learn to foresee them.
+    weight(word) = (1 + ln tf) · ln((1 + N) / df), with N documents of which df hold the word. Words of fewer
+    than max(2, `rarest` · N) documents are passed over while there are others: nobody can learn to foresee
+    them.
     """
 
-    def __init__(self, corpus: Iterable[str]):
+    def __init__(self, corpus: Iterable[str], rarest: float = 0.001):
         self.documents = 0
         self.frequency: Counter[str] = Counter()
         for text in corpus:
             self.documents += 1
             self.frequency.update(set(split_identifiers(text)))
+        self.least = max(2, rarest * self.documents)
 
     def trace(self, text: str, words: int = 10) -> str:
         """The `words` most telling words of `text` in order of appearance, separated by spaces."""
         counts = Counter(word for word in split_identifiers(text) if len(word) > 1 and not word.isdigit())
-        shared = [word for word in counts if self.frequency[word] > 1]
+        shared = [word for word in counts if self.frequency[word] >= self.least]
         order = {word: position for position, word in enumerate(counts)}
         ranked = sorted(shared or counts, key=lambda word: (-self._weight(word, counts[word]), order[word]))
         return " ".join(sorted(ranked[:words], key=order.__getitem__))

@@ -83,3 +83,19 @@ class NeighbourSampler(Sampler[int]):
             return iter(rng.permutation(len(self)).tolist())
         groups = group_neighbours(self.vectors, self.size, rng)
         return iter([int(row) for number in rng.permutation(len(groups)) for row in groups[number]])
+
+
+class Cycle:
+    """Endless batches of a sampler's rows, each named by its number: a resumed run goes on with the same."""
+
+    def __init__(self, sampler: NeighbourSampler, size: int):
+        self.sampler, self.size = sampler, min(size, len(sampler))
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def batch(self, number: int) -> list[int]:
+        """Rows of batch `number` ≥ 0; none twice in an epoch, whose rest that fills no batch is left out."""
+        epoch, place = divmod(number, len(self.sampler) // self.size)
+        if epoch != self._epoch:
+            self.sampler.set_epoch(epoch)
+            self._epoch, self._order = epoch, np.fromiter(self.sampler, dtype=np.int64)
+        return self._order[place * self.size : (place + 1) * self.size].tolist()

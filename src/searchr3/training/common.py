@@ -99,6 +99,26 @@ class Progress(TrainerCallback):
         self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps, **(logs or {})})
 
 
+class StartCounts(TrainerCallback):
+    """Makes the model as a stage finds it a candidate for its best checkpoint: a stage never makes it worse.
+
+    Only its weights are kept, in `checkpoint-0`; nothing is resumed from there. `trainer` is set once there
+    is one.
+    """
+
+    trainer: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step:
+            return
+        folder = Path(args.output_dir) / "checkpoint-0"
+        state.best_metric = self.trainer.evaluate()[BEST]
+        self.trainer.save_model(str(folder))
+        state.best_model_checkpoint = str(folder)
+
+
 class DevEvaluation:
     """Mixin of both trainers: `evaluate` is dev nDCG@10 of the search model, and loss parts go into the log.
 
@@ -112,7 +132,7 @@ class DevEvaluation:
     args: TrainingArguments
     state: TrainerState
     control: TrainerControl
-    best_of: str  # which figure chooses the best checkpoint: `direct` or `reasoned`
+    best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
     _parts: defaultdict[str, list[float]]
 
     def search_model(self) -> SearchR3:
@@ -148,7 +168,7 @@ class DevEvaluation:
         )
         self.model.train(training)  # type: ignore[attr-defined]
         metrics = {f"eval_{name}": value for name, value in figures.items()}
-        metrics[BEST] = figures[self.best_of]
+        metrics[BEST] = sum(figures[name] for name in self.best_of) / len(self.best_of)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
             self.args, self.state, self.control, metrics

@@ -103,6 +103,9 @@ class Stage1Recipe(SelectionRecipe):
     sft: Weight = Field(
         0.1, description="weight of the language loss on assistant tokens (traces, answer, embed token)"
     )
+    sft_reasoning: Share = Field(
+        0.9, description="share of reasoning in the language loss; the rest is the fixed direct answer"
+    )
     kl: Weight = Field(
         0.01,
         description="weight of KL(policy || base) on assistant tokens but the embed token, and chat replies",
@@ -174,12 +177,18 @@ class Stage2Recipe(SelectionRecipe):
         0.0, description="weight of KL to the model at the start of the stage (GRPO's reference)"
     )
     epsilon: Positive = Field(0.2, description="clip range of the policy ratio")
+    policy_gradient: Weight = Field(
+        1.0, description="weight of GRPO's loss; 0 leaves the contrastive term alone, as a control"
+    )
     contrastive: Weight = Field(
         0.0, description="weight of InfoNCE through the rollouts' embeddings and the direct queries"
     )
     contrastive_temperature: Positive = Field(0.05, description="its τ")
+    contrastive_pairs: Annotated[int, Field(ge=0)] = Field(
+        48, description="further pairs in its batch, direct only, grouped by `stage1.neighbours`"
+    )
     contrastive_negatives: Annotated[int, Field(ge=0)] = Field(
-        1, description="its hard negatives a query, from the environment"
+        0, description="its hard negatives a query, from the environment; they are often right but unjudged"
     )
     reward: RewardRecipe = RewardRecipe()
     environment: EnvironmentRecipe = EnvironmentRecipe()

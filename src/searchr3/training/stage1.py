@@ -81,7 +81,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         base: what the KL holds on to; None when a LoRA adapter is trained: its base is the model without it.
     """
 
-    best_of = "direct"
+    best_of = ("direct",)
 
     def __init__(
         self,
@@ -167,19 +167,22 @@ class Stage1Trainer(DevEvaluation, Trainer):
         return stage.sft * language + stage.kl * kl + stage.info_nce * contrastive + stage.triplet * triplet
 
     def _language(self, items: list[Item], outputs: Outputs, reasoned_from: int) -> Tensor:
-        """SFT, half on direct answers, half on reasoning: thoughts must not drown in the one fixed answer."""
+        """SFT, direct answers and reasoning weighed apart: thoughts must not drown in the fixed answer."""
         learn = torch.tensor([item.learn for item in items], device=outputs.item.device)[outputs.item]
         thinking = learn & (outputs.item >= reasoned_from)
-        parts = [rows for rows in (learn & ~thinking, thinking) if rows.any()]
+        reasoning = self.stage.sft_reasoning if thinking.any() else 0.0
         total = outputs.logits.sum() * 0.0
-        for rows in parts:
-            total = total + sft(outputs.logits[rows], outputs.labels[rows]) / len(parts)
+        for share, rows in ((1 - reasoning, learn & ~thinking), (reasoning, thinking)):
+            if rows.any():
+                total = total + share * sft(outputs.logits[rows], outputs.labels[rows])
         return total
 
     def _items(
         self, queries: Sequence[int], documents: Sequence[str], rng: random.Random
     ) -> tuple[list[Item], list[int]]:
-        """Direct queries, documents, reasoned queries, chats; and which of `queries` are reasoned."""
+        """Direct queries, documents, reasoned queries, true traces to learn that no reasoned query holds
+        already, chats; and which of `queries` are reasoned.
+        """
         chat, texts = (
             self.conversation,
             [self.dataset.queries[self.pairs.query_ids[query]].text for query in queries],
@@ -198,6 +201,10 @@ class Stage1Trainer(DevEvaluation, Trainer):
             # a thought that is not to be learnt counts as given: learnt is to end it with the embed token
             said = one if thoughts[row][1] else replace(one, answer_start=one.position)
             items.append(Item.of(said, end, learn=True, anchor=anchor))
+        others = [row for row in rows if not thoughts[row][1] and self.traces[queries[row]]]
+        traces = chat.thought_ids([self.traces[queries[row]] or "" for row in others])
+        for one in chat.reasoned([texts[row] for row in others], traces):
+            items.append(Item.of(one, end, learn=True, anchor=False))
         if anchor and self.chats:
             items += rng.sample(self.chats, min(self.stage.chat_prompts, len(self.chats)))
         return items, rows

@@ -19,15 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
 from searchr3.generation import padding_id, split_completion
 from searchr3.losses import allowed_negatives
-from searchr3.model import SearchR3, backbone, embed, length_batches
+from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
+from searchr3.training.batches import Cycle, NeighbourSampler
 from searchr3.training.common import (
     DevEvaluation,
+    StartCounts,
     Tell,
     arguments,
     callbacks,
@@ -40,6 +41,7 @@ from searchr3.training.common import (
 from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
+from searchr3.training.forward import Item, forward
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
 
 ENVIRONMENT = "environment"  # folder beside the weights in each checkpoint
@@ -54,7 +56,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         episodes: where whole episodes are dumped; None for nowhere.
     """
 
-    best_of = "reasoned"
+    best_of = ("direct", "reasoned")  # documents and direct queries are served too
     think_on_dev = True
 
     def __init__(
@@ -73,9 +75,17 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
         self.qrels = relevant_documents(dataset, "stage2")
         self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
+        self.query_ids = list(self.qrels)
+        self.best = {key: max(judged, key=judged.__getitem__) for key, judged in self.qrels.items()}
+        self.more: Cycle | None = None
+        if self.stage.contrastive and self.stage.contrastive_pairs:
+            texts = [dataset.corpus[self.best[key]].content for key in self.query_ids]
+            sampler = NeighbourSampler(texts, recipe.stage1.neighbours, recipe.seed)
+            self.more = Cycle(sampler, self.stage.contrastive_pairs)
         self._parts = defaultdict(list)
         self._term: CachedTerm | None = None
         self._hidden: Tensor | None = None
+        start = StartCounts()
         search.model.generation_config.eos_token_id = self.conversation.stop_ids
         super().__init__(
             model=search.model,
@@ -86,8 +96,9 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             ),
             eval_dataset=Dataset.from_list([{"prompt": "", "query_id": ""}]),  # unused: evaluate() is ours
             processing_class=search.tokenizer,
-            callbacks=[*callbacks(self.stage, tell, "stage2"), KeepEnvironment(environment)],
+            callbacks=[*callbacks(self.stage, tell, "stage2"), KeepEnvironment(environment), start],
         )
+        start.trainer = self
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None:  # TRL has loaded it from where the model came from, before stage 1
             self.ref_model.load_state_dict(search.model.state_dict())
@@ -166,9 +177,9 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         step: int,
     ) -> CachedTerm:
         """Encode this batch's queries and documents at one age, and cache the gradients of their InfoNCE."""
-        queries = list(dict.fromkeys(query_id))
+        queries = list(dict.fromkeys([*query_id, *self._more_pairs(step)]))
         number = {key: row for row, key in enumerate(queries)}
-        first = [max(self.qrels[key].items(), key=lambda item: item[1])[0] for key in queries]
+        first = [self.best[key] for key in queries]
         documents = list(dict.fromkeys([*first, *self._negatives(query_id, hits)]))
         search = self.search_model()
         direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
@@ -196,6 +207,10 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             torch.cat([of_direct, of_documents]).to(device),
         )
 
+    def _more_pairs(self, step: int) -> list[str]:
+        """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
+        return [self.query_ids[row] for row in self.more.batch(step)] if self.more else []
+
     def _negatives(self, query_id: Sequence[str], hits: np.ndarray) -> list[str]:
         """For each query the best hits of its first rollout that are not relevant to it."""
         chosen: list[str] = []
@@ -206,7 +221,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         return chosen
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-        loss = super()._compute_loss(model, inputs)
+        loss = self.stage.policy_gradient * super()._compute_loss(model, inputs)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         if self._term is None or not self.model.training:
@@ -229,21 +244,12 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         parts = self.args.steps_per_generation
         texts, gradients = term.share(self._step % parts, parts)
         if texts:
+            items = [Item.of(one, (), learn=False, anchor=False) for one in texts]
             with self.accelerator.autocast():
-                vectors = embed_in_chunks(self.accelerator.unwrap_model(model), texts, self.pad_id)
+                vectors = forward(self.accelerator.unwrap_model(model), items, self.pad_id).vectors
             total = total + (gradients * vectors).sum()
             self._hidden = None
         return total
-
-
-def embed_in_chunks(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> Tensor:
-    """`model.embed` of conversations of mixed length, in batches of like length, in the given order."""
-    rows, vectors = [], []
-    for chunk in length_batches(rendered, batch_size=len(rendered)):
-        rows += chunk
-        vectors.append(embed(model, [rendered[row] for row in chunk], pad_id))
-    order = torch.argsort(torch.tensor(rows, device=vectors[0].device))
-    return torch.cat(vectors)[order]
 
 
 class KeepEnvironment(TrainerCallback):
@@ -296,7 +302,9 @@ def train_stage2(
     vectors: np.ndarray | None = None,
     tell: Tell | None = None,
 ) -> list[dict[str, float]]:
-    """Train `search` in place; it ends as the best checkpoint by dev nDCG@10 after reasoning.
+    """Train `search` in place; it ends as the best checkpoint by dev nDCG@10, the start included.
+
+    What counts is the mean of direct and reasoned.
 
     Args:
         vectors: of the training corpus under the model as it is now, if known; else they are encoded first.
