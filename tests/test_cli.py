@@ -234,6 +234,12 @@ def test_evaluate_prints_a_table_and_compare_reads_its_file(pantry: Path) -> Non
     assert (saved["model"], saved["split"], saved["queries"]) == ("my/model", "test", 4)
     assert Path("a.queries.parquet").is_file()
 
+    again = ("evaluate", "other/model", "--data", "pantry", "--output", "a.json")
+    assert_one_line(run(*again), 1, "a.json: exists already", "--overwrite")
+    assert json.loads(Path("a.json").read_text()) == saved
+    assert run(*again, "--overwrite").exit_code == 0
+    assert json.loads(Path("a.json").read_text())["model"] == "other/model"
+
     assert "ndcg@10" in run("compare", "a.json", "b.json").stdout
     rows = json.loads(run("compare", "a.json", "b.json", "--json").stdout)
     assert {row["run"] for row in rows} == {"direct", "reasoned", "bm25"}

@@ -156,6 +156,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="File for the results; the values of each query go beside it.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
     prompts: Annotated[
         Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
     ] = None,
@@ -170,11 +171,14 @@ def evaluate(
     """
     if output and output.is_dir():
         raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'results.json'}")
+    if output and output.exists() and not overwrite:
+        raise SearchR3Error(f"{output}: exists already; choose another file or replace it with --overwrite")
     from searchr3 import SearchR3, load_dataset
     from searchr3.evaluation import differences_table, results_table
     from searchr3.evaluation import evaluate as measure
-    from searchr3.progress import Screen
+    from searchr3.progress import Screen, hush_transformers
 
+    hush_transformers()
     dataset = load_dataset(data)
     dataset.split(split)  # a split that is not there is told before the model is loaded
     thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
@@ -259,7 +263,9 @@ def search(
     if not query.strip():
         raise SearchR3Error("the query is empty; write what you look for")
     from searchr3 import pipeline
+    from searchr3.progress import hush_transformers
 
+    hush_transformers()
     answer = pipeline.search(query, run, k, reasoning)
     if as_json:
         print(json.dumps(asdict(answer), ensure_ascii=False))
