@@ -72,6 +72,13 @@ def test_held_out_documents_do_not_count():
     assert make_traces(data(**changes), words=1).queries["q1"].reasoning == "beta"
 
 
+def test_words_of_too_few_documents_are_passed_over():
+    """Neither the very rare nor the commonest: the most telling of those that can be foreseen."""
+    corpus = ["common", *["common medium"] * 10, *["common rare"] * 4] * 10 + ["common"] * 850
+    assert TraceMaker(corpus, rarest=0.05).trace("common rare medium", words=1) == "medium"
+    assert TraceMaker(corpus, rarest=0.0).trace("common rare medium", words=1) == "rare"
+
+
 def test_words_of_one_document_only_when_there_are_no_others():
     maker = TraceMaker(["shared lonely", "shared"])
     assert maker.trace("shared lonely") == "shared"
