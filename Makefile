@@ -5,7 +5,8 @@
 #
 # Variables: PYTHON (which Python makes the environment), VENV (where it lies), ARGS (more arguments for the command
 # behind the target: make quickstart ARGS=--resume, make test ARGS="-k reward"),
-# TORCH_INDEX (where torch comes from, say https://download.pytorch.org/whl/cpu for the build without CUDA).
+# TORCH_INDEX (where else to look for torch: https://download.pytorch.org/whl/cpu has the build without CUDA, which
+# without this variable comes along on Linux, gigabytes of it, and is not needed for the quickstart).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -53,7 +54,8 @@ bench: $(INSTALLED_DEV) ## every benchmark; QUICK=1 for the short form, which le
 	  output=$(if $(QUICK),runs/bench,benchmarks/results)/$$(basename $$file .py).json; \
 	  mkdir -p $$(dirname $$output); \
 	  echo "$$file -> $$output"; \
-	  $(BIN)/python $$file $(if $(QUICK),--quick) --output $$output $(ARGS); \
+	  case $$file in */quickstart.py) picture="$(if $(QUICK),,--picture docs/quickstart.png)";; *) picture=;; esac; \
+	  $(BIN)/python $$file $(if $(QUICK),--quick) --output $$output $$picture $(ARGS); \
 	done
 	$(if $(QUICK),,$(BIN)/python benchmarks/_result.py)
 
@@ -66,7 +68,7 @@ $(BIN)/pip:
 	  { echo "error: searchr3 needs Python 3.11 or newer and $(PYTHON) is not that; try make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by itself: as a dependency of others its newest build could come, with gigabytes of CUDA.
+# torch first and by itself, so that TORCH_INDEX is asked for nothing but torch and what torch needs.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing searchr3 into $(VENV): some minutes the first time, most of them for torch"
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch

@@ -16,13 +16,13 @@ from typing import Any
 
 from _result import arguments, write
 
-QUICK = {
-    "data.max_documents": "1500",
-    "stage1.steps": "20",
-    "stage1.evaluate_every": "10",
-    "stage2.steps": "4",
-    "stage2.evaluate_every": "4",
-}
+QUICK = (
+    "data.max_documents=1500",
+    "stage1.steps=20",
+    "stage1.evaluate_every=10",
+    "stage2.steps=4",
+    "stage2.evaluate_every=4",
+)
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, float | None]:
@@ -105,10 +105,10 @@ def main() -> None:
     options = parser.parse_args()
     run = options.run
     if run is None:
-        from searchr3.pipeline import quickstart
+        from searchr3.pipeline import train
 
         run = Path(tempfile.mkdtemp(prefix="quickstart-")) / "run"
-        quickstart(run, QUICK if options.quick else {}, resume=False)
+        train("quickstart", QUICK if options.quick else (), run)
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     write(options.output, "quickstart", figures(metrics))
     if options.picture:

@@ -150,12 +150,13 @@ def toy_recipe(tiny_base: Path) -> "Callable[..., Recipe]":
 
     stage1 = {"steps": 4, "batch_size": 8, "learning_rate": 0.003, "evaluate_every": 2, "chat_prompts": 2}
     stage2 = {"steps": 2, "queries": 2, "rollouts": 4, "learning_rate": 0.001, "evaluate_every": 2}
+    thoughts = {"own_samples_after": 0, "noisy_traces": 0.3, "own_samples": 0.4}
     term = {"contrastive_pairs": 0, "contrastive_negatives": 1}
     values = {
         "name": "toy",
         "data": {"dev_queries": 10, "dev_documents": 40, "trace_words": 3},
         "model": {"base": str(tiny_base), "max_length": 96, "max_new_tokens": 4, "precision": "fp32"},
-        "stage1": {**stage1, "log_every": 1, "own_samples_after": 0},
+        "stage1": {**stage1, "log_every": 1, **thoughts},
         "stage2": {**stage2, "log_every": 1, "episodes_every": 1, "environment": {"budget": 0.1}, **term},
     }
     return lambda *overrides: load_recipe(values, overrides)

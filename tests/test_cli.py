@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import searchr3
 from searchr3.cli import app
+from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import DataError
 from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.terminal import one_line
@@ -58,7 +59,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
         return stand_in
 
     stand_ins = SimpleNamespace(
-        quickstart=record("quickstart"),
         train=record("train"),
         search=record("search", Answer()),
         record=record,
@@ -101,56 +101,22 @@ def assert_one_line(result: Result, code: int, *words: str) -> None:
 
 def test_quickstart_hands_on_folder_settings_and_resume(calls: dict) -> None:
     assert run("quickstart", "stage1.steps=10", "name=a=b", "--output", "here", "--resume").exit_code == 0
-    assert calls["quickstart"] == (Path("here"), {"stage1.steps": "10", "name": "a=b"}, True)
+    assert calls["train"] == ("quickstart", ["stage1.steps=10", "name=a=b"], Path("here"), True)
 
 
 def test_quickstart_needs_no_argument(calls: dict) -> None:
     assert run("quickstart").exit_code == 0
-    assert calls["quickstart"] == (Path("runs/quickstart"), {}, False)
+    assert calls["train"] == ("quickstart", [], Path("runs/quickstart"), False)
 
 
-def test_train_names_its_run_after_the_recipe(calls: dict) -> None:
+def test_train_hands_on_recipe_and_settings(calls: dict) -> None:
     assert run("train", "recipes/mine.yaml", "seed=1", "seed=2").exit_code == 0
-    assert calls["train"] == ("recipes/mine.yaml", ["seed=1", "seed=2"], Path("runs/mine"), False, False)
+    assert calls["train"] == ("recipes/mine.yaml", ["seed=1", "seed=2"], None, False, False)
 
 
-def test_dry_run_is_handed_on_and_minds_no_occupied_folder(calls: dict, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
+def test_dry_run_is_handed_on(calls: dict) -> None:
     assert run("train", "mine.yaml", "--dry-run", "--output", "full").exit_code == 0
     assert calls["train"] == ("mine.yaml", [], Path("full"), False, True)
-
-
-@pytest.mark.parametrize("pair", ["seed", "=3", " =3"])
-def test_a_setting_that_is_no_pair_is_named(calls: dict, pair: str) -> None:
-    assert_one_line(run("train", "mine.yaml", pair), 1, repr(pair), "KEY=VALUE")
-    assert "train" not in calls
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        (["recipe.yaml", "report.html"], ["finished run", "another folder"]),
-        (["recipe.yaml"], ["interrupted run", "--resume"]),
-        (["thesis.tex"], ["not a run", "another folder"]),
-    ],
-)
-@pytest.mark.parametrize("command", [["quickstart"], ["train", "mine.yaml"]])
-def test_an_occupied_folder_is_refused_unless_resumed(
-    calls: dict, tmp_path: Path, files: list[str], words: list[str], command: list[str]
-) -> None:
-    (tmp_path / "old").mkdir()
-    for name in files:
-        (tmp_path / "old" / name).touch()
-    assert_one_line(run(*command, "--output", "old"), 1, "old: ", *words)
-    assert command[0] not in calls
-    assert run(*command, "--output", "old", "--resume").exit_code == 0
-    assert command[0] in calls
-
-
-def test_an_empty_folder_is_no_obstacle(calls: dict, tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    assert run("quickstart", "--output", "new").exit_code == 0
 
 
 def test_search_shows_thought_and_hits_without_control_characters(calls: dict) -> None:
@@ -275,7 +241,25 @@ def test_evaluate_names_what_is_missing_before_the_model_is_loaded(
     assert_one_line(run("evaluate", "m", "--data", "nowhere.jsonl"), 1, "nowhere.jsonl")
     assert_one_line(run("evaluate", "m", "--data", "pantry", "--split", "tests"), 1, "'tests'", "'test'")
     assert_one_line(run("evaluate", "m", "--data", "pantry", "--output", "."), 1, "is a folder")
+    assert_one_line(run("evaluate", "m", "--data", "pantry", "--baseline", "bm52"), 1, "baseline bm52")
     assert run("evaluate", "m", "--data", "pantry", "--reasoning", "perhaps").exit_code == 2
+
+
+@pytest.mark.parametrize("command", [("evaluate", "m", "--data", "python"), ("traces", "python")])
+def test_installed_code_is_split_as_wished(
+    command: tuple[str, ...], pantry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def python_dataset(max_documents: int | None, split_by: str) -> RetrievalDataset:
+        asked.append(split_by)
+        return load_dataset(pantry)
+
+    monkeypatch.setattr("searchr3.dataset.python_code.python_dataset", python_dataset)
+    assert run(*command, "--output", "a").exit_code == 0
+    assert run(*command, "--output", "b", "--split-by", "package").exit_code == 0
+    assert asked == ["hash", "package"]
+    assert run(*command, "--output", "c", "--split-by", "colour").exit_code == 2
 
 
 def test_compare_names_a_missing_file() -> None:
@@ -437,10 +421,10 @@ def test_module_runs_like_the_command() -> None:
 def test_errors_reach_the_shell() -> None:
     """The same through the real process: exit code, stderr, no traceback."""
     result = subprocess.run(
-        [sys.executable, "-m", "searchr3", "train", "mine.yaml", "oops"],
+        [sys.executable, "-m", "searchr3", "train", "quickstart", "oops"],
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "error: 'oops': expected KEY=VALUE, such as stage1.steps=100\n"
+    assert result.stderr == "error: 'oops': write overrides as key=value, for example stage1.steps=200\n"

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 import searchr3
 from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset
+from searchr3.evaluation.report import CURVES
+from searchr3.pipeline import EXAMPLES
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(searchr3.__file__).parents[1])}
 LONGEST = 400  # seconds, on a machine that is busy with other things
@@ -184,8 +186,8 @@ def test_stage_2_leaves_rewards_and_episodes(whole: Whole) -> None:
         json.loads(line) for line in (whole.path / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
     ]
 
-    assert [entry["step"] for entry in curve] == [1, 2, 3, 4]
-    assert all(0 <= entry["reward_ndcg"] <= 1 and "thinking_tokens" in entry for entry in curve)
+    assert [entry["step"] for entry in curve] == [0, 1, 2, 3, 4]
+    assert all(0 <= entry["reward_ndcg"] <= 1 and "thinking_tokens" in entry for entry in curve[1:])
     assert [line["step"] for line in lines] == [0, 0, 2, 2]
     assert all(len(line["rollouts"]) == 4 and line["query"] and line["relevant"] for line in lines)
 
@@ -195,7 +197,13 @@ def test_the_report_is_whole_and_needs_nothing_else(whole: Whole) -> None:
 
     assert report.rstrip().endswith("</html>")
     assert not re.search(r"""(src|href)=["'](https?:|/|\./)""", report)
-    assert "bm25" in report and "stage1" in report and "stage2" in report
+    runs = [f"{run}, stage\u00a0{number}" for number in (1, 2) for run in ("direct", "reasoned")]
+    for run in ("BM25", *runs):  # with its three decimals of nDCG@10 and their interval
+        assert re.search(rf"{run}</td>\s*<td>[01]\.\d{{3}}<small>[01]\.\d{{3}} – [01]\.\d{{3}}", report), run
+    for _, _, title, _ in CURVES:
+        assert re.search(rf"<h3>{re.escape(title)}</h3>\s*<svg", report), title
+    assert report.count("<svg") == len(CURVES) + 1  # and the bars of nDCG@10
+    assert report.count('<article class="card query">') == EXAMPLES
 
 
 def test_search_shows_the_reasoning_and_hits(whole: Whole) -> None:
@@ -237,7 +245,7 @@ def test_evaluate_measures_the_saved_model_as_the_run_did(whole: Whole) -> None:
     ("arguments", "words"),
     [
         ((), "holds a finished run; choose another folder with --output"),
-        (("--resume",), "the run is finished; there is nothing to resume"),
+        (("--resume",), "holds a finished run; there is nothing to resume"),
         (("stage1.steps=3", "--resume"), "finished"),
     ],
 )

@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr3.errors import DataError, SearchR3Error
-from searchr3.files import nearest, new_folder, read_jsonl, replacing, write_json, write_jsonl, write_text
+from searchr3.files import (
+    check_writable,
+    nearest,
+    new_folder,
+    occupied,
+    read_jsonl,
+    refuse_occupied,
+    replacing,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
@@ -61,6 +74,8 @@ def test_gz_and_plain_read_alike_and_blank_lines_keep_their_number(tmp_path: Pat
         ('{"a": 1', "not valid JSON"),
         ("[1, 2]", "found list"),
         ("3", "found int"),
+        ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "1" * 5000 + "}", "a number has too many digits; put it in quotes"),
     ],
 )
 def test_malformed_line_is_named(tmp_path: Path, line: str, fault: str) -> None:
@@ -150,6 +165,15 @@ def test_json_ends_with_a_newline_and_keeps_letters(tmp_path: Path) -> None:
     assert json.loads(text) == {"é": [1, 2]}
 
 
+def test_figures_that_are_no_numbers_become_null(tmp_path: Path) -> None:
+    rows = [{"loss": float("nan"), "parts": [1.5, float("inf"), {"x": -float("inf")}], "pair": (1, 2)}]
+    expected = {"loss": None, "parts": [1.5, None, {"x": None}], "pair": [1, 2]}
+    write_json(tmp_path / "one.json", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert json.loads((tmp_path / "one.json").read_text()) == [expected]
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == expected
+
+
 @pytest.mark.parametrize("call", ["replace", "fdopen"])
 def test_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "out.json"
@@ -169,11 +193,70 @@ def test_full_disk_inside_a_new_folder(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
-def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+def test_a_full_disk_that_a_library_wraps_is_named_too(tmp_path: Path) -> None:
+    with pytest.raises(SearchR3Error, match="run: no space left"), new_folder(tmp_path / "run"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
+
+
+def make_folder(path: Path) -> None:
+    with new_folder(path):
+        pass
+
+
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), make_folder, check_writable])
+@pytest.mark.parametrize("place", ["file/out", "file/deeper/out"])
+def test_a_file_where_a_folder_should_be_is_named(
+    tmp_path: Path, write: Callable[[Path], None], place: str
+) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SearchR3Error, match="cannot be written"):
-        write_text(tmp_path / "file" / "deeper" / "out.txt", "x")
+    with pytest.raises(SearchR3Error) as caught:
+        write(tmp_path / place)
+    obstacle = f"cannot be written ({tmp_path}/file is no folder); choose another place"
+    assert str(caught.value) == f"{tmp_path / place}: {obstacle}"
     assert listing(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), make_folder, check_writable])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, write: Callable[[Path], None], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for call in ("mkstemp", "mkdtemp", "TemporaryFile"):
+        monkeypatch.setattr(tempfile, call, refuse)
+    with pytest.raises(SearchR3Error) as caught:
+        write(tmp_path / "out")
+    fault = f"cannot be written ({os.strerror(number)}); choose another place"
+    assert str(caught.value) == f"{tmp_path}/out: {fault}"
+
+
+def test_a_folder_where_a_file_should_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "out.json").mkdir()
+    with pytest.raises(SearchR3Error, match=r"out\.json: cannot be written \(Is a directory\)"):
+        write_json(tmp_path / "out.json", 1)
+    assert listing(tmp_path) == ["out.json"]
+
+
+def test_what_is_no_fault_of_the_disk_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="a library's own"), replacing(tmp_path / "out.txt"):
+        raise OSError("a library's own words, without a number")
+
+
+def test_checking_a_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("old")
+    for place in ("new.json", "deep/er/new.json", "there.json", "."):
+        check_writable(tmp_path / place)
+    assert listing(tmp_path) == ["there.json"]
+    assert (tmp_path / "there.json").read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="the system has no /proc")
+def test_a_place_that_even_root_cannot_write(tmp_path: Path) -> None:
+    for write in (make_folder, check_writable, lambda path: write_text(path, "x")):
+        with pytest.raises(SearchR3Error, match=r"/proc/x/out: cannot be written \(.*\); choose another"):
+            write(Path("/proc/x/out"))
 
 
 def test_new_folder_appears_whole(tmp_path: Path) -> None:
@@ -201,6 +284,15 @@ def test_new_folder_refuses_an_occupied_place_before_any_work(tmp_path: Path) ->
         pytest.fail("the body must not run")
     assert listing(tmp_path) == ["run"]
     assert listing(target) == ["precious.txt"]
+
+
+def test_what_is_occupied(tmp_path: Path) -> None:
+    assert not occupied(tmp_path / "new")
+    assert not occupied(tmp_path)
+    write_text(tmp_path / "file", "x")
+    assert occupied(tmp_path) and occupied(tmp_path / "file")
+    with pytest.raises(SearchR3Error, match="file: exists already; choose another folder"):
+        refuse_occupied(tmp_path / "file")
 
 
 def test_new_folder_takes_an_empty_place_and_overwrites_when_told(tmp_path: Path) -> None:

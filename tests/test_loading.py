@@ -23,6 +23,24 @@ def refused(path: str | Path, **options: object) -> str:
     return message
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name(name: str) -> None:
+    assert refused(name).startswith("the name of the model is empty; give a folder")
+
+
+def test_code_beside_a_model_that_transformers_knows_is_not_asked_about(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    folder = shutil.copytree(tiny_model, tmp_path / "with-code")
+    for name in ("config.json", "tokenizer_config.json"):
+        values = json.loads((folder / name).read_text())
+        values["auto_map"] = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
+        (folder / name).write_text(json.dumps(values))
+    (folder / "mine.py").write_text("raise SystemExit('this code ran')")
+    assert SearchR3(folder).dimension == 32
+
+
 def test_a_base_without_the_token(tiny_base: Path) -> None:
     assert "the tokenizer has no <|embed_token|>" in refused(tiny_base)
 
@@ -76,7 +94,18 @@ def change_config(**values: object) -> Callable[[Path], None]:
     [
         (truncate, "cannot load a model"),
         (drop_a_weight, "model.norm.weight is missing"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot load a model"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights (model.safetensors); copy them"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "the weights are pickles (pytorch_model.bin), which may run code when they are read; save the",
+        ),
+        (
+            change_config(
+                model_type="mine", auto_map={"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
+            ),
+            "needs code of its own, which searchr3 does not run; use a model of a kind that",
+        ),
+        (lambda folder: (folder / SETTINGS).write_text("[" * 100_000), f"{SETTINGS}: not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load a model"),
         (lambda folder: (folder / "config.json").write_text("[]"), "cannot load a model"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot load a model"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -49,6 +51,27 @@ def test_wheel_brings_the_command_and_the_licence_and_no_tests(wheel: zipfile.Zi
     assert "searchr3 = searchr3.cli:main" in wheel.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert all(name.startswith("searchr3") for name in names)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_full_benchmark_renews_the_picture_and_a_quick_one_nothing(quick: bool) -> None:
+    command = ["make", "--dry-run", "bench", *(["QUICK=1"] if quick else [])]
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for renewed in ("--picture docs/quickstart.png", "benchmarks/results/", "benchmarks/_result.py"):
+        assert (renewed in shown) is not quick, renewed
+
+
+@pytest.mark.parametrize(("theirs", "disabled"), [(None, True), ("0", False)])
+def test_no_library_reports_its_use_unless_the_user_wants_that(theirs: str | None, disabled: bool) -> None:
+    """TRL's trainers would, through huggingface_hub; the Python API is covered as the command line is."""
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": theirs} if theirs else {}
+    code = "import searchr3, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == f"{disabled}\n", result.stderr
 
 
 def requirements() -> dict[str, Requirement]:

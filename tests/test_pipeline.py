@@ -14,14 +14,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from searchr3 import pipeline
 from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
-from searchr3.pipeline import RunFolder, bundled_base, machine, search
+from searchr3.pipeline import RunFolder, machine, search
+from searchr3.preparation import bundled_base, make_base_model, make_dataset
 from searchr3.progress import Screen
-from searchr3.training.recipe import Recipe
+from searchr3.training.recipe import Recipe, load_recipe
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -120,6 +120,46 @@ def test_a_tracker_that_is_none(here: Path) -> None:
     assert train("report_to=tensorbord").startswith("report_to: tensorbord is not supported")
 
 
+@pytest.mark.parametrize(
+    ("baseline", "words"),
+    [
+        ("bm52", "baseline bm52: neither bm25, nor a folder, nor a Hub id"),
+        ("toy", "baseline toy: neither a searchr3 nor a sentence-transformers model"),
+        ("nobody/nothing", "baseline nobody/nothing: no such folder, and the Hub cannot be reached"),
+    ],
+)
+def test_a_baseline_that_is_none(here: Path, baseline: str, words: str) -> None:
+    assert train(f"evaluation.baselines=[bm25, {baseline}]").startswith(words)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_the_bundled_base_has_seen_the_packages_that_are_to_be_held_out(
+    here: Path, dry: tuple[str, ...]
+) -> None:
+    keys = ("data.source=python", "data.split_by=package", "model.base=bundled")
+    line = failed("train", "recipe.yaml", *keys, *dry, "--output", "run")
+
+    assert line.startswith("data.split_by: the bundled base has seen functions")
+    assert "python -m searchr3.training.base OUTPUT --split-by package" in line and "model.base" in line
+    assert not Path("run").exists()
+
+
+def test_a_template_longer_than_max_length(here: Path) -> None:
+    assert train("model.max_length=9").startswith("max_length 9 leaves no room")
+
+
+def test_layers_that_lora_does_not_find(here: Path, toy_recipe: MakeRecipe) -> None:
+    line = train("model.lora={target_modules: [q_prj]}")
+
+    assert line.startswith("model.lora: ") and "q_prj" in line
+    make_base_model(toy_recipe("model.lora={target_modules: [q_proj]}"))  # and there it is found
+
+
+@pytest.mark.parametrize("setting", ["seed", "=3", " =3"])
+def test_a_setting_that_is_no_pair(here: Path, setting: str) -> None:
+    assert train(setting).startswith(repr(setting))
+
+
 def test_after_the_mend_the_same_command_runs(here: Path) -> None:
     """A fault in the data leaves nothing that would have to be resumed or removed first."""
     qrels = here / "toy" / "qrels" / "dev.tsv"
@@ -211,10 +251,32 @@ def test_a_new_folder_an_empty_one_and_an_interrupted_run_are_admitted(
     (tmp_path / "progress.json").write_text('{"data": 2.5}', encoding="utf-8")
 
     assert begin(tmp_path, toy_recipe(), resume=True).seconds == {"data": 2.5}
-    with pytest.raises(SearchR3Error, match="holds a run; continue it with --resume"):
+    with pytest.raises(SearchR3Error, match="holds an interrupted run; continue it with --resume or choose"):
         begin(tmp_path, toy_recipe(), resume=False)
     with pytest.raises(RecipeError, match="another recipe"):
         begin(tmp_path, toy_recipe("stage1.steps=5"), resume=True)
+
+
+def test_how_a_run_is_measured_may_change_when_it_is_resumed(here: Path, toy_recipe: MakeRecipe) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("searchr3.training.stage2.train_stage2", full_disk)
+        assert "no space left" in failed("train", "recipe.yaml", "stage2.steps=1", "--output", "run")
+    mended = ("train", "recipe.yaml", "stage2.steps=1", "evaluation.depth=120", "evaluation.baselines=[]")
+
+    assert "another recipe" in failed(*mended, "seed=1", "--output", "run", "--resume")
+    result = CliRunner().invoke(app, [*mended, "--output", "run", "--resume"])
+
+    assert result.exit_code == 0, result.output
+    assert load_recipe("run/recipe.yaml").evaluation.depth == 120
+    stages = json.loads(Path("run/metrics.json").read_text(encoding="utf-8"))["stages"]
+    assert [[run["name"] for run in one["runs"]] for one in stages.values()] == [["direct", "reasoned"]] * 2
+
+
+def test_a_run_is_named_after_its_recipe(here: Path) -> None:
+    Path("runs/recipe").mkdir(parents=True)
+    Path("runs/recipe/thesis.tex").touch()
+
+    assert failed("train", "recipe.yaml").startswith("runs/recipe: exists and is not a run; choose another")
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -229,8 +291,10 @@ def test_a_finished_run_is_not_resumed(tmp_path: Path, toy_recipe: MakeRecipe) -
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(toy_recipe().dump()), encoding="utf-8")
     (tmp_path / "report.html").write_text("", encoding="utf-8")
 
-    with pytest.raises(SearchR3Error, match="finished"):
+    with pytest.raises(SearchR3Error, match="finished run; there is nothing to resume"):
         begin(tmp_path, toy_recipe(), resume=True)
+    with pytest.raises(SearchR3Error, match="finished run; choose another folder with --output"):
+        begin(tmp_path, toy_recipe(), resume=False)
 
 
 def test_a_dry_run_shows_recipe_and_data_and_writes_nothing(here: Path) -> None:
@@ -258,9 +322,9 @@ def test_traces_are_made_where_the_queries_bring_none(here: Path, toy_recipe: Ma
     bare = replace(data.without_reasoning(), name="bare")
     bare.save("bare")
 
-    made = pipeline._dataset(toy_recipe("data.source=bare"))
-    none = pipeline._dataset(toy_recipe("data.source=bare", "data.trace_words=0"))
-    theirs = pipeline._dataset(toy_recipe("data.source=toy"))
+    made = make_dataset(toy_recipe("data.source=bare"))
+    none = make_dataset(toy_recipe("data.source=bare", "data.trace_words=0"))
+    theirs = make_dataset(toy_recipe("data.source=toy"))
 
     with_trace = {key for key, query in made.queries.items() if query.reasoning}
     assert with_trace == set(made.split("stage1"))

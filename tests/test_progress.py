@@ -1,6 +1,7 @@
 """What a run shows while it works: lines where nobody watches, a bar on a terminal."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -30,6 +31,21 @@ def test_a_file_gets_a_line_a_phase_and_now_and_then_a_step(monkeypatch: pytest.
     assert "loss 2.5  dev nDCG@10 0.25" in second
     assert "epoch" not in second
     assert "stage1: documents 512/1024" in third
+
+
+def test_a_file_is_told_the_time_left_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, out = screen(terminal=False)
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr(shown._bar, "get_time", lambda: float(next(clock)))
+    monkeypatch.setattr(progress, "_QUIET", 0.0)
+    with shown:
+        shown.phase("stage1", "preparing")
+        for step in (41, 42, 43):  # as after --resume: steps that are done already tell nothing of the pace
+            shown.training({"stage": "stage1", "step": step, "steps": 100})
+
+    assert "left" not in out.getvalue().splitlines()[1]
+    left = re.search(r"43/100  (\d+):(\d\d):00 left", out.getvalue())
+    assert left and 55 <= int(left[1]) * 60 + int(left[2]) <= 120, out.getvalue()
 
 
 def test_figures_of_one_phase_are_not_shown_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

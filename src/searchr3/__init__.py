@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["RetrievalDataset", "SearchR3", "__version__", "load_dataset"]
+
+# TRL's trainers report their use to Hugging Face otherwise. Its libraries read this when they are imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "RetrievalDataset": "searchr3.dataset",

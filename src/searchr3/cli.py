@@ -15,7 +15,8 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from searchr3 import __version__
-from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.errors import SearchR3Error
+from searchr3.files import refuse_occupied
 from searchr3.terminal import OneLineErrors, hush_libraries, printable, show
 
 app = typer.Typer(
@@ -62,6 +63,10 @@ Settings = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set, such as stage1.steps=100."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+SplitBy = Annotated[
+    Literal["hash", "package"],
+    typer.Option(help="For the data `python`: single functions are held out, or whole packages."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -76,11 +81,9 @@ def quickstart(
     A tiny model learns to embed the Python code installed on this machine, then to think before it embeds:
     minutes on a laptop, with a report at the end.
     """
-    overrides = _checked(settings)
-    _refuse_occupied(output, resume)
     from searchr3 import pipeline
 
-    pipeline.quickstart(output, dict(pair.split("=", 1) for pair in overrides), resume)
+    pipeline.train("quickstart", settings or [], output, resume)
 
 
 @app.command(epilog="Example: searchr3 train mine.yaml stage1.steps=100 --output runs/mine")
@@ -99,45 +102,14 @@ def train(
     ] = False,
 ) -> None:
     """Train a model as a recipe says."""
-    overrides = _checked(settings)
-    output = output or Path("runs") / Path(recipe).stem
-    if not dry_run:
-        _refuse_occupied(output, resume)
     from searchr3 import pipeline
 
-    pipeline.train(recipe, overrides, output, resume, dry_run)
-
-
-def _checked(settings: list[str] | None) -> list[str]:
-    for pair in settings or []:
-        if not pair.partition("=")[0].strip() or "=" not in pair:
-            raise RecipeError(f"{pair!r}: expected KEY=VALUE, such as stage1.steps=100")
-    return list(settings or [])
+    pipeline.train(recipe, settings or [], output, resume, dry_run)
 
 
 def _names(text: str) -> list[str]:
     """The names in a text that has commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _occupied(path: Path) -> bool:
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
-
-
-def _refuse_occupied(output: Path, resume: bool) -> None:
-    """Never write into somebody's folder: a run starts in a new or empty one, or resumes its own."""
-    if resume or not _occupied(output):
-        return
-    if (output / "report.html").exists():
-        fault, mend = "holds a finished run", "choose another folder with --output"
-    elif (output / "recipe.yaml").exists():
-        fault, mend = (
-            "holds an interrupted run",
-            "continue it with --resume or choose another folder with --output",
-        )
-    else:
-        fault, mend = "exists and is not a run", "choose another folder with --output"
-    raise SearchR3Error(f"{output}: {fault}; {mend}")
 
 
 @app.command(epilog="Example: searchr3 evaluate runs/mine/stage2 --data runs/mine/data --output results.json")
@@ -147,6 +119,7 @@ def evaluate(
         str, typer.Option(help="A BEIR folder, a .jsonl file of triples, a Hub data set, or `python`.")
     ],
     split: Annotated[str, typer.Option(help="Whose queries to rank the whole corpus for.")] = "test",
+    split_by: SplitBy = "hash",
     reasoning: Annotated[
         Literal["off", "on", "both"], typer.Option(help="Embed queries directly, after thinking, or both.")
     ] = "both",
@@ -174,13 +147,15 @@ def evaluate(
     if output and output.exists() and not overwrite:
         raise SearchR3Error(f"{output}: exists already; choose another file or replace it with --overwrite")
     from searchr3 import SearchR3, load_dataset
-    from searchr3.evaluation import differences_table, results_table
+    from searchr3.evaluation import check_baselines, differences_table, results_table
     from searchr3.evaluation import evaluate as measure
     from searchr3.progress import Screen, hush_transformers
 
     hush_transformers()
-    dataset = load_dataset(data)
-    dataset.split(split)  # a split that is not there is told before the model is loaded
+    # what is not there is told before the model is loaded
+    check_baselines(_names(baseline))
+    dataset = load_dataset(data, split_by=split_by)
+    dataset.split(split)
     thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
     with Screen() as screen:
         screen.phase("evaluation", f"{model} on {data}")
@@ -229,18 +204,18 @@ def traces(
     split: Annotated[
         str, typer.Option(help="Splits whose queries get traces; commas between them.")
     ] = "stage1",
-    words: Annotated[int, typer.Option(min=1, help="Words in a trace.")] = 10,
+    split_by: SplitBy = "hash",
+    words: Annotated[int, typer.Option(min=1, help="Words in a trace.")] = 8,
 ) -> None:
     """Write reasoning traces into a data set.
 
     A trace is made of the most telling words of the relevant document. Traces that are there stay.
     """
-    if _occupied(output):
-        raise SearchR3Error(f"{output}: exists already; choose another folder with --output")
+    refuse_occupied(output)
     from searchr3 import load_dataset
     from searchr3.dataset.traces import make_traces
 
-    dataset = make_traces(load_dataset(data), _names(split), words)
+    dataset = make_traces(load_dataset(data, split_by=split_by), _names(split), words)
     dataset.save(output)
     made = sum(query.reasoning is not None for query in dataset.queries.values())
     print(f"{output}: {made} of {len(dataset.queries)} queries have a trace")

@@ -169,6 +169,10 @@ class Conversation:
         """Token ids of reasoning that was written as text, such as a trace."""
         return self._text_ids(texts)
 
+    def is_thought(self, ids: Sequence[int], least_tokens: int = 1) -> bool:
+        """Whether reasoning is a thought: long enough, and not the fixed answer of the direct form."""
+        return len(ids) >= least_tokens and list(ids) != self._answer
+
     def chat_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """General chat prompts without a system turn of ours."""
         prefix, suffix = self._frame(None, None)

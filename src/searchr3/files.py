@@ -7,6 +7,7 @@ import difflib
 import errno
 import gzip
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from searchr3.errors import DataError, SearchR3Error
+
+NO_SPACE = "no space left on the disk; free some or choose another place with --output"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -57,25 +60,63 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one object"
         ) from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply to be read; make it flatter") from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise DataError(f"{where}: a number has too many digits; put it in quotes") from None
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise DataError(f"{where}: expected a JSON object, found {kind}; write one {{...}} a line")
     return row
 
 
+def full_disk(error: BaseException | None) -> BaseException | None:
+    """The full disk behind an error, if there is one.
+
+    Libraries wrap it: safetensors keeps only its words, torch none.
+    """
+    words = ("No space left on device", "PytorchStreamWriter failed writing file")
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or any(one in str(error) for one in words):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one clear line about `path`."""
+    """Turn a full disk, or a place that cannot be written, into one clear line about `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            fault = "no space left on the disk; free some or choose another --output"
-            raise SearchR3Error(f"{path}: {fault}") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            fault = f"cannot be written ({error.strerror}); choose another place"
-            raise SearchR3Error(f"{path}: {fault}") from None
+    except SearchR3Error:
         raise
+    except Exception as error:
+        if full_disk(error):
+            fault = NO_SPACE
+        elif isinstance(error, OSError) and error.errno is not None:
+            fault = f"cannot be written ({_obstacle(path) or error.strerror}); choose another place"
+        else:
+            raise
+        raise SearchR3Error(f"{path}: {fault}") from error
+
+
+def _obstacle(path: Path) -> str | None:
+    """What the system calls "File exists" or "Not a directory": a file on the way to `path`."""
+    found = (one for one in path.parents if os.path.lexists(one) and not os.path.isdir(one))
+    return next((f"{one} is no folder" for one in found), None)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise SearchR3Error unless `path` can be written: before long work, not after it.
+
+    The nearest folder that exists is tried; nothing is made.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        there = (one for one in path.parents if os.path.lexists(one))
+        # A folder that is there is written into, a file is replaced from beside it.
+        with tempfile.TemporaryFile(dir=path if path.is_dir() else next(there)):
+            pass
 
 
 @contextlib.contextmanager
@@ -101,16 +142,48 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text)
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that every program reads: a figure that is no number (NaN, infinite) becomes null.
+
+    >>> json_text({"loss": float("nan")})
+    '{"loss": null}'
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON, whole or not at all; NaN becomes null."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+    """Write one JSON object a line, whole or not at all; NaN becomes null."""
     with replacing(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json_text(row) + "\n")
+
+
+def occupied(path: Path) -> bool:
+    """Whether something would be written over or into: anything but an empty folder."""
+    with disk_errors(path):
+        return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raise SearchR3Error when `path` is occupied."""
+    if occupied(path):
+        raise SearchR3Error(f"{path}: exists already; choose another folder or remove it first")
 
 
 @contextlib.contextmanager
@@ -121,9 +194,8 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         SearchR3Error: `path` exists, is not empty and `overwrite` is False.
     """
     path = Path(path)
-    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if occupied and not overwrite:
-        raise SearchR3Error(f"{path}: exists already; choose another folder or remove it first")
+    if not overwrite:
+        refuse_occupied(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

@@ -26,12 +26,19 @@ def load_parts(
         ModelError: nothing usable at `path`.
     """
     folder = model_folder(path)
+    _check_weights(path, folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Unless told, transformers asks on the terminal whether to run code of the model's own.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # broken files fail in a dozen ways
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{path}: needs code of its own, which searchr3 does not run; use a model of a kind that "
+                "transformers knows, and remove 'auto_map' from its config.json and tokenizer_config.json"
+            ) from None
         raise ModelError(f"{path}: cannot load a model ({first_line(error)})") from None
     if report["missing_keys"]:  # transformers would make them up
         raise ModelError(
@@ -43,13 +50,26 @@ def load_parts(
     return model, tokenizer, load_settings(folder / SETTINGS)
 
 
+def _check_weights(path: str | Path, folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if pickle := next(folder.glob("pytorch_model*.bin"), None):
+        raise ModelError(
+            f"{path}: the weights are pickles ({pickle.name}), which may run code when they are read; "
+            "save the model again as safetensors, with save_pretrained of transformers"
+        )
+    raise ModelError(
+        f"{path}: no weights (model.safetensors); copy them there or give a model saved as safetensors"
+    )
+
+
 def load_settings(file: Path) -> dict[str, Any]:
     """Our settings beside the weights; empty when there are none, as in a base or a published checkpoint."""
     if not file.is_file():
         return {}
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelError(f"{file}: not valid JSON; copy it again from the original model") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("max_length", 1), int):
         raise ModelError(
@@ -64,6 +84,8 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         ModelError: neither. Without a network at once, where `from_pretrained` would retry for a minute.
     """
+    if not str(path).strip():
+        raise ModelError("the name of the model is empty; give a folder, e.g. RUN/stage2, or a Hub id")
     folder = Path(path)
     if folder.exists():
         if not (folder / "config.json").is_file():
@@ -71,8 +93,17 @@ def model_folder(path: str | Path) -> Path:
                 f"{path}: not a model folder (no config.json); give that of a trained model, e.g. RUN/stage2"
             )
         return folder
+    return hub_folder(path, HUB_FILES)
+
+
+def hub_folder(path: str | Path, files: list[str]) -> Path:
+    """The local copy of a Hub model's `files`, downloaded if need be; a cached copy may hold others too.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
     try:
-        return Path(snapshot_download(str(path), allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(str(path), allow_patterns=files, ignore_patterns=["*/*"]))
     except HFValidationError:
         raise ModelError(f"{path}: no such folder; check the path") from None
     except LocalEntryNotFoundError:

@@ -1,14 +1,16 @@
 """A whole run: data, base, stage 1, stage 2, and what each was worth on the same test.
 
 A run folder fills in this order: `recipe.yaml`, `data/`, `base/`, `stage1/`, `stage2/`,
-`vectors.safetensors`, `metrics.json`, `report.html`. Each appears whole or not at all, so a resumed run skips
-what is there; trainers continue from `checkpoints/`.
+`vectors.safetensors`, `metrics.json`, `report.html`. Each of these appears whole or not at all, so a resumed
+run skips what is there. Only the trainers write in place: `episodes.jsonl`, line by line, and `checkpoints/`,
+from whose newest whole one a resumed run goes on.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,9 +25,9 @@ import yaml
 
 from searchr3 import __version__
 from searchr3.dataset import RetrievalDataset, load_dataset
-from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.files import disk_errors, write_json, write_text
+from searchr3.files import disk_errors, occupied, write_json, write_text
+from searchr3.preparation import check_names, make_base_model, make_dataset, refuse_a_base_that_knows
 from searchr3.progress import Screen, hush_transformers
 from searchr3.run_search import search
 from searchr3.training.recipe import Recipe, load_recipe
@@ -34,19 +36,18 @@ if TYPE_CHECKING:
     from searchr3.evaluation import Results, Run
     from searchr3.model import SearchR3
 
-__all__ = ["RunFolder", "bundled_base", "machine", "quickstart", "search", "train"]
+__all__ = ["RunFolder", "machine", "search", "train"]
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 EXAMPLES = 10
 
 
-def quickstart(output: Path, overrides: dict[str, str], resume: bool) -> None:
-    """The recipe `quickstart`: a tiny model on the Python code installed on this machine."""
-    train("quickstart", [f"{key}={value}" for key, value in overrides.items()], output, resume, dry_run=False)
-
-
 def train(
-    recipe: Path | str, overrides: Sequence[str], output: Path | None, resume: bool, dry_run: bool
+    recipe: Path | str,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Run a recipe from data to report.
 
@@ -54,13 +55,16 @@ def train(
         recipe: a YAML file or the name of a recipe in the package.
         overrides: `key=value` texts, see `load_recipe`.
         output: run folder, `runs/RECIPE` by default.
-        resume: continue an interrupted run in `output`; its recipe must be the same.
+        resume: continue an interrupted run in `output`; its recipe must be the same, but for `evaluation`
+            and `report_to`.
         dry_run: read recipe and data, print them, train nothing.
     """
     settings = load_recipe(recipe, overrides)
+    refuse_a_base_that_knows(settings)
     output = output or Path("runs") / Path(recipe).stem
     if dry_run:
-        dataset = _dataset(settings)
+        dataset = make_dataset(settings)
+        check_names(settings)
         print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
         sizes = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
         print(f"# data: {len(dataset.corpus):,} documents; queries: {sizes}")
@@ -89,41 +93,43 @@ class RunFolder:
     def _admit(self, resume: bool) -> None:
         """Let a new run into a new folder only, and a resumed one only into its own."""
         place = self.path / "recipe.yaml"
+        elsewhere = "choose another folder with --output"
         if not place.is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
-                raise SearchR3Error(
-                    f"{self.path}: exists and is not a run; choose another folder with --output"
-                )
+            if occupied(self.path):
+                raise SearchR3Error(f"{self.path}: exists and is not a run; {elsewhere}")
             return
+        if (self.path / "report.html").exists():
+            mend = "there is nothing to resume" if resume else elsewhere
+            raise SearchR3Error(f"{self.path}: holds a finished run; {mend}")
         if not resume:
             raise SearchR3Error(
-                f"{self.path}: holds a run; continue it with --resume or choose another --output"
+                f"{self.path}: holds an interrupted run; continue it with --resume or {elsewhere}"
             )
-        if (self.path / "report.html").exists():
-            raise SearchR3Error(f"{self.path}: the run is finished; there is nothing to resume")
-        if load_recipe(place) != self.recipe:
+        if not self.recipe.trains_as(load_recipe(place)):
             raise RecipeError(
-                f"{place}: the interrupted run had another recipe; resume with the same keys or "
-                "choose another --output"
+                f"{place}: the interrupted run had another recipe; resume with the same keys or {elsewhere}"
             )
+        for left in self.path.glob(".*"):  # of a run that was killed while it wrote a folder
+            shutil.rmtree(left, ignore_errors=True)
         if (self.path / "progress.json").is_file():
             self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
 
     def _begin(self) -> tuple[RetrievalDataset, SearchR3]:
         """Data and base. Nothing is written before both are known to be good: a fault leaves no folder."""
         from searchr3.model import SearchR3
-        from searchr3.training.common import check_trackers
 
         data, base = self.path / "data", self.path / "base"
-        with self._phase("data", f"reading {self.recipe.data.source}"):
-            dataset = load_dataset(data) if data.is_dir() else _dataset(self.recipe)
+        source = f"the run's own copy, {data}" if data.is_dir() else self.recipe.data.source
+        with self._phase("data", f"reading {source}"):
+            dataset = load_dataset(data) if data.is_dir() else make_dataset(self.recipe)
         with self._phase("base", "loading the base model"):
             hush_transformers()
-            check_trackers(self.recipe.report_to)
-            fresh = None if base.is_dir() else _base(self.recipe)
-            if not (self.path / "recipe.yaml").is_file():
+            check_names(self.recipe)
+            fresh = None if base.is_dir() else make_base_model(self.recipe)
+            place = self.path / "recipe.yaml"
+            if not place.is_file() or load_recipe(place) != self.recipe:
                 used = {"recipe": self.recipe.dump(), "machine": machine()}
-                write_text(self.path / "recipe.yaml", yaml.safe_dump(used, sort_keys=False))
+                write_text(place, yaml.safe_dump(used, sort_keys=False))
             if not data.is_dir():
                 dataset.save(data)
             if fresh:
@@ -226,8 +232,20 @@ class RunFolder:
         self.screen.finish(
             [results_table(summary) for summary in summaries.values()]
             + [differences_table(differences, ["ndcg@10"])],
-            _next_steps(self.path, sum(self.seconds.values())),
+            [*_stage2_kept_its_start(curves["stage2"]), *self._next_steps(dataset)],
         )
+
+    def _next_steps(self, dataset: RetrievalDataset) -> list[str]:
+        query = dataset.queries[next(iter(dataset.split("test")))].text
+        tokens = self.recipe.model.max_new_tokens
+        return [
+            f"Done in {sum(self.seconds.values()) / 60:.1f} minutes. Try next:",
+            f"  open {self.path / 'report.html'}",
+            f"  searchr3 search {shlex.quote(query)} --run {self.path}",
+            f"  searchr3 evaluate {self.path / 'stage2'} --data {self.path / 'data'}"
+            f" --max-new-tokens {tokens} --output results.json",
+            "  searchr3 train MY_RECIPE.yaml        your own data: docs/train-on-your-data.md",
+        ]
 
     @contextmanager
     def _phase(self, name: str, doing: str) -> Iterator[None]:
@@ -242,43 +260,6 @@ class RunFolder:
                 write_json(self.path / "progress.json", self.seconds)
 
 
-def _dataset(recipe: Recipe) -> RetrievalDataset:
-    """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none."""
-    data = recipe.data
-    dataset = load_dataset(data.source, data.max_documents, data.split_by)
-    from searchr3.training.common import check_data  # torch, which a fault in the data need not wait for
-
-    check_data(dataset, recipe)
-    if not (recipe.stage1.steps and data.trace_words):
-        return dataset
-    return make_traces(dataset, ("stage1",), data.trace_words)
-
-
-def _base(recipe: Recipe) -> SearchR3:
-    """The recipe's base model, with the embed token."""
-    from searchr3.conversation import Prompts
-    from searchr3.model import SearchR3
-
-    settings = recipe.model
-    prompts = Prompts.load(settings.prompts) if settings.prompts else None
-    source = bundled_base() if settings.base == "bundled" else settings.base
-    return SearchR3.from_base(source, prompts=prompts, max_length=settings.max_length)
-
-
-def bundled_base() -> Path:
-    """Folder of the tiny base in the package.
-
-    Raises:
-        SearchR3Error: this installation lacks it.
-    """
-    folder = Path(__file__).parent / "base"
-    if not (folder / "model.safetensors").is_file():
-        raise SearchR3Error(
-            f"{folder}: the tiny base is missing; make it with: python -m searchr3.training.base {folder}"
-        )
-    return folder
-
-
 def machine() -> dict[str, str]:
     """What a run ran on: versions and platform."""
     here = {"python": platform.python_version(), "platform": platform.platform(), "searchr3": __version__}
@@ -289,11 +270,9 @@ def _curve(place: Path) -> list[dict[str, float]]:
     return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
 
 
-def _next_steps(run: Path, seconds: float) -> list[str]:
-    return [
-        f"Done in {seconds / 60:.1f} minutes. Try next:",
-        f"  open {run / 'report.html'}",
-        f'  searchr3 search "read a file line by line" --run {run}',
-        f"  searchr3 evaluate {run / 'stage2'} --data {run / 'data'} --output results.json",
-        "  searchr3 train MY_RECIPE.yaml        your own data: docs/train-on-your-data.md",
-    ]
+def _stage2_kept_its_start(curve: list[dict[str, float]]) -> list[str]:
+    """What to say when no checkpoint of stage 2 was better on dev than the model it began with."""
+    scores = [(row["eval_ndcg@10"], -row["step"]) for row in curve if "eval_ndcg@10" in row]
+    if not scores or max(scores)[1] < 0:
+        return []
+    return ["Stage 2 was never better on dev than its start, which was kept: more steps, or another rate?"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -48,6 +49,7 @@ class Screen:
             console=self.console,
             transient=True,
             disable=not self.live,
+            speed_estimate_period=300,  # steps of many seconds
         )
         self._task: Any = None
         self._name = ""
@@ -90,13 +92,15 @@ class Screen:
 
     def _update(self, what: str, done: int, total: int) -> None:
         figures = "  ".join(f"{name} {value:.3g}" for name, value in self._figures.items())
-        if self.live:
-            if self._task is None or self._bar.tasks[-1].description != what:
-                self._replace(what, total)
-            self._bar.update(self._task, completed=done, total=total, figures=figures)
-        elif time.perf_counter() - self._told > _QUIET:
+        if self._task is None or self._bar.tasks[-1].description != what:
+            self._replace(what, total)
+        self._bar.update(self._task, completed=done, total=total, figures=figures)
+        if not self.live and time.perf_counter() - self._told > _QUIET:
             self._told = time.perf_counter()
-            self.console.print(f"           {what} {done}/{total}  {figures}", highlight=False, markup=False)
+            seconds = self._bar.tasks[-1].time_remaining
+            left = "" if seconds is None else f"  {timedelta(seconds=int(seconds))} left"
+            line = f"           {what} {done}/{total}{left}  {figures}"
+            self.console.print(line.rstrip(), highlight=False, markup=False)
 
     def _replace(self, what: str, total: int | None) -> None:
         if self._task is not None:

@@ -127,7 +127,7 @@ class RewardWeights:
 
     Attributes:
         ndcg: weight of the soft nDCG.
-        format: what writing the embed token without force is worth.
+        format: what a thought and then the embed token, without force, are worth.
         length: cost of each thinking token beyond `free_tokens`. 0 unless asked for: a policy that is paid
             for silence falls silent.
         free_tokens: thinking tokens that cost nothing.
@@ -145,15 +145,15 @@ class RewardWeights:
                 raise ValueError(f"reward weight {field.name} is {value}; it must be finite and 0 or more")
 
 
-def combine(ndcg: Tensor, emitted: Tensor, lengths: Tensor, weights: RewardWeights) -> Tensor:
+def combine(ndcg: Tensor, formed: Tensor, lengths: Tensor, weights: RewardWeights) -> Tensor:
     """The whole reward of each rollout. All (n,).
 
-    weights.ndcg × ndcg + weights.format × emitted − weights.length × max(0, length − free_tokens)
+    weights.ndcg × ndcg + weights.format × formed − weights.length × max(0, length − free_tokens)
 
     Not to be added here: a term that is the same for all rollouts of a query, for it cancels in GRPO's
     advantage.
     """
-    form = weights.format * format_reward(emitted)
+    form = weights.format * format_reward(formed)
     cost = length_cost(lengths, weights.free_tokens, weights.length)
     return weights.ndcg * ndcg + form.to(ndcg) - cost.to(ndcg)
 

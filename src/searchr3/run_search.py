@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from searchr3.dataset import RetrievalDataset, load_dataset
+from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.beir import read_beir
+from searchr3.dataset.splits import digest
 from searchr3.errors import SearchR3Error
+from searchr3.files import occupied
 from searchr3.training.recipe import load_recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IDS = "document_ids"  # in the metadata of the vectors: whose they are, see `ids_digest`
 
 
 @dataclass(frozen=True)
@@ -36,20 +46,17 @@ def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> Search
     """Search a run's own corpus with its final model.
 
     Raises:
-        SearchR3Error: `run` is not a finished run.
+        SearchR3Error: `run` is not a finished run, or was changed since; the query is no proper text.
     """
-    from safetensors.numpy import load_file
+    _check(query, run)
+    used = load_recipe(run / "recipe.yaml")
+    dataset = read_beir(run / "data")
+    vectors = _vectors(run / "vectors.safetensors", list(dataset.corpus))
 
     from searchr3.model import SearchR3
     from searchr3.ranking import top_k
 
-    if not (run / "recipe.yaml").is_file():
-        raise SearchR3Error(f"{run}: not a run folder; make one with `searchr3 quickstart --output {run}`")
-    if not (run / "vectors.safetensors").is_file():
-        raise SearchR3Error(f"{run}: the run is not finished; continue it with --resume")
-    used = load_recipe(run / "recipe.yaml")
-    dataset, model = load_dataset(run / "data"), SearchR3(run / "stage2")
-    vectors = load_file(run / "vectors.safetensors")["documents"]
+    model = SearchR3(run / "stage2")
     if reasoning:
         thought = model.generate(batch=[query], max_new_tokens=used.model.max_new_tokens)[0]
         found = model.encode_query([query], reasoning=[thought])
@@ -62,6 +69,51 @@ def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> Search
         *said,
         hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])],
     )
+
+
+def _check(query: str, run: Path) -> None:
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise SearchR3Error("the query holds half a character (a lone surrogate); type it again") from None
+    if not (run / "recipe.yaml").is_file():
+        around = (one for one in run.parents if (one / "recipe.yaml").is_file() and (one / "data").is_dir())
+        if inside := next(around, None):
+            raise SearchR3Error(f"{run}: only a part of a run; give the whole: --run {inside}")
+        if occupied(run):
+            raise SearchR3Error(f"{run}: not a run folder; give one that quickstart or train has made")
+        raise SearchR3Error(f"{run}: not a run folder; make one with `searchr3 quickstart --output {run}`")
+    if not (run / "vectors.safetensors").is_file():
+        raise SearchR3Error(f"{run}: the run is not finished; continue it with --resume")
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """A stable name of these ids in this order, by which vectors remember their documents."""
+    return digest("\n".join(ids), 16)
+
+
+def _vectors(place: Path, ids: list[str]) -> np.ndarray:
+    """The vectors of the documents `ids`, in their order.
+
+    Raises:
+        SearchR3Error: the file is damaged, or belongs to other documents: each hit would be a wrong one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(place, framework="numpy") as file:
+            remembered = (file.metadata() or {}).get(IDS)
+            vectors = file.get_tensor("documents")
+    except (SafetensorError, OSError) as error:
+        raise SearchR3Error(
+            f"{place}: cannot be read ({error}); copy it again from the run, or run it anew"
+        ) from None
+    if len(vectors) != len(ids) or (remembered and remembered != ids_digest(ids)):
+        raise SearchR3Error(
+            f"{place.parent / 'data'}: not the {len(vectors):,} documents that the run embedded "
+            f"(there are {len(ids):,}); put them back as they were, or train again"
+        )
+    return vectors
 
 
 def _hit(place: int, score: float, key: str, dataset: RetrievalDataset) -> Hit:

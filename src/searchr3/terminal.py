@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from searchr3.errors import SearchR3Error
+from searchr3.files import NO_SPACE, full_disk
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,27 +25,17 @@ def one_line(error: BaseException, command: str | None = None) -> str:
     """What the person at the keyboard reads of an error: place, fault and mend, never more than one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted" + ("; the same command with --resume continues" if command in RESUMABLE else "")
+    full = full_disk(error)
     if isinstance(error, SearchR3Error):
         text = str(error)
-    elif full := _full_disk(error):
+    elif full:
         place = f"{full.filename}: " if isinstance(full, OSError) and full.filename else ""
-        text = f"{place}no space left on the disk; free some or choose another place with --output"
+        text = f"{place}{NO_SPACE}"
     else:
         text = f"internal {type(error).__name__}: {error}; rerun with --debug for the traceback"
+    if full and command in RESUMABLE:
+        text += "; once there is room, the same command with --resume continues"
     return "error: " + " ".join(text.split())
-
-
-def _full_disk(error: BaseException | None) -> BaseException | None:
-    """The full disk behind an error, if there is one.
-
-    Libraries wrap it: safetensors keeps only its words, torch none.
-    """
-    words = ("No space left on device", "PytorchStreamWriter failed writing file")
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or any(one in str(error) for one in words):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 class OneLineErrors(TyperGroup):

@@ -95,11 +95,33 @@ def test_a_dev_that_is_there_stays(tmp_path):
     assert set(dataset.qrels["dev"]) == {f"q{n}" for n in range(500, 700)}
 
 
+@pytest.mark.parametrize(("one", "other"), [("dev", "val"), ("valid", "validation")])
+def test_two_files_of_one_split_are_refused(tmp_path, one, other):
+    path = folder(tmp_path, **many_queries(**{one: range(10), other: range(10, 20), "test": range(20, 30)}))
+    places = f"{tmp_path}/qrels/{one}.tsv and {tmp_path}/qrels/{other}.tsv: both are the split 'dev'; put"
+    with pytest.raises(DataError, match=re.escape(places)):
+        read_beir(path)
+    (tmp_path / "qrels" / f"{other}.tsv").write_text(HEADER)  # an empty file takes nothing from the other
+    assert len(read_beir(path).qrels["dev"]) == 10
+
+
 def test_own_splits_stay(tmp_path):
     path = folder(tmp_path, **many_queries(stage1=range(10), stage2=range(10, 20), test=range(20, 30)))
     assert {split: len(qrels) for split, qrels in read_beir(path).qrels.items()} == {
         "stage1": 10,
         "stage2": 10,
+        "test": 10,
+    }
+
+
+@pytest.mark.parametrize("own", ["stage1", "stage2"])
+def test_a_train_beside_our_own_stages_is_left_out(tmp_path, own):
+    splits = {own: range(10), "train": range(20), "test": range(20, 30)}
+    assert {
+        split: len(qrels)
+        for split, qrels in read_beir(folder(tmp_path, **many_queries(**splits))).qrels.items()
+    } == {
+        own: 10,
         "test": 10,
     }
 
@@ -116,6 +138,21 @@ BAD_LINES = [
     ({"corpus": lines({"_id": "d1"})}, "corpus.jsonl:1: key 'text' is missing"),
     ({"corpus": lines({"_id": "", "text": "one"})}, "corpus.jsonl:1: '_id' is empty"),
     ({"corpus": lines({"_id": "d1", "title": "", "text": " \n"})}, "corpus.jsonl:1: 'text' is empty"),
+    (
+        {"corpus": lines(CORPUS_ROW, {"_id": "a\tb", "text": "one"})},
+        "corpus.jsonl:2: '_id' holds a tab or a line break ('a\\tb'); rename it",
+    ),
+    ({"queries": lines({"_id": "a\n", "text": "x"})}, "queries.jsonl:1: '_id' holds a tab or a line break"),
+    (
+        {"corpus": lines({**CORPUS_ROW, "metadata": {"author": "\ud800"}})},
+        "corpus.jsonl:1: 'metadata' holds half a character",
+    ),
+    (
+        {"corpus": lines({**CORPUS_ROW, "metadata": {"\ud800": "x"}})},
+        "corpus.jsonl:1: 'metadata' holds half a character",
+    ),
+    ({"corpus": "\n"}, "corpus.jsonl: is empty; write one object a line"),
+    ({"queries": "\n"}, "queries.jsonl: is empty; write one object a line"),
     ({"corpus": lines({"_id": "d1", "text": 5})}, "corpus.jsonl:1: 'text' must be a text, found int"),
     ({"corpus": lines({"_id": "d1", "text": "a \ud800"})}, "corpus.jsonl:1: 'text' holds half a character"),
     (
@@ -136,9 +173,16 @@ BAD_LINES = [
     ({"test": f"{HEADER}q1\td1\thigh\n"}, "test.tsv:2: the score 'high' is not a whole number"),
     ({"test": f"{HEADER}q1\td1\t0.5\n"}, "test.tsv:2: the score '0.5' is not a whole number"),
     ({"test": f"{HEADER}q1\td1\tinf\n"}, "test.tsv:2: the score 'inf' is not a whole number"),
+    ({"test": f"{HEADER}q1\td1\tnan\n"}, "test.tsv:2: the score 'nan' is not a whole number"),
+    (
+        {"test": f"{HEADER}q1\td1\t1e300\n"},
+        "test.tsv:2: the score '1e300' is not a whole number from 0 to 100",
+    ),
+    ({"test": f"{HEADER}q1\td1\t101\n"}, "test.tsv:2: the score '101' is not a whole number from 0 to 100"),
+    ({"test": f"{HEADER}q1\td1\t-1\n"}, "test.tsv:2: the score '-1' is not a whole number from 0 to 100"),
     ({"test": f"{HEADER}q1 d1 1\n"}, "test.tsv:2: 1 columns"),
-    ({"test": "q1\td1\t1\n"}, "test.tsv:1: the header is missing"),
-    ({"test": ""}, "test.tsv:1: the header is missing"),
+    ({"test": "q1\td1\t1\n"}, "test.tsv:1: the header is missing (there is 'q1\\td1\\t1'); the first line"),
+    ({"test": ""}, "test.tsv:1: the header is missing (the line is empty)"),
     ({"test": f"{HEADER}q1\td1\t1\nq1\td1\t2\n"}, "test.tsv:3: judges query 'q1' and document 'd1' again"),
 ]
 
@@ -148,6 +192,23 @@ def test_bad_lines_are_named(tmp_path, parts, message):
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         read_beir(folder(tmp_path, **parts))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_judgements_in_another_encoding(tmp_path):
+    file = folder(tmp_path) / "qrels" / "test.tsv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as spreadsheets save UTF-8
+    assert read_beir(tmp_path).qrels == {"test": {"q1": {"d1": 1}}}
+    file.write_bytes(HEADER.encode() + b"q1\td1\t1\nq\xe9\td1\t1\n")
+    with pytest.raises(DataError, match=r"test\.tsv:3: not UTF-8 text; convert the file"):
+        read_beir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])
+def test_a_file_and_its_zipped_twin_are_refused(tmp_path, name):
+    (folder(tmp_path) / f"{name}.gz").write_bytes(gzip.compress(b"{}"))
+    both = f"{tmp_path}/{name} and {tmp_path}/{name}.gz: only one of them"
+    with pytest.raises(DataError, match=re.escape(both)):
+        read_beir(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
@@ -207,7 +268,8 @@ def test_saving_leaves_nothing_half_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_broken_name_file_is_named(tmp_path):
-    (folder(tmp_path) / "dataset.json").write_text("[]")
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000])
+def test_a_broken_name_file_is_named(tmp_path, text):
+    (folder(tmp_path) / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=r"dataset\.json: must be an object with a 'name'"):
         read_beir(tmp_path)

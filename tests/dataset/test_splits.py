@@ -14,8 +14,7 @@ from searchr3.dataset.splits import SHARES, TRAIN_DEV_SHARES, TRAIN_SHARES, frac
     [
         ("Walk the tree", 0.063253, "test"),
         ("Merge two sorted lists", 0.145283, "dev"),
-        ("Split the path", 0.429888, "stage1"),
-        ("Close the stream", 0.268009, "stage2"),
+        ("Split the path", 0.429888, "stage2"),
         ("Return the name of the file", 0.719711, "stage1"),
     ],
 )

@@ -41,8 +41,12 @@ def test_split():
     assert small().split("test") == {"q2": {"d2": 2, "d1": 0}}
     with pytest.raises(DataError, match=r"small: no split 'tset' .*stage1, test.*did you mean 'test'\?"):
         small().split("tset")
-    with pytest.raises(DataError, match="there are: none"):
+    with pytest.raises(DataError, match=r"there are: none\); add qrels/dev.tsv to its folder"):
         small(qrels={}).split("dev")
+    with pytest.raises(DataError, match=r"add qrels/stage2\.tsv to"):  # no slip for 'stage1'
+        small().split("stage2")
+    with pytest.raises(DataError, match=r"stage1, test\); choose one of them"):
+        small().split("everything")
 
 
 @pytest.mark.parametrize(

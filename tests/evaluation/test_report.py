@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
 
 CURVES = {
-    "stage1": [{"step": i, "loss": 5 / i} for i in range(1, 60)] + [{"step": 30, "eval_ndcg@10": 0.2}],
+    "stage1": [{"step": i, "loss": 5 / i} for i in range(1, 60)] + [{"step": 30, "eval_direct": 0.2}],
     "stage2": [{"step": i, "reward": 0.3 + i / 100, "thinking_tokens": 9.0} for i in range(1, 9)],
 }
 

@@ -2,13 +2,17 @@
 
 import sys
 import types
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from searchr3.errors import DataError, ModelError
-from searchr3.evaluation import evaluate
+from searchr3.evaluation import check_baselines, evaluate
 from searchr3.ranking import METRICS, trec_metrics
+
+COMMIT = "a" * 40
 
 
 def test_runs_and_their_figures(model, data):
@@ -153,7 +157,8 @@ def test_a_diverged_model_is_named(model, data):
 class FakeTransformer:
     """Stands in for SentenceTransformer: a bag of words under another name."""
 
-    def __init__(self, path):
+    def __init__(self, path, model_kwargs):
+        assert model_kwargs == {"use_safetensors": True}
         if "broken" in path:
             raise OSError("no file named model.safetensors\nmore lines")
         from hashlib import sha256
@@ -169,10 +174,34 @@ class FakeTransformer:
     encode_document = encode_query
 
 
+def cached(cache, name, file):
+    """A model as the Hub's cache holds it, as far as it tells what the model is."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    (folder / "snapshots" / COMMIT / file).write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+
+
 @pytest.fixture
-def sentence_transformers(monkeypatch):
+def hub(tmp_path, monkeypatch):
+    """The Hub's cache, with two models of sentence-transformers, one of ours, and one of neither."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    files = {
+        "some/model": "modules.json",
+        "broken/model": "modules.json",
+        "our/model": "searchr3.json",
+        "bare/model": "config.json",
+    }
+    for name, file in files.items():
+        cached(tmp_path / "hub", name, file)
+
+
+@pytest.fixture
+def sentence_transformers(hub, monkeypatch):
     module = types.ModuleType("sentence_transformers")
     module.SentenceTransformer = FakeTransformer
+    module.__spec__ = ModuleSpec("sentence_transformers", None)
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
 
 
@@ -189,19 +218,47 @@ def test_another_model_as_baseline(model, data, sentence_transformers):
 
 def test_a_baseline_that_cannot_be_loaded(model, data, sentence_transformers, tmp_path, monkeypatch):
     with pytest.raises(
-        ModelError, match=r"baseline broken: cannot load it \(no file named model.safetensors\); give"
+        ModelError, match=r"baseline broken/model: cannot load it \(no file named model.safetensors\); give"
     ):
-        evaluate(model, data, baselines=("broken",))
-    with pytest.raises(ModelError, match="neither a searchr3 nor a sentence-transformers folder"):
-        evaluate(model, data, baselines=(str(tmp_path),))
+        evaluate(model, data, baselines=("broken/model",))
+    for neither in (str(tmp_path), "bare/model"):
+        with pytest.raises(ModelError, match="neither a searchr3 nor a sentence-transformers model"):
+            evaluate(model, data, baselines=(neither,))
+    with pytest.raises(ModelError, match="baseline bm52: neither bm25, nor a folder, nor a Hub id"):
+        evaluate(model, data, baselines=("bm25", "bm52"))
+    with pytest.raises(ModelError, match="baseline nobody/nothing: no such folder, and the Hub"):
+        evaluate(model, data, baselines=("nobody/nothing",))
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModelError, match="pip install"):
         evaluate(model, data, baselines=("some/model",))
     assert model.encoded == 0  # all of this before the work begins
 
 
-def test_a_searchr3_folder_as_baseline_is_not_pooled(model, data, tmp_path, monkeypatch):
+def test_a_searchr3_model_as_baseline_is_not_pooled(model, data, tmp_path, hub, monkeypatch):
     (tmp_path / "searchr3.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "searchr3.model", types.SimpleNamespace(SearchR3=lambda path: model))
-    results = evaluate(model, data, baselines=(str(tmp_path),))
-    assert results.run(str(tmp_path)).values == results.run("direct").values
+    results = evaluate(model, data, baselines=(str(tmp_path), "our/model"))
+    for name in (str(tmp_path), "our/model"):
+        assert results.run(name).values == results.run("direct").values
+
+
+def test_baselines_are_checked_without_loading_them(sentence_transformers, monkeypatch):
+    monkeypatch.setattr(FakeTransformer, "__init__", lambda *_, **__: pytest.fail("loaded"))
+    check_baselines(["bm25", "some/model", "our/model"])
+
+
+def test_weights_of_a_baseline_are_never_unpickled(model, data, tiny_base, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    words = Transformer(str(tiny_base))
+    folder = tmp_path / "other"
+    SentenceTransformer(modules=[words, Pooling(32)], device="cpu").save(str(folder))
+    check_baselines([str(folder)])
+    (weights,) = folder.rglob("*.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"cannot load it .*safetensors"):
+        evaluate(model, data, baselines=(str(folder),))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from searchr3.conversation import EMBED_TOKEN
 from searchr3.errors import DataError
 from searchr3.model import SearchR3
+from searchr3.training import base
 from searchr3.training.base import (
     CHATML,
     SPARE_ROWS,
@@ -152,6 +153,23 @@ def test_chats_are_marked_and_plain_texts_are_not(tokenizer: PreTrainedTokenizer
     else:
         assert not (rows == start).any()
         assert (rows == end).sum() <= len(TEXTS)  # only between texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "split_by"), [((), "hash"), (("--split-by", "package", "--steps", "7"), "package")]
+)
+def test_the_command_leaves_out_what_the_same_split_holds_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], split_by: str
+) -> None:
+    made: list[tuple[list[str], Path]] = []
+    monkeypatch.setattr(
+        "searchr3.dataset.python_code.python_texts", lambda split_by: [f"text for {split_by}"]
+    )
+    monkeypatch.setattr(base, "make_base", lambda texts, output, **_: made.append((texts, output)))
+
+    base.main([str(tmp_path / "base"), *arguments])
+
+    assert made == [([f"text for {split_by}"], tmp_path / "base")]
 
 
 def test_too_few_texts_are_one_clear_line(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The recipe: validated, told where it is wrong, equal after a round trip; its reference is current."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +206,12 @@ def test_a_fault_in_a_file_names_the_file(tmp_path: Path, content: bytes, words:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["nowhere.yaml", "there/quickstart", "quickstrat"])
+@pytest.mark.parametrize(
+    "name",
+    ["nowhere.yaml", "quickstrat", "quickstart.yml", "quickstart.yaml", "there/quickstart", "./quickstart"],
+)
 def test_a_missing_recipe_is_named_and_those_there_are_listed(name: str) -> None:
-    with pytest.raises(RecipeError, match=f"{name}: no such recipe file.*quickstart"):
+    with pytest.raises(RecipeError, match=f"{re.escape(name)}: no such recipe file.*quickstart"):
         load_recipe(name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
@@ -16,7 +17,8 @@ from searchr3.generation import Reasoning
 from searchr3.losses import sft
 from searchr3.model import SearchR3
 from searchr3.training import stage1
-from searchr3.training.common import check_trackers, last_checkpoint
+from searchr3.training.checkpoints import last_checkpoint
+from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Pairs, Stage1Trainer, add_adapter, train_stage1
@@ -366,12 +368,23 @@ def test_kl_is_taken_on_replies_to_chat_prompts_too(
     assert search.conversation.embed_id not in {one for item in chats for one in item.ids}
 
 
-def test_with_lora_the_row_of_the_embed_token_learns(
-    search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+def untied(model: PreTrainedModel) -> None:
+    """Give the model an output head of its own, as Qwen2.5-7B has."""
+    model.config.tie_word_embeddings = False
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
+    head.weight.data.copy_(model.get_input_embeddings().weight.detach())
+    model.set_output_embeddings(head)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_with_lora_the_rows_of_the_embed_token_learn(
+    tied: bool, search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     """And what is saved, with the adapter merged, gives the same vectors."""
     recipe = toy_recipe("model.lora={r: 4}", "stage1.steps=2", "stage1.evaluate_every=2")
     row = search.conversation.embed_id
+    if not tied:
+        untied(search.model)
     before = search.model.get_input_embeddings().weight.detach().clone()
 
     train_stage1(search, toy, recipe, tmp_path / "checkpoints")
@@ -379,9 +392,11 @@ def test_with_lora_the_row_of_the_embed_token_learns(
     search.save_pretrained(tmp_path / "saved")
 
     saved = SearchR3(tmp_path / "saved", dtype="float32")
-    after = saved.model.get_input_embeddings().weight.detach()
-    changed = (after != before).any(dim=1).nonzero().flatten().tolist()
-    assert changed == [row]
+    ends = (saved.model.get_input_embeddings().weight, saved.model.get_output_embeddings().weight)
+    assert (ends[0] is ends[1]) == tied
+    for after in ends:
+        changed = (after.detach() != before).any(dim=1).nonzero().flatten().tolist()
+        assert changed == [row]
     assert trained[0] @ saved.encode_document(["def parse_date(): ..."])[0] > 0.9999
 
 

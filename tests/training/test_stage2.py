@@ -18,7 +18,8 @@ from searchr3.generation import Reasoning, pad_ids
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
 from searchr3.training import stage2
-from searchr3.training.common import BEST, check_data, relevant_documents
+from searchr3.training.checkpoints import BEST
+from searchr3.training.common import check_data, relevant_documents
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
 from searchr3.training.stage2 import Stage2Trainer, refresh_policy, train_stage2
@@ -138,6 +139,24 @@ def test_the_end_of_the_turn_ends_a_rollout_without_the_token(trainer: Stage2Tra
     assert said == pytest.approx(cut + 0.25)
 
 
+def test_the_fixed_answer_and_too_few_words_are_no_thought(trainer: Stage2Trainer) -> None:
+    """A policy that learns to say nothing, or what it says without thinking, is not paid for its format."""
+    chat = trainer.conversation
+    key = next(iter(trainer.qrels))
+    fixed = chat.thought_ids(["The embedding is"])[0]
+    one = chat.thought_ids(["x"])[0][:1]
+    rollouts = [[*ids, chat.embed_id] for ids in (fixed, [*fixed, *one], one, [])]
+
+    def paid(least: int, format: float) -> list[float]:
+        reward = trainer.stage.reward.model_copy(update={"least_tokens": least, "format": format})
+        trainer.stage = trainer.stage.model_copy(update={"reward": reward})
+        return rewards_of(trainer, [key] * 4, rollouts)
+
+    nothing = np.array(paid(0, 0.0))
+    for least, expected in ((0, [0, 1, 1, 1]), (1, [0, 1, 1, 0]), (2, [0, 1, 0, 0])):
+        np.testing.assert_allclose(paid(least, 1.0) - nothing, expected, atol=1e-5)
+
+
 def test_reward_makes_no_difference_to_training_mode(trainer: Stage2Trainer) -> None:
     key = next(iter(trainer.qrels))
     trainer.model.train()
@@ -229,6 +248,16 @@ def test_a_missing_split_is_told_before_training(
         check_data(less, toy_recipe())
     if split.startswith("stage"):
         check_data(less, toy_recipe(f"{split}.steps=0"))
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_split_that_measures_nothing_is_told_before_training(
+    split: str, toy: RetrievalDataset, toy_recipe: MakeRecipe
+) -> None:
+    judged = {key: dict.fromkeys(grades, 0) for key, grades in toy.split(split).items()}
+
+    with pytest.raises(DataError, match=f"split '{split}' has no relevant document"):
+        check_data(replace(toy, qrels={**toy.qrels, split: judged}), toy_recipe())
 
 
 def test_a_budget_below_one_is_a_share() -> None:

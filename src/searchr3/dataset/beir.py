@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from searchr3.files import new_folder, read_jsonl, write_json, write_jsonl, writ
 
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
 
+MAX_GRADE = 100  # far above any scale in use, far below where sums of gains lose the small ones
+
+_BREAK = re.compile("[\t\r\n]")  # would break the lines of qrels
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
 
@@ -49,7 +52,10 @@ def _id_field(row: Mapping[str, Any], where: str) -> str:
     value = row.get("_id")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # some data sets number their documents
-    return text_field(row, "_id", where)
+    key = text_field(row, "_id", where)
+    if _BREAK.search(key):
+        raise DataError(f"{where}: '_id' holds a tab or a line break ({key!r}); rename it")
+    return key
 
 
 def read_documents(
@@ -74,6 +80,8 @@ def read_documents(
             str(name): value if isinstance(value, str) else json.dumps(value)
             for name, value in metadata.items()
         }
+        if any(_HALF_CHARACTER.search(one) for pair in values.items() for one in pair):
+            raise DataError(f"{where}: 'metadata' holds half a character (a lone surrogate); remove it")
         corpus[key] = Document(title, text_field(row, "text", where, required=not title.strip()), values)
         if row.get("held_out"):
             held_out.add(key)
@@ -114,8 +122,8 @@ def read_judgements(
     """Judgements of one split from `(where, query id, document id, score)`.
 
     Raises:
-        DataError: an id is unknown, a score is not a whole number, or a pair comes twice with different
-            scores.
+        DataError: an id is unknown, a score is not a whole number from 0 to 100, or a pair comes twice with
+            different scores.
     """
     qrels: Qrels = defaultdict(dict)
     for where, query, document, score in rows:
@@ -129,11 +137,14 @@ def read_judgements(
                 f"{where}: judges the unknown document id {document!r}; remove the line or add the document"
             )
         try:
-            if not float(score).is_integer():  # neither are inf and nan
+            grade = int(float(score))
+            if grade != float(score) or not 0 <= grade <= MAX_GRADE:
                 raise ValueError
-        except (TypeError, ValueError):
-            raise DataError(f"{where}: the score {score!r} is not a whole number; write 0, 1, 2 …") from None
-        grade = int(float(score))
+        except (TypeError, ValueError, OverflowError):  # the last: inf
+            raise DataError(
+                f"{where}: the score {score!r} is not a whole number from 0 to {MAX_GRADE}; "
+                "write 0 where the document is no answer, else 1, 2 …"
+            ) from None
         if qrels[query].setdefault(document, grade) != grade:
             raise DataError(
                 f"{where}: judges query {query!r} and document {document!r} again, with another score"
@@ -141,14 +152,35 @@ def read_judgements(
     return dict(qrels)
 
 
-def own_splits(queries: Mapping[str, Query], foreign: Mapping[str, Qrels]) -> dict[str, Qrels]:
+def own_splits(
+    queries: Mapping[str, Query], foreign: Mapping[str, Qrels], place: Callable[[str], str]
+) -> dict[str, Qrels]:
     """Our splits from foreign ones: a stable hash divides `train` into stage1, stage2 and a missing dev.
 
     Splits of our own names and others stay as they are; empty ones are left out. Where the data set has
-    `stage1` or `stage2` already, a `train` beside them is left alone.
+    `stage1` or `stage2` already, a `train` beside them is left out.
+
+    Args:
+        queries: to divide `train` by.
+        foreign: the splits as the data set names them.
+        place: where a foreign split stands, for errors.
+
+    Raises:
+        DataError: two foreign splits have different names for one of ours.
     """
-    named = {_OTHER_NAMES.get(split, split): qrels for split, qrels in foreign.items() if qrels}
-    if "train" not in named or "stage1" in named or "stage2" in named:
+    foreign = {split: qrels for split, qrels in foreign.items() if qrels}
+    origin: dict[str, str] = {}
+    for split in foreign:
+        ours = _OTHER_NAMES.get(split, split)
+        if origin.setdefault(ours, split) != split:
+            raise DataError(
+                f"{place(origin[ours])} and {place(split)}: both are the split {ours!r}; "
+                "put their lines into one of them, or leave one out"
+            )
+    named = {_OTHER_NAMES.get(split, split): qrels for split, qrels in foreign.items()}
+    if "stage1" in named or "stage2" in named:
+        named.pop("train", None)
+    if "train" not in named:
         return named
     shares = TRAIN_SHARES if "dev" in named else TRAIN_DEV_SHARES
     divided: dict[str, Qrels] = defaultdict(dict)
@@ -172,8 +204,8 @@ def read_beir(folder: str | Path) -> RetrievalDataset:
             f"{folder / 'qrels'}: no judgements; put at least one SPLIT.tsv there, such as test.tsv"
         )
     foreign = {file.stem: read_judgements(_tsv_rows(file), queries, corpus) for file in files}
-    dataset = RetrievalDataset(_name(folder), corpus, queries, own_splits(queries, foreign), held_out)
-    return dataset.validate()
+    qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"))
+    return RetrievalDataset(_name(folder), corpus, queries, qrels, held_out).validate()
 
 
 def _name(folder: Path) -> str:
@@ -181,28 +213,39 @@ def _name(folder: Path) -> str:
     if not file.exists():
         return folder.resolve().name
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(file.read_text(encoding="utf-8-sig"))["name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{file}: must be an object with a 'name'; mend it or remove the file") from None
 
 
 def _jsonl_rows(folder: Path, stem: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    path = next((one for ending in ("", ".gz") if (one := folder / f"{stem}.jsonl{ending}").exists()), None)
-    if path is None:
+    found = [path for ending in ("", ".gz") if (path := folder / f"{stem}.jsonl{ending}").exists()]
+    if not found:
         raise DataError(
             f"{folder}: no {stem}.jsonl or {stem}.jsonl.gz; a BEIR folder has corpus, queries and qrels/"
         )
-    return ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+    if len(found) > 1:
+        raise DataError(f"{found[0]} and {found[1]}: only one of them can be read; remove the other")
+    number = 0
+    for number, row in read_jsonl(found[0]):
+        yield f"{found[0]}:{number}", row
+    if not number:
+        raise DataError(f"{found[0]}: is empty; write one object a line, with '_id' and 'text'")
 
 
 def _tsv_rows(path: Path) -> Iterable[tuple[str, str, str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     if lines[0].strip().split("\t") != QRELS_HEADER.split("\t"):
+        found = f"there is {lines[0].strip()[:80]!r}" if lines[0].strip() else "the line is empty"
         raise DataError(
-            f"{path}:1: the header is missing; the first line must be {' TAB '.join(QRELS_HEADER.split())}"
+            f"{path}:1: the header is missing ({found}); "
+            f"the first line must be {' TAB '.join(QRELS_HEADER.split())}"
         )
     for number, line in enumerate(lines[1:], start=2):
         if line.strip():
@@ -224,7 +267,7 @@ def write_beir(dataset: RetrievalDataset, path: str | Path) -> None:
     """
     dataset.validate()
     for key in (*dataset.corpus, *dataset.queries):
-        if not key or any(one in key for one in "\t\r\n"):
+        if not key or _BREAK.search(key):
             raise DataError(
                 f"{dataset.name}: the id {key!r} is empty or holds a tab or a line break; rename it"
             )

@@ -145,7 +145,8 @@ def read_hub(name: str, load: Callable[..., Any] | None = None) -> RetrievalData
         split: read_judgements(_hub_judgement_rows(f"{name} qrels", {split: rows}), queries, corpus)
         for split, rows in judgements.items()
     }
-    return RetrievalDataset(name, corpus, queries, own_splits(queries, foreign), held_out).validate()
+    qrels = own_splits(queries, foreign, lambda split: f"{name} qrels {split}")
+    return RetrievalDataset(name, corpus, queries, qrels, held_out).validate()
 
 
 def _hub_judgement_tables(name: str, load: Callable[..., Any]) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-SHARES: Mapping[str, float] = {"test": 0.14, "dev": 0.05, "stage2": 0.15, "stage1": 0.66}
+SHARES: Mapping[str, float] = {"test": 0.14, "dev": 0.05, "stage2": 0.30, "stage1": 0.51}
 """Shares of the queries when a data set has no splits of its own."""
 
 TRAIN_SHARES: Mapping[str, float] = {"stage2": 0.4, "stage1": 0.6}

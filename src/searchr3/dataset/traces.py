@@ -33,7 +33,7 @@ class TraceMaker:
             self.frequency.update(set(split_identifiers(text)))
         self.least = max(2, rarest * self.documents)
 
-    def trace(self, text: str, words: int = 10) -> str:
+    def trace(self, text: str, words: int = 8) -> str:
         """The `words` most telling words of `text` in order of appearance, separated by spaces."""
         counts = Counter(word for word in split_identifiers(text) if len(word) > 1 and not word.isdigit())
         shared = [word for word in counts if self.frequency[word] >= self.least]
@@ -46,7 +46,7 @@ class TraceMaker:
 
 
 def make_traces(
-    dataset: RetrievalDataset, splits: Sequence[str] = ("stage1",), words: int = 10
+    dataset: RetrievalDataset, splits: Sequence[str] = ("stage1",), words: int = 8
 ) -> RetrievalDataset:
     """Give the queries of `splits` that have no reasoning a trace from their most relevant document.
 

@@ -13,6 +13,9 @@ from searchr3.files import nearest
 Qrels = dict[str, dict[str, int]]
 """query id → document id → grade; a grade above zero is relevant."""
 
+SPLITS = ("stage1", "stage2", "dev", "test")
+"""Our splits: two to train on, one to choose a checkpoint by, one to measure on."""
+
 
 class Document(NamedTuple):
     """One document of the corpus."""
@@ -61,11 +64,14 @@ class RetrievalDataset:
             DataError: there is no such split; the message lists those there are.
         """
         if name not in self.qrels:
-            guess = nearest(name, self.qrels)
-            hint = f"; did you mean {guess!r}?" if guess else ""
             there = ", ".join(sorted(self.qrels)) or "none"
+            if name in SPLITS:  # wanted, not mistyped
+                mend = f"add qrels/{name}.tsv to its folder, or more lines to a file of triples"
+            else:
+                guess = nearest(name, self.qrels)
+                mend = f"did you mean {guess!r}?" if guess else "choose one of them"
             raise DataError(
-                f"{self.name}: no split {name!r} with judgements (splits there are: {there}){hint}"
+                f"{self.name}: no split {name!r} with judgements (splits there are: {there}); {mend}"
             )
         return self.qrels[name]
 

@@ -9,13 +9,14 @@ from searchr3.evaluation.comparison import (
     results_table,
 )
 from searchr3.evaluation.results import Hit, Results, Run
-from searchr3.evaluation.runner import evaluate
+from searchr3.evaluation.runner import check_baselines, evaluate
 
 __all__ = [
     "Hit",
     "Results",
     "Run",
     "between",
+    "check_baselines",
     "compare",
     "differences_table",
     "evaluate",

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 CURVES = (
     ("stage1", "loss", "Loss, stage 1", "accent"),
-    ("stage1", "eval_ndcg@10", "nDCG@10 on dev, stage 1", "accent"),
+    ("stage1", "eval_direct", "Direct nDCG@10 on dev, stage 1", "direct"),
+    ("stage1", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 1", "reasoned"),
     ("stage2", "reward", "Reward, stage 2", "accent"),
     ("stage2", "thinking_tokens", "Thinking length in tokens, stage 2", "reasoned"),
-    ("stage2", "eval_ndcg@10", "nDCG@10 on dev, stage 2", "accent"),
+    ("stage2", "eval_direct", "Direct nDCG@10 on dev, stage 2", "direct"),
+    ("stage2", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 2", "reasoned"),
 )
 """Figures over the training steps: stage, key of its rows, title, colour. Drawn where a row has the key."""
 

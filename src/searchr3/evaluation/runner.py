@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ REASONING = ("off", "on", "both")
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
 
+_MODULES = "modules.json"  # what makes a folder one of sentence-transformers
 _DOCUMENTS, _QUERIES = 1024, 256  # texts between two calls of `progress`
 
 
@@ -78,6 +80,7 @@ def evaluate(
         raise ValueError(f"reasoning must be one of {', '.join(REASONING)}; got {reasoning!r}")
     if depth < 100:
         raise ValueError(f"depth must be at least 100, or recall@100 cannot be measured; got {depth}")
+    check_baselines(baselines)
     bench = _Bench(dataset.without_reasoning(), split, depth, progress)
     others = [_baseline(baseline, bench) for baseline in dict.fromkeys(baselines)]
     if document_vectors is None:
@@ -195,24 +198,54 @@ def _baseline(baseline: str | Run, bench: _Bench) -> Run:
     return bench.dense(baseline, model, bench.encode_documents(model, f"{baseline} documents"))
 
 
+def check_baselines(baselines: Iterable[str | Run]) -> None:
+    """Look at baselines before anything is trained or encoded. No weights are loaded.
+
+    Raises:
+        ModelError: one is nothing that `evaluate` can compare with.
+    """
+    for baseline in baselines:
+        if isinstance(baseline, str) and baseline != "bm25":
+            _is_ours(baseline)
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a baseline is a searchr3 model; if not, it is one of sentence-transformers.
+
+    Raises:
+        ModelError: it is neither, or sentence-transformers is not installed.
+    """
+    from searchr3.loading import SETTINGS, hub_folder
+
+    folder = Path(path)
+    if not folder.exists():
+        if "/" not in path:
+            raise ModelError(f"baseline {path}: neither bm25, nor a folder, nor a Hub id (owner/name)")
+        try:
+            folder = hub_folder(path, [SETTINGS, _MODULES])
+        except ModelError as error:
+            raise ModelError(f"baseline {error}") from None
+    if (folder / SETTINGS).is_file():
+        return True
+    if not (folder / _MODULES).is_file():  # it would be given a pooling that nobody trained it for
+        raise ModelError(f"baseline {path}: neither a searchr3 nor a sentence-transformers model")
+    if find_spec("sentence_transformers") is None:
+        raise ModelError(f"baseline {path}: pip install 'searchr3[st]' to compare with it")
+    return False
+
+
 def _load(path: str) -> Any:
-    """Another embedding model: a searchr3 folder, or anything that sentence-transformers loads.
+    """Another embedding model. sentence-transformers would load ours too, and pool it wrongly.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    folder = Path(path)
-    if (folder / "searchr3.json").is_file():
-        # sentence-transformers would load this too, and pool it wrongly
+    if _is_ours(path):
         from searchr3.model import SearchR3
 
-        return SearchR3(folder)
-    if folder.is_dir() and not (folder / "modules.json").is_file():
-        raise ModelError(f"baseline {path}: neither a searchr3 nor a sentence-transformers folder")
+        return SearchR3(path)
     try:
         return _SentenceTransformer(path)
-    except ImportError:
-        raise ModelError(f"baseline {path}: pip install 'searchr3[st]' to compare with it") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -226,7 +259,7 @@ class _SentenceTransformer:
     def __init__(self, path: str) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self.model = SentenceTransformer(path)
+        self.model = SentenceTransformer(path, model_kwargs={"use_safetensors": True})  # never a pickle
 
     def encode_query(self, queries: Sequence[str]) -> np.ndarray:
         return self.model.encode_query(list(queries), normalize_embeddings=True, show_progress_bar=False)

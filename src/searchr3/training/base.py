@@ -3,9 +3,9 @@
 It stands where a Qwen2.5 checkpoint stands in real use, and runs through the same code: a `transformers`
 causal LM with a ChatML template and spare embedding rows. The objective is causal language modelling alone.
 Its texts hold no query-document pair (docstrings are separated from their functions) and nothing of the dev
-and test functions.
+and test functions, or with `--split-by package` of the packages that are held out.
 
-    python -m searchr3.training.base OUTPUT [--steps 900] [--resume]
+    python -m searchr3.training.base OUTPUT [--split-by hash|package] [--steps 900] [--resume]
 """
 
 from __future__ import annotations
@@ -214,17 +214,19 @@ def make_base(
     return output
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     from searchr3.dataset.python_code import python_texts
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", type=Path)
+    parser.add_argument("--split-by", choices=("hash", "package"), default="hash", help="as data.split_by")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
-    make_base(list(python_texts()), options.output, steps=options.steps, resume=options.resume)
+    options = parser.parse_args(arguments)
+    texts = list(python_texts(split_by=options.split_by))
+    make_base(texts, options.output, steps=options.steps, resume=options.resume)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,15 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer import TRAINER_STATE_NAME
 
 from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
 from searchr3.model import SearchR3
+from searchr3.training.checkpoints import BEST
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe, SelectionRecipe
 
-BEST = "eval_ndcg@10"
 Tell = Callable[[dict[str, Any]], None]
 """Receives progress: `stage`, `step`, `steps`, and the newest figures."""
 
@@ -99,26 +98,6 @@ class Progress(TrainerCallback):
         self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps, **(logs or {})})
 
 
-class StartCounts(TrainerCallback):
-    """Makes the model as a stage finds it a candidate for its best checkpoint: a stage never makes it worse.
-
-    Only its weights are kept, in `checkpoint-0`; nothing is resumed from there. `trainer` is set once there
-    is one.
-    """
-
-    trainer: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.global_step:
-            return
-        folder = Path(args.output_dir) / "checkpoint-0"
-        state.best_metric = self.trainer.evaluate()[BEST]
-        self.trainer.save_model(str(folder))
-        state.best_model_checkpoint = str(folder)
-
-
 class DevEvaluation:
     """Mixin of both trainers: `evaluate` is dev nDCG@10 of the search model, and loss parts go into the log.
 
@@ -176,22 +155,6 @@ class DevEvaluation:
         return metrics
 
 
-def last_checkpoint(folder: Path, *parts: str) -> Path | None:
-    """The newest checkpoint below `folder` that is whole, or None.
-
-    An interrupted save leaves a part of one: the trainer's state is written last, `parts` (names in the
-    checkpoint) after it.
-    """
-    needed = (TRAINER_STATE_NAME, *parts)
-    whole = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in needed)]
-    return max(whole, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that a checkpoint has behind it."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def relevant_documents(dataset: RetrievalDataset, split: str) -> dict[str, dict[str, float]]:
     """Query id → relevant document → grade, where the training corpus holds a relevant document.
 
@@ -219,7 +182,10 @@ def check_data(dataset: RetrievalDataset, recipe: Recipe) -> None:
         RecipeError: a step of stage 2 wants more queries than there are.
     """
     for split in ("dev", "test"):
-        dataset.split(split)
+        if not any(grade > 0 for judged in dataset.split(split).values() for grade in judged.values()):
+            raise DataError(
+                f"{dataset.name}: split {split!r} has no relevant document: nothing can be measured"
+            )
     if recipe.stage1.steps:
         relevant_documents(dataset, "stage1")
     wanted = recipe.stage2.queries

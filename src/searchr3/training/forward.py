@@ -23,7 +23,7 @@ class Item:
         ids: token ids, what follows the embed token included.
         position: of the embed token; None for a chat that has none.
         answer_start: index of the first assistant token.
-        learn: the language loss applies to its assistant tokens.
+        learn: the language loss applies to its assistant tokens, from index `learn_from` on.
         anchor: the KL to the base applies to its assistant tokens.
     """
 
@@ -32,10 +32,14 @@ class Item:
     answer_start: int
     learn: bool = False
     anchor: bool = False
+    learn_from: int = 0
 
     @classmethod
-    def of(cls, rendered: Rendered, after: Sequence[int], learn: bool, anchor: bool) -> Item:
-        return cls([*rendered.ids, *after], rendered.position, rendered.answer_start, learn, anchor)
+    def of(
+        cls, rendered: Rendered, after: Sequence[int], learn: bool, anchor: bool, learn_from: int = 0
+    ) -> Item:
+        ids = [*rendered.ids, *after]
+        return cls(ids, rendered.position, rendered.answer_start, learn, anchor, learn_from)
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class Outputs:
         logits: shape (t, vocabulary), each predicting its label.
         labels: int64, shape (t,).
         item: int64, shape (t,), the number of the item of each label.
+        learn: bool, shape (t,), whether the language loss applies to it.
     """
 
     vectors: Tensor
     logits: Tensor
     labels: Tensor
     item: Tensor
+    learn: Tensor
 
 
 def forward(
@@ -105,4 +111,9 @@ def forward(
         logits=head(states),
         labels=torch.tensor([items[row].ids[t] for row, t in token_of], dtype=torch.long, device=device),
         item=torch.tensor([row for row, _ in token_of], dtype=torch.long, device=device),
+        learn=torch.tensor(
+            [items[row].learn and t >= items[row].learn_from for row, t in token_of],
+            dtype=torch.bool,
+            device=device,
+        ),
     )

@@ -37,7 +37,10 @@ class DataRecipe(Section):
         description="`python` (code installed here), a BEIR folder, a .jsonl of triples, or a Hub data set",
     )
     split_by: Literal["hash", "package"] = Field(
-        "hash", description="for `python`: split single functions, or hold out whole packages"
+        "hash",
+        description="for `python`: `hash` splits single functions, `package` holds out whole packages; the "
+        "bundled base has seen those, so make one with `python -m searchr3.training.base OUTPUT "
+        "--split-by package` and name it in `model.base`",
     )
     max_documents: Count | None = Field(
         None, description="keep at most so many documents (`python` only), chosen by a stable hash"
@@ -101,7 +104,7 @@ class Stage1Recipe(SelectionRecipe):
         0, description="explicit negatives a query, where the data set has them"
     )
     sft: Weight = Field(
-        0.1, description="weight of the language loss on assistant tokens (traces, answer, embed token)"
+        1.0, description="weight of the language loss on assistant tokens (traces, answer, embed token)"
     )
     sft_reasoning: Share = Field(
         0.9, description="share of reasoning in the language loss; the rest is the fixed direct answer"
@@ -119,10 +122,10 @@ class Stage1Recipe(SelectionRecipe):
         description="weight of the queries' reasoned form in the contrastive losses; the rest is direct",
     )
     noisy_traces: Share = Field(
-        0.35, description="share of reasoned queries that get a trace with words dropped and swapped"
+        0.0, description="share of reasoned queries that get a trace with words dropped and swapped"
     )
     own_samples: Share = Field(
-        0.35,
+        1.0,
         description="share of reasoned queries that get the model's own sampled reasoning; "
         "unless 0, also all queries without a trace",
     )
@@ -158,7 +161,12 @@ class RewardRecipe(Section):
         0.3, description="T of the soft rank, relative to the spread of the candidates' scores; 0 gives nDCG"
     )
     ndcg: Weight = Field(1.0, description="weight of the retrieval reward")
-    format: Weight = Field(0.1, description="reward for emitting the embed token")
+    format: Weight = Field(
+        0.1, description="reward for a thought, other than the fixed direct answer, then the embed token"
+    )
+    least_tokens: Annotated[int, Field(ge=0)] = Field(
+        1, description="tokens that make a thought, for `format`"
+    )
     length: Weight = Field(0.0, description="cost of a thinking token beyond the free ones")
     free_tokens: Annotated[int, Field(ge=0)] = Field(0, description="thinking tokens that cost nothing")
 
@@ -203,7 +211,7 @@ class Stage2Recipe(SelectionRecipe):
 
 class EvaluationRecipe(Section):
     baselines: Names = Field(
-        ("bm25",), description="`bm25`, or path or Hub id of a sentence-transformers model"
+        ("bm25",), description="`bm25`, or folder or Hub id of a searchr3 or sentence-transformers model"
     )
     depth: Annotated[int, Field(ge=100)] = Field(100, description="documents ranked a query")
 
@@ -221,6 +229,10 @@ class Recipe(Section):
     def dump(self) -> dict[str, Any]:
         """The recipe as plain values, ready for YAML."""
         return self.model_dump(mode="json")
+
+    def trains_as(self, other: Recipe) -> bool:
+        """Whether both make the same models: they differ at most in how a run is measured and followed."""
+        return self.model_copy(update={"evaluation": other.evaluation, "report_to": other.report_to}) == other
 
 
 def load_recipe(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -247,15 +259,14 @@ def load_recipe(source: str | Path | dict[str, Any], overrides: Sequence[str] = 
 
 
 def recipe_path(source: str | Path) -> Path:
-    """A recipe's file: the path itself, or the recipe of that name in the package."""
+    """A recipe's file: the path itself, or for a bare name the recipe of that name in the package."""
     path = Path(source)
     if path.is_file():
         return path
-    bundled = Path(__file__).parent.parent / "recipes"
-    named = bundled / f"{path.stem}.yaml"
-    if path.parent == Path(".") and named.is_file():
-        return named
-    names = ", ".join(sorted(file.stem for file in bundled.glob("*.yaml")))
+    bundled = {file.stem: file for file in (Path(__file__).parent.parent / "recipes").glob("*.yaml")}
+    if str(source) in bundled:
+        return bundled[str(source)]
+    names = ", ".join(sorted(bundled))
     raise RecipeError(f"{source}: no such recipe file; give a YAML file or one of: {names}")
 
 

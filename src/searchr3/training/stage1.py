@@ -30,13 +30,13 @@ from searchr3.generation import generate_ids, padding_id, reason
 from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.batches import NeighbourSampler
+from searchr3.training.checkpoints import last_checkpoint
 from searchr3.training.common import (
     DevEvaluation,
     Tell,
     arguments,
     callbacks,
     curve,
-    last_checkpoint,
     precision,
 )
 from searchr3.training.dev import DevSet
@@ -157,7 +157,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
             own = (reasoned, document_vectors, positive[rows])
             contrastive = contrastive + share * info_nce(*own, stage.temperature, allowed[rows])
             triplet = triplet + share * triplet_margin(*own, stage.margin, allowed[rows])
-        language = self._language(items, outputs, len(items) if not reasoned_rows else n + m)
+        language = self._language(outputs, len(items) if not reasoned_rows else n + m)
         kl = (
             self._kl(model, items, outputs.logits, outputs.labels, outputs.item)
             if stage.kl
@@ -166,9 +166,9 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.note(sft=language.item(), kl=kl.item(), info_nce=contrastive.item(), triplet=triplet.item())
         return stage.sft * language + stage.kl * kl + stage.info_nce * contrastive + stage.triplet * triplet
 
-    def _language(self, items: list[Item], outputs: Outputs, reasoned_from: int) -> Tensor:
+    def _language(self, outputs: Outputs, reasoned_from: int) -> Tensor:
         """SFT, direct answers and reasoning weighed apart: thoughts must not drown in the fixed answer."""
-        learn = torch.tensor([item.learn for item in items], device=outputs.item.device)[outputs.item]
+        learn = outputs.learn
         thinking = learn & (outputs.item >= reasoned_from)
         reasoning = self.stage.sft_reasoning if thinking.any() else 0.0
         total = outputs.logits.sum() * 0.0
@@ -197,14 +197,18 @@ class Stage1Trainer(DevEvaluation, Trainer):
         rows = sorted(thoughts)
         rendered = chat.reasoned([texts[row] for row in rows], [thoughts[row][0] for row in rows])
         end = chat.after_token(reasoned=True)
+        # a thought that is not to be learnt counts as given: learnt is to end it with the embed token, and
+        # in its stead the true trace, where there is one
+        instead = [row for row in rows if not thoughts[row][1] and self.traces[queries[row]]]
         for row, one in zip(rows, rendered, strict=True):
-            # a thought that is not to be learnt counts as given: learnt is to end it with the embed token
-            said = one if thoughts[row][1] else replace(one, answer_start=one.position)
-            items.append(Item.of(said, end, learn=True, anchor=anchor))
-        others = [row for row in rows if not thoughts[row][1] and self.traces[queries[row]]]
-        traces = chat.thought_ids([self.traces[queries[row]] or "" for row in others])
-        for one in chat.reasoned([texts[row] for row in others], traces):
-            items.append(Item.of(one, end, learn=True, anchor=False))
+            if row in instead:
+                items.append(Item.of(replace(one, answer_start=one.position), end, learn=True, anchor=False))
+            else:
+                start = one.answer_start if thoughts[row][1] else one.position
+                items.append(Item.of(one, end, learn=True, anchor=anchor, learn_from=start))
+        traces = chat.thought_ids([self.traces[queries[row]] or "" for row in instead])
+        for one in chat.reasoned([texts[row] for row in instead], traces):
+            items.append(Item.of(one, end, learn=True, anchor=anchor))
         if anchor and self.chats:
             items += rng.sample(self.chats, min(self.stage.chat_prompts, len(self.chats)))
         return items, rows
@@ -311,18 +315,21 @@ def train_stage1(
 
 
 def add_adapter(search: SearchR3, recipe: Recipe) -> None:
-    """Put a LoRA adapter on the model; the embed token's embedding row is trainable too."""
+    """Put a LoRA adapter on the model; the embed token's rows of embedding and output head learn too."""
     from peft import LoraConfig, get_peft_model
 
     lora = recipe.model.lora
     assert lora is not None
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    ends = (search.model.get_input_embeddings(), search.model.get_output_embeddings())
+    untied = ends[0].weight is not ends[1].weight  # PEFT itself follows a tied head
+    names = [name.rpartition(".")[2] for name, module in search.model.named_modules() if module in ends]
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        trainable_token_indices={"embed_tokens": [search.conversation.embed_id]},
+        trainable_token_indices={name: [search.conversation.embed_id] for name in names[: 1 + untied]},
         task_type="CAUSAL_LM",
     )
     search.model = get_peft_model(search.model, config)

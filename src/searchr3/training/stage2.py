@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
+from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
 from searchr3.generation import padding_id, split_completion
@@ -26,25 +27,21 @@ from searchr3.losses import allowed_negatives
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
 from searchr3.training.batches import Cycle, NeighbourSampler
+from searchr3.training.checkpoints import ENVIRONMENT, KeepEnvironment, StartCounts, last_checkpoint, step_of
 from searchr3.training.common import (
     DevEvaluation,
-    StartCounts,
     Tell,
     arguments,
     callbacks,
     curve,
-    last_checkpoint,
     precision,
     relevant_documents,
-    step_of,
 )
 from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, forward
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
-
-ENVIRONMENT = "environment"  # folder beside the weights in each checkpoint
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -132,9 +129,12 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         lengths = torch.tensor([len(thought) for thought, _ in split])
         ndcg = torch.from_numpy(scores.reward).float()
         weights = self.stage.reward
+        formed = [
+            said and self.conversation.is_thought(thought, weights.least_tokens) for thought, said in split
+        ]
         reward = combine(
             ndcg,
-            emitted,
+            torch.tensor(formed),
             lengths,
             RewardWeights(weights.ndcg, weights.format, weights.length, weights.free_tokens),
         )
@@ -184,9 +184,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         search = self.search_model()
         direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
-        fresh = search.encode_rendered(contents)
-        if self.stage.environment.policy != "frozen":
-            self.environment.store.update(self.environment.rows_of(documents), fresh, step)
+        fresh = self._fresh(documents, contents, step)
         place = {key: row for row, key in enumerate(documents)}
         loss, of_rollouts, of_direct, of_documents = cached_term(
             torch.from_numpy(vectors[list(counted)]),
@@ -206,6 +204,14 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             [*direct, *contents],
             torch.cat([of_direct, of_documents]).to(device),
         )
+
+    def _fresh(self, documents: Sequence[str], contents: list[Rendered], step: int) -> np.ndarray:
+        """Vectors of this step; the environment gets none of them: what it refreshes its policy decides."""
+        store, rows = self.environment.store, self.environment.rows_of(documents)
+        vectors = store.take(rows).copy()
+        old = np.flatnonzero(store.version[rows] != step)
+        vectors[old] = self.search_model().encode_rendered([contents[row] for row in old])
+        return vectors
 
     def _more_pairs(self, step: int) -> list[str]:
         """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
@@ -231,7 +237,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     def _cached_loss(
         self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm
     ) -> Tensor:
-        """`Σ gradient · vector` over this micro-batch's rollouts and its share of the other texts."""
+        """A share of the term; its gradient is that of `Σ gradient · vector` over rollouts and texts."""
         prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
         total = hidden.new_zeros((), dtype=torch.float32)
         for row in range(len(prompts)):
@@ -249,17 +255,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
                 vectors = forward(self.accelerator.unwrap_model(model), items, self.pad_id).vectors
             total = total + (gradients * vectors).sum()
             self._hidden = None
-        return total
-
-
-class KeepEnvironment(TrainerCallback):
-    """Saves the corpus vectors with every checkpoint: a resumed run goes on with the same stale corpus."""
-
-    def __init__(self, environment: CorpusEnvironment):
-        self.environment = environment
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.environment.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / ENVIRONMENT)
+        return total - total.detach() + term.loss / parts
 
 
 def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
