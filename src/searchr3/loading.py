@@ -36,8 +36,8 @@ def load_parts(
     except Exception as error:  # broken files fail in a dozen ways
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{path}: needs code of its own, which searchr3 does not run; use a model of a kind that "
-                "transformers knows, and remove 'auto_map' from its config.json and tokenizer_config.json"
+                f"{path}: needs code of its own, which searchr3 does not run; "
+                "use a model of a kind that transformers knows"
             ) from None
         raise ModelError(f"{path}: cannot load a model ({first_line(error)})") from None
     if report["missing_keys"]:  # transformers would make them up
