@@ -5,7 +5,6 @@ Rooms are imported inside the commands, so that `searchr3 --help` does not wait 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import typer
 
 from searchr3 import __version__
 from searchr3.errors import SearchR3Error
-from searchr3.files import refuse_occupied
+from searchr3.files import check_writable, json_text, refuse_occupied
 from searchr3.terminal import OneLineErrors, hush_libraries, printable, show
 
 app = typer.Typer(
@@ -144,6 +143,8 @@ def evaluate(
     """
     if output and output.is_dir():
         raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'results.json'}")
+    if output:
+        check_writable(output)
     if output and output.exists() and not overwrite:
         raise SearchR3Error(f"{output}: exists already; choose another file or replace it with --overwrite")
     from searchr3 import SearchR3, load_dataset
@@ -172,7 +173,7 @@ def evaluate(
     if output:
         results.save(output)
     if as_json:
-        print(json.dumps(results.summary, ensure_ascii=False))
+        print(json_text(results.summary))
     else:
         show(results_table(results.summary), differences_table(results.summary["differences"], ["ndcg@10"]))
 
@@ -192,7 +193,7 @@ def compare(
 
     rows = between(a, b)
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json_text(rows))
     else:
         show(differences_table(rows))
 
@@ -243,7 +244,7 @@ def search(
     hush_transformers()
     answer = pipeline.search(query, run, k, reasoning)
     if as_json:
-        print(json.dumps(asdict(answer), ensure_ascii=False))
+        print(json_text(asdict(answer)))
         return
     if reasoning:
         cut = "" if answer.emitted else ", cut off"

@@ -26,10 +26,10 @@ import yaml
 from searchr3 import __version__
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.files import disk_errors, occupied, write_json, write_text
+from searchr3.files import check_writable, disk_errors, occupied, write_json, write_text
 from searchr3.preparation import check_names, make_base_model, make_dataset, refuse_a_base_that_knows
 from searchr3.progress import Screen, hush_transformers
-from searchr3.run_search import search
+from searchr3.run_search import IDS, ids_digest, search
 from searchr3.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class RunFolder:
         if not place.is_file():
             if occupied(self.path):
                 raise SearchR3Error(f"{self.path}: exists and is not a run; {elsewhere}")
+            check_writable(self.path / "recipe.yaml")
             return
         if (self.path / "report.html").exists():
             mend = "there is nothing to resume" if resume else elsewhere
@@ -207,7 +208,7 @@ class RunFolder:
         partial = place.with_suffix(".partial")
         with disk_errors(place):
             try:
-                save_file({"documents": final}, partial)
+                save_file({"documents": final}, partial, {IDS: ids_digest(dataset.corpus)})
                 partial.chmod(0o644)
                 partial.replace(place)
             finally:

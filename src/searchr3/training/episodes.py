@@ -10,7 +10,7 @@ from typing import Any
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Scores
-from searchr3.files import disk_errors, write_jsonl
+from searchr3.files import disk_errors, json_text, write_jsonl
 
 
 class EpisodeLog:
@@ -62,7 +62,7 @@ class EpisodeLog:
                     "relevant": [document for document, grade in relevant.items() if grade > 0],
                     "rollouts": rollouts,
                 }
-                file.write(json.dumps(episode, ensure_ascii=False) + "\n")
+                file.write(json_text(episode) + "\n")
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
