@@ -74,7 +74,7 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, label: str, colour: str =
         axes.grid(axis="x", visible=False)
         axes.margins(x=0.02)
         if values.min() >= 0:
-            axes.set_ylim(bottom=0)  # a small change shall look small
+            axes.set_ylim(0, 1.08 * values.max() or 1)  # a small change shall look small
     return svg[0]
 
 
