@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr3.dataset import Document, Query, RetrievalDataset
-from searchr3.dataset.beir import read_beir, write_beir
+from searchr3.dataset.beir import read_beir
 from searchr3.dataset.splits import TRAIN_DEV_SHARES, query_key, split_of
 from searchr3.errors import DataError, SearchR3Error
 
@@ -260,11 +260,11 @@ def test_saving_leaves_nothing_half_written(tmp_path):
     dataset = read_beir(folder(tmp_path / "mine"))
     broken = RetrievalDataset("x", {"a\tb": Document("", "x")}, {}, {})
     with pytest.raises(DataError, match="id 'a\\\\tb' is empty or holds a tab"):
-        write_beir(broken, tmp_path / "new")
+        broken.save(tmp_path / "new")
     with pytest.raises(DataError, match="unknown query"):
-        write_beir(RetrievalDataset("x", {}, {}, {"test": {"q": {"d": 1}}}), tmp_path / "new")
+        RetrievalDataset("x", {}, {}, {"test": {"q": {"d": 1}}}).save(tmp_path / "new")
     with pytest.raises(SearchR3Error, match="exists already"):
-        write_beir(dataset, tmp_path / "mine")
+        dataset.save(tmp_path / "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from searchr3.dataset.splits import TRAIN_DEV_SHARES, TRAIN_SHARES, query_key, split_of
-from searchr3.dataset.types import Document, Qrels, Query, RetrievalDataset
+from searchr3.dataset.types import BREAK, QRELS_HEADER, Document, Qrels, Query, RetrievalDataset
 from searchr3.errors import DataError
-from searchr3.files import new_folder, read_jsonl, write_json, write_jsonl, write_text
-
-QRELS_HEADER = "query-id\tcorpus-id\tscore"
+from searchr3.files import read_jsonl
 
 MAX_GRADE = 100  # far above any scale in use, far below where sums of gains lose the small ones
 
-_BREAK = re.compile("[\t\r\n]")  # would break the lines of qrels
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
 
@@ -53,7 +50,7 @@ def _id_field(row: Mapping[str, Any], where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # some data sets number their documents
     key = text_field(row, "_id", where)
-    if _BREAK.search(key):
+    if BREAK.search(key):
         raise DataError(f"{where}: '_id' holds a tab or a line break ({key!r}); rename it")
     return key
 
@@ -256,41 +253,3 @@ def _tsv_rows(path: Path) -> Iterable[tuple[str, str, str, str]]:
                 )
             query, document, score = columns
             yield f"{path}:{number}", query, document, score
-
-
-def write_beir(dataset: RetrievalDataset, path: str | Path) -> None:
-    """Write the data set to a new folder, whole or not at all; `read_beir` gives an equal one back.
-
-    Raises:
-        DataError: the data set contradicts itself.
-        SearchR3Error: the folder holds something already, or cannot be written.
-    """
-    dataset.validate()
-    for key in (*dataset.corpus, *dataset.queries):
-        if not key or _BREAK.search(key):
-            raise DataError(
-                f"{dataset.name}: the id {key!r} is empty or holds a tab or a line break; rename it"
-            )
-    documents = (
-        {"_id": key, "title": one.title, "text": one.text}
-        | ({"metadata": dict(one.metadata)} if one.metadata else {})
-        | ({"held_out": True} if key in dataset.held_out else {})
-        for key, one in dataset.corpus.items()
-    )
-    queries = (
-        {"_id": key, "text": one.text}
-        | ({"reasoning": one.reasoning} if one.reasoning else {})
-        | ({"negatives": list(one.negatives)} if one.negatives else {})
-        for key, one in dataset.queries.items()
-    )
-    with new_folder(path) as folder:
-        write_json(folder / "dataset.json", {"name": dataset.name})
-        write_jsonl(folder / "corpus.jsonl", documents)
-        write_jsonl(folder / "queries.jsonl", queries)
-        for split, qrels in dataset.qrels.items():
-            lines = (
-                f"{query}\t{key}\t{grade}\n"
-                for query, judged in qrels.items()
-                for key, grade in judged.items()
-            )
-            write_text(folder / "qrels" / f"{split}.tsv", f"{QRELS_HEADER}\n{''.join(lines)}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from searchr3.errors import DataError
-from searchr3.files import nearest
+from searchr3.files import nearest, new_folder, write_json, write_jsonl, write_text
+
+BREAK = re.compile("[\t\r\n]")  # would break the lines of qrels
+QRELS_HEADER = "query-id\tcorpus-id\tscore"
 
 Qrels = dict[str, dict[str, int]]
 """query id → document id → grade; a grade above zero is relevant."""
@@ -123,10 +127,41 @@ class RetrievalDataset:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write a BEIR folder, whole or not at all; `load` gives an equal data set back."""
-        from searchr3.dataset.beir import write_beir
+        """Write a BEIR folder, whole or not at all; `load` gives an equal data set back.
 
-        write_beir(self, path)
+        Raises:
+            DataError: the data set contradicts itself.
+            SearchR3Error: the folder holds something already, or cannot be written.
+        """
+        self.validate()
+        for key in (*self.corpus, *self.queries):
+            if not key or BREAK.search(key):
+                raise DataError(
+                    f"{self.name}: the id {key!r} is empty or holds a tab or a line break; rename it"
+                )
+        documents = (
+            {"_id": key, "title": one.title, "text": one.text}
+            | ({"metadata": dict(one.metadata)} if one.metadata else {})
+            | ({"held_out": True} if key in self.held_out else {})
+            for key, one in self.corpus.items()
+        )
+        queries = (
+            {"_id": key, "text": one.text}
+            | ({"reasoning": one.reasoning} if one.reasoning else {})
+            | ({"negatives": list(one.negatives)} if one.negatives else {})
+            for key, one in self.queries.items()
+        )
+        with new_folder(path) as folder:
+            write_json(folder / "dataset.json", {"name": self.name})
+            write_jsonl(folder / "corpus.jsonl", documents)
+            write_jsonl(folder / "queries.jsonl", queries)
+            for split, qrels in self.qrels.items():
+                lines = (
+                    f"{query}\t{key}\t{grade}\n"
+                    for query, judged in qrels.items()
+                    for key, grade in judged.items()
+                )
+                write_text(folder / "qrels" / f"{split}.tsv", f"{QRELS_HEADER}\n{''.join(lines)}")
 
     @classmethod
     def load(cls, source: str | Path) -> RetrievalDataset:
