@@ -203,6 +203,8 @@ def test_evaluate_prints_a_table_and_compare_reads_its_file(pantry: Path) -> Non
     again = ("evaluate", "other/model", "--data", "pantry", "--output", "a.json")
     assert_one_line(run(*again), 1, "a.json: exists already", "--overwrite")
     assert json.loads(Path("a.json").read_text()) == saved
+    Path("a.json").rename("elsewhere.json")
+    assert_one_line(run(*again), 1, "a.queries.parquet: exists already")
     assert run(*again, "--overwrite").exit_code == 0
     assert json.loads(Path("a.json").read_text())["model"] == "other/model"
 

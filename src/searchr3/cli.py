@@ -145,8 +145,11 @@ def evaluate(
         raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'results.json'}")
     if output:
         check_writable(output)
-    if output and output.exists() and not overwrite:
-        raise SearchR3Error(f"{output}: exists already; choose another file or replace it with --overwrite")
+    from searchr3.evaluation.results import queries_path
+
+    taken = [path for path in (output, queries_path(output)) if path.exists()] if output else []
+    if taken and not overwrite:
+        raise SearchR3Error(f"{taken[0]}: exists already; choose another file or replace it with --overwrite")
     from searchr3 import SearchR3, load_dataset
     from searchr3.evaluation import check_baselines, differences_table, results_table
     from searchr3.evaluation import evaluate as measure

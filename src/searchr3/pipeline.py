@@ -65,6 +65,10 @@ def train(
     if dry_run:
         dataset = make_dataset(settings)
         check_names(settings)
+        if settings.model.prompts:
+            from searchr3.conversation import Prompts
+
+            Prompts.load(settings.model.prompts)
         print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
         sizes = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
         print(f"# data: {len(dataset.corpus):,} documents; queries: {sizes}")
@@ -110,8 +114,9 @@ class RunFolder:
             raise RecipeError(
                 f"{place}: the interrupted run had another recipe; resume with the same keys or {elsewhere}"
             )
-        for left in self.path.glob(".*"):  # of a run that was killed while it wrote a folder
-            shutil.rmtree(left, ignore_errors=True)
+        for name in ("data", "base", "stage1", "stage2"):  # of a run that was killed while it wrote a folder
+            for left in self.path.glob(f".{name}.*"):
+                shutil.rmtree(left, ignore_errors=True)
         if (self.path / "progress.json").is_file():
             self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
 

@@ -36,15 +36,12 @@ def make_dataset(recipe: Recipe) -> RetrievalDataset:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Look at what a recipe names besides data and base: trackers, baselines, the file with the prompts."""
-    from searchr3.conversation import Prompts
+    """Look at the trackers and baselines that a recipe names."""
     from searchr3.evaluation import check_baselines
     from searchr3.training.common import check_trackers
 
     check_trackers(recipe.report_to)
     check_baselines(recipe.evaluation.baselines)
-    if recipe.model.prompts:
-        Prompts.load(recipe.model.prompts)
 
 
 def make_base_model(recipe: Recipe) -> SearchR3:

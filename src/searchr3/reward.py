@@ -111,9 +111,9 @@ def score_spread(scores: Tensor, gains: Tensor, mask: Tensor | None = None) -> T
     return variance.sqrt().squeeze(-1)
 
 
-def format_reward(emitted: Tensor) -> Tensor:
-    """1 for a rollout that wrote the embed token, 0 for one closed by force. (n,) bool → (n,) float."""
-    return emitted.to(torch.get_default_dtype())
+def format_reward(formed: Tensor) -> Tensor:
+    """1 for a rollout that thought and then wrote the embed token, else 0. (n,) bool → (n,) float."""
+    return formed.to(torch.get_default_dtype())
 
 
 def length_cost(lengths: Tensor, free: int, per_token: float) -> Tensor:

@@ -21,6 +21,7 @@ from searchr3.evaluation import (
     read_results,
     results_table,
 )
+from searchr3.evaluation.results import queries_path
 from searchr3.evaluation.statistics import bootstrap_ci, paired_difference
 from searchr3.ranking import METRICS
 
@@ -65,7 +66,7 @@ def test_saved_and_read_again(model, data, tmp_path):
     assert read_results(path) == json.loads(json.dumps(results.summary)) == results.summary
     assert read_queries(path) == {name: results.run(name).values for name in ("direct", "reasoned", "bm25")}
     assert sorted(file.name for file in path.parent.iterdir()) == ["results.json", "results.queries.parquet"]
-    rows = pq.read_table(path.with_suffix(".queries.parquet")).to_pylist()
+    rows = pq.read_table(queries_path(path)).to_pylist()
     assert len(rows) == 3 * 40
     row = next(row for row in rows if row["run"] == "reasoned" and row["query"] == "q20")
     reasoned = results.run("reasoned")

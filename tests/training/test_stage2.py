@@ -18,7 +18,7 @@ from searchr3.generation import Reasoning, pad_ids
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
 from searchr3.training import stage2
-from searchr3.training.checkpoints import BEST
+from searchr3.training.checkpoints import BEST, StartCounts
 from searchr3.training.common import check_data, relevant_documents
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
@@ -197,7 +197,10 @@ def test_more_pairs_take_part_with_their_direct_queries_alone(train: Train) -> N
     assert term.gradients.abs().sum(dim=1).min() > 0
 
 
-def test_the_policy_gradient_can_be_left_out(train: Train, tiny_model: Path) -> None:
+def test_the_policy_gradient_can_be_left_out(
+    train: Train, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StartCounts, "on_train_begin", lambda *_, **__: None)  # which would be kept
     search, _, _ = train("stage2.policy_gradient=0", "stage2.warmup_share=0", "stage2.weight_decay=0")
 
     assert same(weights(search), weights(SearchR3(tiny_model, dtype="float32")))
@@ -309,7 +312,10 @@ def test_known_vectors_are_taken_over(train: Train, tiny_model: Path, toy: Retri
     ],
     ids=["policy", "contrastive", "grpo-kl", "lora"],
 )
-def test_eight_micro_batches_of_one_equal_one_of_eight(overrides: tuple[str, ...], train: Train) -> None:
+def test_eight_micro_batches_of_one_equal_one_of_eight(
+    overrides: tuple[str, ...], train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StartCounts, "on_train_begin", lambda *_, **__: None)  # which could be kept in both
     always = ("stage2.warmup_share=0", "stage2.schedule=constant_with_warmup", *overrides)
     one, _, curve = train("stage2.accumulation=1", *always, folder="one")
     eight, trainer, parts = train("stage2.accumulation=8", *always, folder="eight")
@@ -455,6 +461,21 @@ def test_the_best_checkpoint_by_direct_and_reasoned_remains_the_start_included(
     assert not same(seen[best], seen[best - 1])
     means = [entry[BEST] for entry in trainer.state.log_history if BEST in entry]
     assert means == pytest.approx([(a + b) / 2 for a, b in zip(direct, reasoned, strict=True)])
+
+
+def test_the_start_stays_a_candidate_when_the_run_is_moved(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([0.9, 0.2, 0.3])
+    monkeypatch.setattr(DevSet, "score", lambda *_: dict.fromkeys(("direct", "reasoned"), next(figures)))
+    overrides = ("stage2.steps=4", "stage2.evaluate_every=2", "stage2.warmup_share=0")
+    with pytest.raises(KeyboardInterrupt):
+        train(*overrides, tell=interrupting(3))
+    (tmp_path / "run").rename(tmp_path / "moved")
+
+    _, trainer, _ = train(*overrides, folder="moved")
+
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-0")
 
 
 def test_the_start_is_a_candidate_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ CURVES = (
     ("stage1", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 1", "reasoned"),
     ("stage2", "reward", "Reward, stage 2", "accent"),
     ("stage2", "thinking_tokens", "Thinking length in tokens, stage 2", "reasoned"),
-    ("stage2", "groups_with_variance", "Queries whose rollouts earn different rewards, stage 2", "accent"),
+    ("stage2", "groups_with_variance", "Share of queries whose rollouts differ in nDCG, stage 2", "accent"),
     ("stage2", "eval_direct", "Direct nDCG@10 on dev, stage 2", "direct"),
     ("stage2", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 2", "reasoned"),
 )

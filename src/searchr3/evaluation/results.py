@@ -149,7 +149,8 @@ def queries_path(path: str | Path) -> Path:
     >>> queries_path("out/results.json").name
     'results.queries.parquet'
     """
-    return Path(path).with_suffix(".queries.parquet")
+    path = Path(path)  # only .json is taken off: qwen2.5 and qwen2.7 are two names
+    return path.with_name(path.name.removesuffix(".json") + ".queries.parquet")
 
 
 def _table(values: Values, ids: Sequence[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ causal LM with a ChatML template and spare embedding rows. The objective is caus
 Its texts hold no query-document pair (docstrings are separated from their functions) and nothing of the dev
 and test functions, or with `--split-by package` of the packages that are held out.
 
-    python -m searchr3.training.base OUTPUT [--split-by hash|package] [--steps 900] [--resume]
+    python -m searchr3.training.base OUTPUT [--split-by hash|package] [--steps 2400] [--resume]
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class PackedRows(torch.utils.data.Dataset):
 def make_base(
     texts: Sequence[str],
     output: str | Path,
-    steps: int = 900,
+    steps: int = 2400,
     batch_size: int = 32,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("output", type=Path)
     parser.add_argument("--split-by", choices=("hash", "package"), default="hash", help="as data.split_by")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args(arguments)
     texts = list(python_texts(split_by=options.split_by))

@@ -42,9 +42,11 @@ class StartCounts(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.global_step:
-            return
         folder = Path(args.output_dir) / "checkpoint-0"
+        if state.global_step:
+            if not state.best_global_step and folder.is_dir():  # the run may have been moved
+                state.best_model_checkpoint = str(folder)
+            return
         state.best_metric = self.trainer.evaluate()[BEST]
         self.trainer.save_model(str(folder))
         state.best_model_checkpoint = str(folder)
