@@ -204,7 +204,7 @@ def torch_on_a_full_disk(*_: Any, **__: Any) -> None:
     ("place", "stand_in", "left"),
     [
         ("searchr3.pipeline.write_text", full_disk, set()),
-        ("searchr3.dataset.beir.write_jsonl", full_disk, {"recipe.yaml", "progress.json"}),
+        ("searchr3.dataset.types.write_jsonl", full_disk, {"recipe.yaml", "progress.json"}),
         ("transformers.PreTrainedModel.save_pretrained", full_disk, {"recipe.yaml", "data", "progress.json"}),
         ("torch.save", torch_on_a_full_disk, {"recipe.yaml", "data", "base", "checkpoints", "progress.json"}),
         (
