@@ -11,6 +11,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
+    from searchr3.model import SearchR3
     from searchr3.training.recipe import Recipe
 
 # Before any library reads them. A test that reaches for the Hub fails at once instead of hanging.
@@ -121,6 +122,14 @@ def qwen2_model(qwen2_base: Path) -> Path:
     folder = qwen2_base.with_name("qwen2-model")
     SearchR3.from_base(qwen2_base, max_length=128).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", params=["tiny_model", "qwen2_model"])
+def search(request: pytest.FixtureRequest) -> "SearchR3":
+    """Each of the two models, loaded."""
+    from searchr3.model import SearchR3
+
+    return SearchR3(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,27 +20,18 @@ from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import DataError
 from searchr3.files import read_jsonl, write_jsonl, write_text
+from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
 COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "search"]
 
 
-@dataclass(frozen=True)
-class Hit:
-    rank: int
-    score: float
-    document_id: str
-    title: str
-    snippet: str
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Answer:
-    reasoning: str = "open file lines"
-    thinking_tokens: int = 3
-    emitted: bool = True
-    hits: tuple[Hit, ...] = (Hit(1, 0.91, "d7", "io.read", "def read():\n    return 1\x1b[31m"),)
+ANSWER = SearchAnswer(
+    reasoning="open file lines",
+    thinking_tokens=3,
+    emitted=True,
+    hits=[Hit(1, 0.91, "d7", "io.read", "def read():\n    return 1\x1b[31m", {})],
+)
 
 
 @pytest.fixture
@@ -60,7 +50,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 
     stand_ins = SimpleNamespace(
         train=record("train"),
-        search=record("search", Answer()),
+        search=record("search", ANSWER),
         record=record,
     )
     monkeypatch.setitem(sys.modules, "searchr3.pipeline", stand_ins)

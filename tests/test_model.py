@@ -30,11 +30,6 @@ THOUGHTS = [[40, 41], [], [300], [5, 6, 7, 8, 9, 10], [42], [43, 44], [45]]
 LIMIT = 0.9999  # the contract's cosine in float32
 
 
-@pytest.fixture(scope="module", params=["tiny_model", "qwen2_model"])
-def search(request: pytest.FixtureRequest) -> SearchR3:
-    return SearchR3(request.getfixturevalue(request.param))
-
-
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     """The smallest cosine of two rows that should be equal."""
     assert a.shape == b.shape

@@ -24,11 +24,6 @@ THOUGHTS = [[40, 41], [], [300], [5, 6, 7, 8, 9, 10], [42], [43, 44], [45]]
 LIMIT = 0.9999  # the contract's cosine in float32
 
 
-@pytest.fixture(scope="module", params=["tiny_model", "qwen2_model"])
-def search(request: pytest.FixtureRequest) -> SearchR3:
-    return SearchR3(request.getfixturevalue(request.param))
-
-
 def conversations(search: SearchR3) -> list[Rendered]:
     """Direct and reasoned ones of many lengths."""
     return search.conversation.documents(TEXTS) + search.conversation.reasoned(TEXTS, THOUGHTS)

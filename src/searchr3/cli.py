@@ -141,15 +141,8 @@ def evaluate(
 
     Ranks the whole corpus for every query of a split, with 95 % intervals and paired differences.
     """
-    if output and output.is_dir():
-        raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'results.json'}")
     if output:
-        check_writable(output)
-    from searchr3.evaluation.results import queries_path
-
-    taken = [path for path in (output, queries_path(output)) if path.exists()] if output else []
-    if taken and not overwrite:
-        raise SearchR3Error(f"{taken[0]}: exists already; choose another file or replace it with --overwrite")
+        _check_results(output, overwrite)
     from searchr3 import SearchR3, load_dataset
     from searchr3.evaluation import check_baselines, differences_table, results_table
     from searchr3.evaluation import evaluate as measure
@@ -179,6 +172,18 @@ def evaluate(
         print(json_text(results.summary))
     else:
         show(results_table(results.summary), differences_table(results.summary["differences"], ["ndcg@10"]))
+
+
+def _check_results(output: Path, overwrite: bool) -> None:
+    """Before the work: results can be written to `output`, and replace others only when asked to."""
+    from searchr3.evaluation.results import queries_path
+
+    if output.is_dir():
+        raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'results.json'}")
+    check_writable(output)
+    taken = next((path for path in (output, queries_path(output)) if path.exists()), None)
+    if taken and not overwrite:
+        raise SearchR3Error(f"{taken}: exists already; choose another file or replace it with --overwrite")
 
 
 @app.command(epilog="Example: searchr3 compare stage1.json stage2.json")

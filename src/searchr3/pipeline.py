@@ -278,7 +278,9 @@ def _curve(place: Path) -> list[dict[str, float]]:
 
 def _stage2_kept_its_start(curve: list[dict[str, float]]) -> list[str]:
     """What to say when no checkpoint of stage 2 was better on dev than the model it began with."""
-    scores = [(row["eval_ndcg@10"], -row["step"]) for row in curve if "eval_ndcg@10" in row]
+    from searchr3.training.checkpoints import BEST
+
+    scores = [(row[BEST], -row["step"]) for row in curve if BEST in row]
     if not scores or max(scores)[1] < 0:
         return []
     return ["Stage 2 was never better on dev than its start, which was kept: more steps, or another rate?"]

@@ -168,11 +168,10 @@ class Stage1Trainer(DevEvaluation, Trainer):
 
     def _language(self, outputs: Outputs, reasoned_from: int) -> Tensor:
         """SFT, direct answers and reasoning weighed apart: thoughts must not drown in the fixed answer."""
-        learn = outputs.learn
-        thinking = learn & (outputs.item >= reasoned_from)
+        thinking = outputs.learn & (outputs.item >= reasoned_from)
         reasoning = self.stage.sft_reasoning if thinking.any() else 0.0
         total = outputs.logits.sum() * 0.0
-        for share, rows in ((1 - reasoning, learn & ~thinking), (reasoning, thinking)):
+        for share, rows in ((1 - reasoning, outputs.learn & ~thinking), (reasoning, thinking)):
             if rows.any():
                 total = total + share * sft(outputs.logits[rows], outputs.labels[rows])
         return total

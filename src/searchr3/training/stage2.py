@@ -184,7 +184,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         search = self.search_model()
         direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
-        fresh = self._fresh(documents, contents, step)
+        fresh = self._fresh(search, documents, contents, step)
         place = {key: row for row, key in enumerate(documents)}
         loss, of_rollouts, of_direct, of_documents = cached_term(
             torch.from_numpy(vectors[list(counted)]),
@@ -205,12 +205,14 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             torch.cat([of_direct, of_documents]).to(device),
         )
 
-    def _fresh(self, documents: Sequence[str], contents: list[Rendered], step: int) -> np.ndarray:
+    def _fresh(
+        self, search: SearchR3, documents: Sequence[str], contents: Sequence[Rendered], step: int
+    ) -> np.ndarray:
         """Vectors of this step; the environment gets none of them: what it refreshes its policy decides."""
         store, rows = self.environment.store, self.environment.rows_of(documents)
         vectors = store.take(rows).copy()
         old = np.flatnonzero(store.version[rows] != step)
-        vectors[old] = self.search_model().encode_rendered([contents[row] for row in old])
+        vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
         return vectors
 
     def _more_pairs(self, step: int) -> list[str]:
