@@ -12,6 +12,7 @@ from searchr3.reward import (
     combine,
     format_reward,
     length_cost,
+    rank_slope,
     score_spread,
     soft_ndcg,
     soft_rank,
@@ -233,6 +234,30 @@ def test_impossible_settings_are_refused(temperature, cutoff):
 
 
 # --- form, length and the sum
+
+
+def test_rank_slope_is_what_one_more_competitor_costs():
+    """A candidate that halfway outranks the relevant one, and then a little more."""
+    grades = torch.tensor([3, 0, 1, 0])
+    scores = torch.tensor([0.5, 0.45, 0.3, 0.1], dtype=torch.float64)
+    temperature, h = 0.1, 1e-5
+    slope = rank_slope(scores, grades, temperature)
+    ranks = soft_rank(scores, temperature)
+    ideal = 3 + 1 / log2(3)
+    for place in (0, 2):
+        fall = grades[place] / torch.log2(1 + ranks[place]) - grades[place] / torch.log2(1 + ranks[place] + h)
+        assert slope[place].item() == pytest.approx(fall.item() / h / ideal, rel=1e-3)
+    assert slope[1] == slope[3] == 0
+
+
+def test_rank_slope_of_padding_is_none():
+    scores, grades = torch.tensor([[0.9, 0.8, 7.0]]), torch.tensor([[0, 1, 1]])
+    mask = torch.tensor([[True, True, False]])
+    slope = rank_slope(scores, grades, 0.3, mask)[0]
+    assert slope[2] == 0 and slope[1] == pytest.approx(
+        rank_slope(scores[:, :2], grades[:, :2], 0.3)[0, 1].item()
+    )
+    assert rank_slope(scores, torch.zeros(1, 3), 0.3, mask).abs().sum() == 0
 
 
 def test_format_and_length():

@@ -9,6 +9,7 @@ gains and discount are those of trec_eval.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import log
 
 import torch
 from torch import Tensor
@@ -94,6 +95,30 @@ def soft_ndcg(
     ideal_ranks = torch.arange(1, most + 1, device=scores.device, dtype=scores.dtype).expand(ranks.shape)
     dcg, ideal = ((best * _discount(r, cutoff)).sum(-1) for r in (ranks, ideal_ranks))
     return (dcg / ideal.clamp(min=torch.finfo(ideal.dtype).tiny)).clamp(max=1)
+
+
+def rank_slope(
+    scores: Tensor, gains: Tensor, temperature: float | Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """|∂ soft_ndcg / ∂ rank| of each candidate: what one rank more of it costs the reward, to first order.
+
+        gain(d) / ideal DCG · 1 / (ln 2 · (1 + rank(d)) · log2²(1 + rank(d)))
+
+    Args:
+        scores, gains, mask: as in `soft_ndcg`.
+        temperature: T in units of the scores, as in `soft_rank`.
+
+    Returns:
+        (..., c); 0 where a candidate is not relevant.
+    """
+    gains = gains.clamp(min=0).to(scores.dtype)
+    if mask is not None:
+        gains = gains.masked_fill(~mask, 0)
+    places = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
+    ideal = (gains.sort(dim=-1, descending=True).values * _discount(places, None)).sum(-1, keepdim=True)
+    beyond = 1 + soft_rank(scores, temperature, mask)
+    slope = 1 / (log(2) * beyond * torch.log2(beyond) ** 2)
+    return gains * slope / ideal.clamp(min=torch.finfo(ideal.dtype).tiny)
 
 
 def score_spread(scores: Tensor, gains: Tensor, mask: Tensor | None = None) -> Tensor:

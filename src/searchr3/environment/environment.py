@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from searchr3.environment.fidelity import cosine
 from searchr3.environment.policies import Judged, RefreshPolicy, RolloutBatch
 from searchr3.environment.scoring import Scores, score_rollouts
 from searchr3.environment.state import State, load_state, nested, save_state, unnested
@@ -129,10 +130,10 @@ class CorpusEnvironment:
         store = self.store
         for rows in self.policy.rows(store, batch, step):
             if len(rows):
-                old, new = store.take(rows), self._encoded(rows)
+                old, new = store.take(rows), self.encoded(rows)
                 store.update(rows, new, step)
                 done.append(rows)
-                cosines.append(_cosine(old, new))
+                cosines.append(cosine(old, new))
         rows = np.concatenate(done) if done else np.empty(0, dtype=np.int64)
         return RefreshReport(
             rows=rows,
@@ -180,10 +181,11 @@ class CorpusEnvironment:
         self.load_state_dict(load_state(folder))
 
     def _encode_all(self, step: int) -> VectorStore:
-        self._store = VectorStore(self.ids, self._encoded(np.arange(len(self))), step)
+        self._store = VectorStore(self.ids, self.encoded(np.arange(len(self))), step)
         return self._store
 
-    def _encoded(self, rows: np.ndarray) -> np.ndarray:
+    def encoded(self, rows: np.ndarray) -> np.ndarray:
+        """Fresh vectors of `rows`, (len(rows), d); the store is left alone."""
         vectors = self.encode([self.texts[row] for row in rows])
         if vectors.ndim != 2 or len(vectors) != len(rows):
             raise ValueError(
@@ -210,9 +212,3 @@ class CorpusEnvironment:
                 f"rollout {place} of the batch has no relevant document; leave its query out of the split"
             )
         return Judged(self.rows_of(list(positive)), np.array(list(positive.values()), dtype=np.float32))
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of rows, (n, d), (n, d) → (n,); 0 where a vector is 0."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.einsum("nd,nd->n", a, b) / np.maximum(lengths, np.finfo(np.float32).tiny)

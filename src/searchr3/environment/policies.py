@@ -40,6 +40,10 @@ class RefreshPolicy(Protocol):
         """
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """Figures of the last refresh that only this policy knows, for a log."""
+        return {}
+
     def state_dict(self) -> State:
         """What the policy remembers: arrays and JSON values."""
         return {}
@@ -61,6 +65,24 @@ class Frozen(RefreshPolicy):
 
     def rows(self, store: VectorStore, batch: RolloutBatch, step: int) -> Iterator[np.ndarray]:
         yield from ()
+
+
+class Random(RefreshPolicy):
+    """Documents drawn uniformly, without repetition within a step: what any cleverer policy must beat.
+
+    Args:
+        budget: as in `rows_within`.
+        seed: of the draws, with the step: a resumed run draws what the uninterrupted one did.
+    """
+
+    def __init__(self, budget: float | int = 0.01, seed: int = 0) -> None:
+        check_budget(budget)
+        self.budget, self.seed = budget, seed
+
+    def rows(self, store: VectorStore, batch: RolloutBatch, step: int) -> Iterator[np.ndarray]:
+        stale = np.flatnonzero(store.version != step)
+        draw = np.random.default_rng((self.seed, step, len(store) - len(stale)))
+        yield draw.permutation(stale)[: rows_within(self.budget, store, step)]
 
 
 class Neighbourhood(RefreshPolicy):
@@ -85,10 +107,7 @@ class Neighbourhood(RefreshPolicy):
     def __init__(self, k: int = 16, budget: float | int | None = None, hits: int = 100) -> None:
         if k < 0 or hits < 0:
             raise ValueError(f"k is {k} and hits {hits}; neither may be negative")
-        if budget is not None and (budget < 0 or (isinstance(budget, float) and budget > 1)):
-            raise ValueError(
-                f"budget is {budget}; give a share from 0.0 to 1.0, a whole number of documents, or None"
-            )
+        check_budget(budget)
         self.k, self.budget, self.hits = k, budget, hits
         self._graph: np.ndarray | None = None  # (m, k) int32, nearest first
 
@@ -106,7 +125,8 @@ class Neighbourhood(RefreshPolicy):
         priority[relevant] = 0
         others = np.flatnonzero(priority)
         others = others[np.argsort(-priority[others], kind="stable")]
-        chosen = np.concatenate([relevant, others[: self._room(store, step, len(relevant))]])
+        room = max(0, rows_within(self.budget, store, step) - len(relevant))
+        chosen = np.concatenate([relevant, others[:room]])
         yield chosen
         graph[chosen] = self._neighbours(store, chosen)
 
@@ -122,14 +142,6 @@ class Neighbourhood(RefreshPolicy):
             )
         self._graph = None if graph is None else graph.copy()
 
-    def _room(self, store: VectorStore, step: int, relevant: int) -> int:
-        """How many rows besides the relevant ones this step may still encode."""
-        if self.budget is None:
-            return len(store)
-        limit = ceil(self.budget * len(store)) if isinstance(self.budget, float) else self.budget
-        spent = int((store.version == step).sum())  # a step may come in several batches
-        return max(0, limit - spent - relevant)
-
     def _graph_of(self, store: VectorStore) -> np.ndarray:
         if self._graph is None:
             self._graph = self._neighbours(store, np.arange(len(store)))
@@ -144,6 +156,27 @@ class Neighbourhood(RefreshPolicy):
         itself = found == rows[:, None]  # may be missing where there are more than k copies
         others_first = np.argsort(itself, axis=1, kind="stable")
         return np.take_along_axis(found, others_first, axis=1)[:, :k].astype(np.int32)
+
+
+def check_budget(budget: float | int | None) -> None:
+    """Raise ValueError unless `budget` is one that `rows_within` understands."""
+    if budget is not None and (budget < 0 or (isinstance(budget, float) and budget > 1)):
+        raise ValueError(
+            f"budget is {budget}; give a share from 0.0 to 1.0, a whole number of documents, or None"
+        )
+
+
+def rows_within(budget: float | int | None, store: VectorStore, step: int) -> int:
+    """How many rows `step` may still encode: a step may come in several batches.
+
+    Args:
+        budget: most rows a step, a share of the corpus (float up to 1) or a number of documents (int);
+            None: no limit.
+    """
+    if budget is None:
+        return len(store)
+    limit = ceil(budget * len(store)) if isinstance(budget, float) else budget
+    return max(0, limit - int((store.version == step).sum()))
 
 
 def _add_discounted(weight: np.ndarray, lists: np.ndarray) -> None:

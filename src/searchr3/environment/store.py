@@ -76,6 +76,14 @@ class VectorStore:
         self.vectors[rows] = vectors
         self.version[rows] = step
 
+    def transform(self, correct, skip=None):  # TEMP
+        keep = self.vectors[skip].copy() if skip is not None else None
+        for a in range(0, len(self), 16384):
+            r = np.arange(a, min(a + 16384, len(self)))
+            self.vectors[r] = correct(r, self.vectors[r])
+        if skip is not None:
+            self.vectors[skip] = keep
+
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact best inner products (n, k), descending, and their rows; k is cut to m, ties by row."""
         return top_k(queries, self.vectors, k)

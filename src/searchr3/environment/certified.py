@@ -1,0 +1,250 @@
+"""Encode again what the rewards hang on, until what is left cannot move them by much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+
+from searchr3.environment.corrector import Corrector
+from searchr3.environment.policies import RefreshPolicy, RolloutBatch, check_budget, rows_within
+from searchr3.environment.scoring import Scores, score_rollouts
+from searchr3.environment.state import State, nested, unnested
+from searchr3.environment.store import VectorStore
+from searchr3.reward import rank_slope, score_spread, soft_ndcg
+
+MEMORY = 8.0  # steps after which an error has grown to most of its final size, as measured on the quickstart
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a refresh can say of the rewards that follow.
+
+    Attributes:
+        bound: upper bound on the mean error of the batch's rewards; holds in a share 1 − delta of the
+            steps, if the assumptions of `Certified` do.
+        rows: documents encoded, those of the calibration sample included.
+        met: whether the bound is within epsilon; if not, the budget came first.
+    """
+
+    bound: float
+    rows: int
+    met: bool
+
+
+class Certified(RefreshPolicy):
+    """Encode again until a bound on the expected error of the rewards is small enough.
+
+    A step goes like this.
+
+    1. The relevant documents and a uniform draw from the corpus are encoded. The map from stale to fresh is
+       fitted on these and applied to all others, see `Corrector`.
+    2. A calibration sample U is drawn uniformly from the candidates of all rollouts that are still stale,
+       and encoded. `e_u` is how far the score of each was off.
+    3. The other candidates are put in order of what they may do. An error e in candidate c moves the soft
+       rank of the relevant document d for rollout i by
+
+           | sigmoid((s(c) − s(d) + a e) / T) − sigmoid((s(c) − s(d)) / T) |
+
+       and the reward by that times `rank_slope`; summed over rollouts and relevant documents, and averaged
+       over the errors in U, this is a document's part. `a` takes the error from the age of u to that of c:
+       errors grow as sqrt(1 − exp(−age / 8)).
+    4. Documents are encoded in falling order of their parts. The N that are left err as those of U do that
+       would be left as well, U′, for these are a uniform sample of them: with Y_u the mean over the rollouts of what
+       the fresh score of u alone did to the reward, the mean reward is expected to err by at most
+
+           N · mean of Y_u over U′,
+
+       and the bound is the upper end of its one-sided 1 − delta interval. Encoding ends when the bound is
+       under epsilon or the budget is spent.
+
+    It assumes that (1) no document from beyond the candidates comes among them, (2) what several scores do
+    together is at most the sum of what each does, (3) the sample is large enough for its mean to be normal.
+    How often the bound holds is measured: `benchmarks/environment.py`.
+
+    Args:
+        candidates, temperature: of the reward, as in `CorpusEnvironment`.
+        epsilon: error of the mean reward that is good enough; 0 spends the whole budget.
+        delta: share of the steps in which the bound may fail.
+        max_budget: most rows a step, a share of the corpus (float) or a number of documents (int). The
+            relevant documents count against it but are never left out.
+        calibration: share of the budget that each of the two draws takes.
+        correct: whether the documents that are not encoded are corrected.
+        seed: of the draws.
+
+    Attributes:
+        certificate: of the last refresh.
+    """
+
+    def __init__(
+        self,
+        candidates: int = 100,
+        temperature: float = 0.2,
+        epsilon: float = 0.01,
+        delta: float = 0.05,
+        max_budget: float | int | None = 0.01,
+        calibration: float = 0.2,
+        correct: bool = True,
+        seed: int = 0,
+    ) -> None:
+        check_budget(max_budget)
+        if not 0 < delta < 1 or epsilon < 0 or not 0 <= calibration <= 1:
+            raise ValueError(
+                f"epsilon is {epsilon}, at least 0; delta {delta}, between 0 and 1; "
+                f"calibration {calibration}, from 0 to 1"
+            )
+        self.candidates, self.temperature = candidates, temperature
+        self.epsilon, self.delta, self.max_budget = epsilon, delta, max_budget
+        self.calibration, self.seed = calibration, seed
+        self.corrector = Corrector() if correct else None
+        self.certificate: Certificate | None = None
+
+    def rows(self, store: VectorStore, batch: RolloutBatch, step: int) -> Iterator[np.ndarray]:
+        room = rows_within(self.max_budget, store, step)
+        share = min(room, max(2, int(self.calibration * room)))
+        draw = np.random.default_rng((self.seed, step, room))
+        relevant = np.unique(np.concatenate([judged.rows for judged in batch.relevant]))
+        first = relevant[store.version[relevant] != step]
+        if self.corrector:
+            others = np.setdiff1d(np.flatnonzero(store.version != step), first)
+            first = np.concatenate([first, draw.choice(others, min(share, len(others)), replace=False)])
+            old = store.take(first).copy()
+        yield first
+        if self.corrector and len(first) > 1:
+            self.corrector.fit(old, store.take(first), step)
+            store.transform(self.corrector, skip=np.flatnonzero(store.version == step))
+
+        found = score_rollouts(store, batch, self.candidates, self.temperature)
+        stale = (found.candidates >= 0) & (store.version[found.candidates] != step)
+        growth = np.sqrt(1 - np.exp(-np.maximum(store.staleness(step), 0) / MEMORY))
+        rows = np.unique(found.candidates[stale])
+        sample = draw.choice(rows, min(share, len(rows)), replace=False)
+        if not len(sample):  # nothing is stale, or nothing may be looked at
+            self.certificate = Certificate(np.inf if len(rows) else 0.0, len(first), not len(rows))
+            return
+        old = store.take(sample).copy()
+        yield sample
+        errors = self._errors(found, stale, batch, sample, store.take(sample) - old) / growth[sample]
+
+        order, parts = self._order(found, stale, growth, errors)
+        mine = np.isin(order, sample)
+        effects = self._effects(found, batch, store, order[mine])
+        most = max(0, room - len(first) - len(sample))
+        bounds = self._bounds(parts[~mine], parts[mine], effects, most)
+        met = np.flatnonzero(bounds <= self.epsilon)
+        enough = int(met[0]) if len(met) else len(bounds) - 1
+        order = order[~mine]
+        yield order[:enough]
+        documents = len(first) + len(sample) + enough
+        self.certificate = Certificate(float(bounds[enough]), documents, bool(len(met)))
+
+    def metrics(self) -> dict[str, float]:
+        found = self.certificate
+        return {"bound": found.bound} if found and np.isfinite(found.bound) else {}
+
+    def state_dict(self) -> State:
+        return nested("corrector", self.corrector.state_dict()) if self.corrector else {}
+
+    def load_state_dict(self, state: State) -> None:
+        if self.corrector:
+            self.corrector.load_state_dict(unnested("corrector", state))
+
+    def _errors(
+        self, found: Scores, stale: np.ndarray, batch: RolloutBatch, sample: np.ndarray, moved: np.ndarray
+    ) -> np.ndarray:
+        """How far the score of each of `sample` was off, (|U|,): its mean over the rollouts that it counts for.
+
+        Args:
+            moved: (|U|, d), its vectors' moves.
+        """
+        total, count = np.zeros(len(sample)), np.zeros(len(sample))
+        order = np.argsort(sample)
+        for i, rows in enumerate(found.candidates):
+            mine = rows[stale[i] & np.isin(rows, sample)]
+            place = order[np.searchsorted(sample, mine, sorter=order)]
+            total[place] += moved[place] @ batch.vectors[i]
+            count[place] += 1
+        return total / np.maximum(count, 1)
+
+    def _order(
+        self, found: Scores, stale: np.ndarray, growth: np.ndarray, errors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Stale candidates by falling part, (r,) rows, and these parts, (r,).
+
+        Args:
+            stale: (n, c), which candidates are, the sample among them.
+            growth: (m,), how errors grow with the age of each document.
+            errors: (|U|,), those of the sample at full growth.
+        """
+        slopes, widths = _slopes(found, self.temperature)
+        parts = np.zeros(len(growth))
+        for i, rows in enumerate(found.candidates):
+            columns = np.flatnonzero(stale[i])
+            shift = growth[rows[columns], None] * errors
+            for d in np.flatnonzero(found.grades[i] > 0):
+                gap = (found.scores[i, columns] - found.scores[i, d])[:, None]
+                moved = np.abs(_sigmoid((gap + shift) / widths[i]) - _sigmoid(gap / widths[i]))
+                parts[rows[columns]] += slopes[i, d] * moved.mean(axis=1)
+        rows = np.unique(found.candidates[stale])
+        rows = rows[np.lexsort((rows, -parts[rows]))]
+        return rows, parts[rows]
+
+    def _effects(
+        self, found: Scores, batch: RolloutBatch, store: VectorStore, sample: np.ndarray
+    ) -> np.ndarray:
+        """Y: what the fresh score of each of `sample` alone does to the mean reward, (|U|,)."""
+        effects = np.zeros(len(sample))
+        place = {row: u for u, row in enumerate(sample.tolist())}
+        fresh = store.take(sample)
+        for i, rows in enumerate(found.candidates):
+            columns = np.flatnonzero(np.isin(rows, sample))
+            if not len(columns):
+                continue
+            which = np.array([place[row] for row in rows[columns].tolist()])
+            lists = np.tile(found.scores[i], (1 + len(columns), 1))  # as it was, then with each one mended
+            lists[1 + np.arange(len(columns)), columns] = fresh[which] @ batch.vectors[i]
+            rewards = soft_ndcg(
+                torch.from_numpy(lists),
+                torch.from_numpy(np.tile(found.grades[i], (len(lists), 1))),
+                self.temperature,
+                torch.from_numpy(np.tile(rows >= 0, (len(lists), 1))),
+            ).numpy()
+            effects[which] += np.abs(rewards[1:] - rewards[0])
+        return effects / len(found.candidates)
+
+    def _bounds(self, parts: np.ndarray, sampled: np.ndarray, effects: np.ndarray, most: int) -> np.ndarray:
+        """The bound once none, one, … `most` documents are encoded.
+
+        Args:
+            parts: of the documents that are not in the sample, falling, (r,).
+            sampled: the sample's parts, falling, (|U|,).
+            effects: the sample's Y, (|U|,).
+        """
+        bounds = np.zeros(min(most, len(parts)) + 1)
+        quantile = NormalDist().inv_cdf(1 - self.delta)
+        for taken in range(len(bounds)):
+            left = len(parts) - taken
+            if not left:
+                break
+            like = effects[sampled <= parts[taken]]
+            if len(like) < 2:  # too few to tell of those that are left
+                bounds[taken] = np.inf
+                continue
+            bounds[taken] = left * (like.mean() + quantile * like.std(ddof=1) / np.sqrt(len(like)))
+        return bounds
+
+
+def _slopes(found: Scores, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """|∂reward/∂rank| of each candidate, (n, c), and T of each rollout in units of its scores, (n,)."""
+    there = found.candidates >= 0
+    scores, grades, mask = (torch.from_numpy(part) for part in (found.scores, found.grades, there))
+    widths = temperature * score_spread(scores, grades, mask)
+    slopes = rank_slope(scores, grades, widths, mask)
+    return slopes.numpy(), widths.clamp(min=1e-6).numpy()
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x.clip(-60, 60)))

@@ -1,0 +1,121 @@
+"""A small map from stale to fresh vectors, fitted on what was encoded again and applied to everything else.
+
+The idea is that of the corrector networks of Monath et al. (2024, arXiv 2409.01890). Ours is linear, so that
+it is fitted exactly, and carries on: a policy in training moves on as it moved before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from searchr3.environment.policies import RefreshPolicy, RolloutBatch
+from searchr3.environment.state import State, nested, unnested
+from searchr3.environment.store import VectorStore
+
+RIDGES = 10.0 ** np.arange(-3, 4.5, 0.5)
+CARRIES = (0.0, 0.5, 0.8, 0.9, 1.0)
+
+
+class Corrector:
+    """Predicts how far each vector has moved since it was last estimated, from those encoded again.
+
+        v̂ = v + A [v, 1],   A = carry · A' + B,
+        B = argmin Σ_j ‖x_j − v_j − (carry · A' + B) [v_j, 1]‖² + λ ‖B‖²
+
+    over the rows j that were encoded, `v_j` before and `x_j` after; `A'` is the map of the step before. The
+    ridge λ and the carry are those with the least squared error when each row is left out in turn, which
+    for a ridge needs no second fit (Allen's PRESS). No correction at all is among the choices. Corrected
+    vectors keep their length.
+    """
+
+    def __init__(self) -> None:
+        self._map: np.ndarray | None = None  # A, (d + 1, d)
+        self._step: int | None = None
+        self.ridge, self.carry = np.inf, 0.0  # as chosen last
+
+    def fit(self, old: np.ndarray, new: np.ndarray, step: int | None = None) -> np.ndarray:
+        """Learn from vectors before and after, (r, d) each.
+
+        Nothing is carried over within a `step`: what moved since the step before has been corrected then.
+
+        Returns:
+            (r, d), `new` less what the map makes of `old` when it is fitted without that row: an honest
+            sample of the errors that the correction leaves elsewhere.
+        """
+        with_one = _with_one(old.astype(np.float64))
+        moves = new.astype(np.float64) - old
+        carries = CARRIES if self._map is not None and (step is None or step != self._step) else (0.0,)
+        before = np.zeros((with_one.shape[1], old.shape[1])) if self._map is None else self._map
+        values, rotation = np.linalg.eigh(with_one @ with_one.T)
+        values = values.clip(min=0)
+        best = np.inf
+        for carry in carries:
+            rest = moves - carry * (with_one @ before)
+            turned = rotation.T @ rest
+            for ridge in (*RIDGES, np.inf):
+                if np.isinf(ridge):
+                    dual, left = np.zeros_like(rest), rest
+                else:
+                    dual = rotation @ (turned / (values + ridge)[:, None])
+                    left = dual / (rotation**2 @ (1 / (values + ridge)))[:, None]
+                error = float((left**2).sum())
+                if error < best:
+                    best, found, residuals = error, carry * before + with_one.T @ dual, left
+                    self.ridge, self.carry = float(ridge), carry
+        self._map, self._step = found, step
+        return new - _lengthened(new - residuals, old)
+
+    def __call__(self, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Corrected vectors, (n, d) float32; `rows` is not looked at."""
+        if self._map is None:
+            return vectors
+        return _lengthened(vectors + _with_one(vectors) @ self._map.astype(np.float32), vectors)
+
+    def state_dict(self) -> State:
+        return {} if self._map is None else {"map": self._map, "step": self._step}
+
+    def load_state_dict(self, state: State) -> None:
+        self._map, self._step = (state["map"].copy(), state["step"]) if "map" in state else (None, None)
+
+
+class Corrected(RefreshPolicy):
+    """Another policy's rows are encoded; all other vectors are corrected by what was learnt from these.
+
+    Args:
+        inner: names the rows; a uniform draw (`Random`) shows the corrector the whole corpus.
+    """
+
+    def __init__(self, inner: RefreshPolicy) -> None:
+        self.inner, self.corrector = inner, Corrector()
+
+    def rows(self, store: VectorStore, batch: RolloutBatch, step: int) -> Iterator[np.ndarray]:
+        pairs = []
+        for rows in self.inner.rows(store, batch, step):
+            old = store.take(rows).copy()
+            yield rows
+            pairs.append((old, store.take(rows)))
+        if sum(len(old) for old, _ in pairs) > 1:
+            self.corrector.fit(*(np.concatenate(side) for side in zip(*pairs, strict=True)), step)
+            store.transform(self.corrector, skip=np.flatnonzero(store.version == step))
+
+    def state_dict(self) -> State:
+        return {
+            **nested("inner", self.inner.state_dict()),
+            **nested("corrector", self.corrector.state_dict()),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.inner.load_state_dict(unnested("inner", state))
+        self.corrector.load_state_dict(unnested("corrector", state))
+
+
+def _lengthened(vectors: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Each of `vectors` at the length of the same row of `like`."""
+    lengths, wanted = (np.linalg.norm(side, axis=1, keepdims=True) for side in (vectors, like))
+    return vectors * (wanted / np.maximum(lengths, 1e-12))
+
+
+def _with_one(vectors: np.ndarray) -> np.ndarray:
+    return np.concatenate([vectors, np.ones((len(vectors), 1), dtype=vectors.dtype)], axis=1)

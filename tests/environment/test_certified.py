@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+
+from searchr3.environment import Certified, Frozen, Random, audit
+
+
+def run(world, policy, steps=range(1, 9), **settings):
+    """Refresh at every step; per step the report, the certificate and an audit."""
+    environment = world.environment(policy, candidates=40, **settings)
+    for step in steps:
+        world.step = step
+        vectors, relevant = world.rollouts(step)
+        report = environment.refresh(vectors, relevant, step)
+        yield (
+            report,
+            getattr(policy, "certificate", None),
+            audit(environment, vectors, relevant, step, group=8),
+        )
+
+
+def certified(**settings):
+    return Certified(**{"candidates": 40, "temperature": 0.2, "epsilon": 0.0, "max_budget": 60} | settings)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_rewards_are_nearer_to_the_truth_than_with_as_many_random_rows(make_world, correct):
+    error = {}
+    for name, policy in (
+        ("certified", certified(correct=correct)),
+        ("random", Random(60)),
+        ("frozen", Frozen()),
+    ):
+        found = [found.reward_error for _, _, found in run(make_world(size=2000, rate=0.04), policy)]
+        error[name] = np.mean(found)
+    assert error["certified"] < 0.5 * error["random"] and error["random"] <= error["frozen"]
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_bound_holds_as_often_as_it_says(make_world, correct):
+    held = []
+    for seed in range(4):
+        policy = certified(correct=correct, delta=0.1, seed=seed, max_budget=80)
+        for _, certificate, found in run(make_world(size=1000 + 200 * seed, rate=0.01), policy):
+            held.append(found.reward_error <= certificate.bound)
+    assert np.mean(held) >= 0.9
+
+
+def test_it_stops_once_the_bound_is_met(make_world):
+    spent = {}
+    for epsilon in (0.0, 0.003, 0.2):
+        policy = certified(epsilon=epsilon, max_budget=300)
+        for report, certificate, _ in run(make_world(rate=0.02), policy, steps=range(1, 5)):
+            assert certificate.met == (certificate.bound <= epsilon)
+            assert certificate.rows == report.documents <= 300
+        spent[epsilon] = report.documents
+    assert spent[0.0] > spent[0.003] > spent[0.2]
+
+
+def test_no_more_than_the_budget_but_always_the_relevant_documents(make_world):
+    world = make_world()
+    environment = world.environment(certified(max_budget=30))
+    for step in (1, 2):
+        world.step = step
+        vectors, relevant = world.rollouts(step)
+        wanted = environment.rows_of(sorted({key for one in relevant for key in one}))
+        report = environment.refresh(vectors, relevant, step)
+        assert report.documents <= 30 and set(wanted) <= set(report.rows)
+        again = environment.refresh(vectors, relevant, step)  # the same step, nothing left to spend
+        assert again.documents == 0
+    tight = world.environment(certified(max_budget=1))
+    report = tight.refresh(vectors, relevant, 2)
+    assert set(wanted) <= set(report.rows)
+
+
+def test_with_the_whole_corpus_as_budget_all_that_counts_is_fresh(make_world):
+    policy = certified(max_budget=None, calibration=0.05)
+    for _, certificate, found in run(make_world(size=600, rate=0.05), policy, steps=range(1, 4)):
+        assert certificate.bound == pytest.approx(0, abs=1e-6)
+        assert found.advantage_spearman > 0.97
+
+
+def test_runs_are_repeatable_and_resumable(make_world):
+    whole = make_world(size=900)
+    environment = whole.environment(certified())
+    rows, state = [], None
+    for step in range(1, 7):
+        whole.step = step
+        rows.append(environment.refresh(*whole.rollouts(step), step).rows)
+        if step == 3:
+            state = {
+                name: value.copy() if isinstance(value, np.ndarray) else value
+                for name, value in environment.state_dict().items()
+            }
+    resumed = make_world(size=900)
+    environment = resumed.environment(certified())
+    environment.load_state_dict(state)
+    for step in range(4, 7):
+        resumed.step = step
+        assert np.array_equal(environment.refresh(*resumed.rollouts(step), step).rows, rows[step - 1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"delta": 0.0}, {"delta": 1.0}, {"epsilon": -0.1}, {"calibration": 1.5}, {"max_budget": 1.5}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        Certified(**wrong)
