@@ -37,9 +37,10 @@ class StoredRows:
         self.dtype = self[:0].dtype
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
         # opened each time: what an open file has read stays in memory
         with safe_open(self.file, framework="np") as arrays:
-            return arrays.get_slice(self.name)[rows]
+            return arrays.get_slice(self.name)[start:stop]
 
 
 def save_state(folder: str | Path, state: State, group: Group = ALONE) -> None:
