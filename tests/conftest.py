@@ -1,7 +1,9 @@
 """For every test: no network, no forked tokenizer threads; and models small enough to run in milliseconds."""
 
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +44,45 @@ QWEN2_TEMPLATE = (  # as Qwen2.5's: a system turn of its own when there is none
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+
+
+class Rank:
+    """One rank of a group whose ranks are threads: what processes do together, within one."""
+
+    def __init__(self, rank, size, meeting, table):
+        self.rank, self.size, self._meeting, self._table = rank, size, meeting, table
+
+    def gather(self, array):
+        self._table[self.rank] = array.copy()
+        self._meeting.wait()
+        found = list(self._table)
+        self._meeting.wait()  # nobody writes before all have read
+        return found
+
+
+@pytest.fixture(scope="session")
+def on_ranks():
+    """`on_ranks(size, work)` is what `work(group)` returns on each rank; an error of one is raised."""
+
+    def together(size, work):
+        meeting, table = threading.Barrier(size, timeout=60), [None] * size
+
+        def run(rank):
+            try:
+                return work(Rank(rank, size, meeting, table))
+            except BaseException:
+                meeting.abort()
+                raise
+
+        with ThreadPoolExecutor(size) as pool:
+            running = [pool.submit(run, rank) for rank in range(size)]
+        errors = [error for one in running if (error := one.exception())]
+        own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
+        if errors:
+            raise (own or errors)[0]
+        return [one.result() for one in running]
+
+    return together
 
 
 @pytest.fixture(scope="session")

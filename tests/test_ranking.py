@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr3.errors import DataError, ModelError
-from searchr3.ranking import METRICS, highest, top_k, trec_metrics
+from searchr3.ranking import METRICS, greatest_length, highest, merged, top_k, trec_metrics
 
 
 def brute(queries, documents, k):
@@ -69,6 +70,59 @@ def test_torch_merges_several_blocks_of_documents(monkeypatch):
     for device in ("faiss", "cpu"):
         found = top_k(queries, documents, 20, device=device)
         np.testing.assert_array_equal(found[1], brute(queries, documents, 20)[1])
+
+
+@pytest.mark.parametrize("device", ["faiss", "cpu"])
+@given(sides=vectors(), k=st.integers(1, 100), scale=st.sampled_from([1.0, 0.3]))
+def test_float16_documents_are_ranked_by_what_they_hold(device, sides, k, scale):
+    queries, documents = sides[0], (scale * sides[1]).astype(np.float16)
+    for found, expected in zip(
+        top_k(queries, documents, k, device=device), brute(queries, documents, k), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_float16_documents_are_never_all_widened():
+    documents = np.random.default_rng(4).normal(size=(40_000, 64)).astype(np.float16)
+    queries = documents[:3].astype(np.float32)
+    top_k(queries, documents[:100], 10)  # imports are not counted
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("searchr3.ranking._BLOCK", 2**16)
+    monkey.setattr("searchr3.ranking._ROWS", 1024)
+    tracemalloc.start()
+    try:
+        top_k(queries, documents, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        monkey.undo()
+    assert peak < 0.2 * documents.size * 4
+
+
+def test_faiss_is_left_as_it_was():
+    import faiss
+
+    before = faiss.cvar.distance_compute_blas_threshold
+    top_k(np.eye(40, dtype=np.float32), np.eye(40, dtype=np.float32), 3)
+    assert faiss.cvar.distance_compute_blas_threshold == before
+
+
+@given(sides=vectors(), k=st.integers(1, 100), cuts=st.lists(st.integers(0, 90), max_size=4))
+def test_hits_of_parts_merge_into_those_of_the_whole(sides, k, cuts):
+    queries, documents = sides
+    edges = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
+    parts = [(start, brute(queries, documents[start:end], k)) for start, end in pairwise(edges)]
+    parts = parts[::-1]  # in any order
+    scores, rows = merged([found[0] for _, found in parts], [start + found[1] for start, found in parts], k)
+    for found, expected in zip((scores, rows), brute(queries, documents, k), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_greatest_length(broken):
+    assert greatest_length(np.array([[3, 4], [0, 1]], dtype=np.float16)) == 5
+    assert greatest_length(np.empty((0, 2), dtype=np.float32)) == 0
+    assert not np.isfinite(greatest_length(np.array([[1, 2], [broken, 0], [1, 1]], dtype=np.float32)))
 
 
 def test_top_k_cuts_k_to_the_documents():

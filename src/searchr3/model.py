@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,16 +60,17 @@ class HasIds(Protocol):
 
 
 def length_batches(
-    rendered: Sequence[HasIds], batch_size: int, tokens: int = TOKENS_PER_BATCH
+    rendered: Sequence[HasIds], batch_size: int, tokens: int = TOKENS_PER_BATCH, ranks: int = 1
 ) -> Iterator[list[int]]:
     """Row numbers in batches of like length, longest first.
 
-    A batch has at most `batch_size` rows and, unless it is a single row, `tokens` tokens with padding.
+    A batch has at most `batch_size` rows and, unless it is a single row, `tokens` tokens with padding, for
+    each of the `ranks` processes that share it.
     """
     order = sorted(range(len(rendered)), key=lambda row: (-len(rendered[row].ids), row))
     start = 0
     while start < len(order):
-        rows = max(1, min(batch_size, tokens // len(rendered[order[start]].ids)))
+        rows = ranks * max(1, min(batch_size, tokens // len(rendered[order[start]].ids)))
         yield order[start : start + rows]
         start += rows
 
@@ -254,16 +255,26 @@ class SearchR3:
             (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @torch.no_grad()
-    def encode_rendered(self, rendered: Sequence[Rendered], progress: Progress | None = None) -> np.ndarray:
-        """Unit vectors of ready conversations, float32 of shape (n, d), in the given order."""
-        vectors = np.empty((len(rendered), self.dimension), dtype=np.float32)
+    def encode_rendered(
+        self,
+        rendered: Sequence[Rendered],
+        progress: Progress | None = None,
+        batches: Iterable[list[int]] | None = None,
+    ) -> np.ndarray:
+        """Unit vectors of ready conversations, float32 of shape (n, d), in the given order.
+
+        Args:
+            batches: row numbers of each forward; the vectors of rows that none names are 0. By default
+                `length_batches` of all.
+        """
+        vectors = np.zeros((len(rendered), self.dimension), dtype=np.float32)
         pad_id = padding_id(self.conversation)
         training = self.model.training
         self.model.eval()
         done = 0
         try:
             with self._precision():
-                for rows in length_batches(rendered, self.batch_size):
+                for rows in length_batches(rendered, self.batch_size) if batches is None else batches:
                     vectors[rows] = embed(self.model, [rendered[row] for row in rows], pad_id).cpu().numpy()
                     done += len(rows)
                     if progress:

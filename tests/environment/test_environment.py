@@ -68,6 +68,65 @@ def test_unknown_vectors_are_encoded_once_when_first_needed(world):
     assert (environment.store.vectors == world.at(7)).all() and (environment.store.version == 7).all()
 
 
+def test_documents_are_encoded_and_stored_chunk_by_chunk(world, monkeypatch):
+    monkeypatch.setattr("searchr3.environment.environment._CHUNK", 500)
+    environment = world.environment(Full(), known=False)
+    calls, encode = [], environment.encode
+
+    def counted(texts):
+        calls.append(len(texts))
+        return encode(texts)
+
+    environment.encode = counted
+    assert (environment.store.vectors == world.at(0)).all() and calls == [500, 500, 200]
+    world.step = 2
+    report = environment.refresh(*world.rollouts(2), 2)
+    assert calls[3:] == [500, 500, 200] and report.rows.tolist() == list(range(1200))
+    assert (environment.store.vectors == world.at(2)).all() and (environment.store.version == 2).all()
+    drift = 1 - (world.at(0) * world.at(2)).sum(axis=1).mean()
+    assert report.drift == pytest.approx(drift, abs=1e-5)
+
+
+def test_the_store_has_the_dtype_that_was_asked_for(world, tmp_path):
+    whole = world.environment(Frozen(), dtype="float16")
+    whole.save(tmp_path / "environment")
+    for known in (False, True):
+        environment = world.environment(Frozen(), known=known, dtype="float16")
+        assert environment.store.dtype == "float16"
+        assert environment.store.vectors.tobytes() == whole.store.vectors.tobytes()
+        environment.load(tmp_path / "environment")
+        assert environment.store.vectors.tobytes() == whole.store.vectors.tobytes()
+    wider = world.environment(Frozen(), known=False)
+    wider.load(tmp_path / "environment")
+    assert wider.store.dtype == "float32" and (wider.store.vectors == whole.store.vectors).all()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_decide_and_score_together(make_world, on_ranks, size):
+    """Also where one rank has more relevant documents for a rollout than the others."""
+
+    def work(group):
+        world = make_world(size=101)
+        environment = world.environment(Neighbourhood(k=3, budget=10), known=False, candidates=5, group=group)
+        found = []
+        for world.step in range(3):
+            vectors, relevant = world.rollouts(world.step, queries=5, group=1)
+            relevant[4] |= {"d0001": 2, "d0007": 1}
+            part = slice(group.rank * 5 // group.size, (group.rank + 1) * 5 // group.size)
+            rows = environment.refresh(vectors[part], relevant[part], world.step).rows
+            scores = environment.score(vectors[part], relevant[part])
+            found.append((rows.tolist(), scores.reward.tolist(), scores.rank.tolist(), scores.hits.tolist()))
+        return found, world.encoded
+
+    ((expected, encoded),) = on_ranks(1, work)
+    ranks = on_ranks(size, work)
+    assert all(texts == encoded for _, texts in ranks)
+    for step, (rows, *others) in enumerate(expected):
+        assert all(found[step][0] == rows for found, _ in ranks)
+        for place, whole in enumerate(others, start=1):
+            assert [value for found, _ in ranks for value in found[step][place]] == whole
+
+
 def test_score_uses_the_settings_and_the_stored_vectors(world):
     environment = world.environment(Frozen(), candidates=20, temperature=0.7)
     vectors, relevant = world.rollouts(1)

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr3.environment import Judged, RolloutBatch, VectorStore, score_rollouts
-from searchr3.environment.scoring import _corpus_ranks
 from searchr3.reward import soft_ndcg
 
 
@@ -80,9 +79,9 @@ def test_the_two_ways_to_the_rank_agree():
     rows = store.top_k(queries, 20)[1][np.arange(30), rng.integers(20, size=30)]
     scores = score_rollouts(store, batch_of(queries, [{int(row): 1} for row in rows]), 50, 0.2)
     own = scores.scores[:, 0]
-    assert _corpus_ranks(store, queries, rows, own).tolist() == scores.rank.tolist()
+    assert (1 + store.ahead(queries, rows, own)).tolist() == scores.rank.tolist()
     # nor does a document outrank itself, should its score come out a bit higher the second time
-    assert _corpus_ranks(store, queries, rows, np.nextafter(own, -9)).tolist() == scores.rank.tolist()
+    assert (1 + store.ahead(queries, rows, np.nextafter(own, -9))).tolist() == scores.rank.tolist()
 
 
 def test_candidates_are_the_relevant_and_the_best_others():

@@ -21,6 +21,24 @@ def test_arrays_and_values_come_back_as_they_were(tmp_path):
     assert sorted(file.name for file in (tmp_path / "s").iterdir()) == ["state.json", "state.safetensors"]
 
 
+def test_large_arrays_are_read_in_parts(tmp_path):
+    values = np.arange(12, dtype=np.float16).reshape(6, 2)
+    save_state(tmp_path / "s", {"large": values, "small": values})
+    loaded = load_state(tmp_path / "s", in_parts=["large", "not there"])
+    assert isinstance(loaded["small"], np.ndarray) and not isinstance(loaded["large"], np.ndarray)
+    assert loaded["large"].shape == (6, 2) and loaded["large"].dtype == np.float16
+    for part in (slice(None), slice(2, 5), slice(4, 99), slice(3, 3)):
+        np.testing.assert_array_equal(loaded["large"][part], values[part])
+
+
+def test_in_a_group_the_first_rank_writes(tmp_path, on_ranks):
+    def work(group):
+        save_state(tmp_path / "s", {"rank": group.rank, "x": np.zeros(1)}, group)
+        return load_state(tmp_path / "s")["rank"]
+
+    assert on_ranks(3, work) == [0, 0, 0]
+
+
 def test_saving_again_replaces_the_folder_and_leaves_nothing_else(tmp_path):
     save_state(tmp_path / "s", {"x": np.zeros(1)})
     save_state(tmp_path / "s", {"x": np.ones(1)})

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from searchr3.environment.fidelity import cosine
-from searchr3.environment.policies import Judged, RefreshPolicy, RolloutBatch
+from searchr3.environment.policies import Judged, RefreshPolicy, RolloutBatch, gathered
 from searchr3.environment.scoring import Scores, score_rollouts
 from searchr3.environment.state import State, load_state, nested, save_state, unnested
 from searchr3.environment.store import VectorStore
 from searchr3.errors import DataError, SearchR3Error
+from searchr3.group import ALONE, Group
+
+_CHUNK = 16_384  # documents encoded before their vectors are stored
 
 Encode = Callable[[list[str]], np.ndarray]
 Relevant = Sequence[Mapping[str, float]]
@@ -50,6 +54,10 @@ class RefreshReport:
 class CorpusEnvironment:
     """A corpus whose documents are encoded by a policy that changes at every step.
 
+    In a group each rank holds a part of the vectors and has rollouts of its own. All ranks call the methods
+    at the same time; the refresh policy sees the rollouts of all, so that it decides the same on each, and
+    `encode` is called on each with the same texts (see `searchr3.sharing`).
+
     Args:
         documents: document id → text, in the order of the rows.
         encode: texts → (n, d) float32 vectors under the policy as it is at the time of the call.
@@ -59,6 +67,9 @@ class CorpusEnvironment:
         vectors: (m, d) vectors of all documents, if they are known already; else they are encoded at the
             first use.
         step: the policy step that encoded `vectors`.
+        dtype: of the stored vectors, "float32" or "float16".
+        folder: where the file of vectors lies that are too many for the memory, see `VectorStore`.
+        group: the processes that share the corpus.
 
     Raises:
         DataError: there is no document.
@@ -74,6 +85,9 @@ class CorpusEnvironment:
         temperature: float = 0.2,
         vectors: np.ndarray | None = None,
         step: int = 0,
+        dtype: str = "float32",
+        folder: str | Path | None = None,
+        group: Group = ALONE,
     ) -> None:
         if not documents:
             raise DataError("the corpus holds no document; nothing can be ranked")
@@ -84,7 +98,9 @@ class CorpusEnvironment:
         self.ids, self.texts = list(documents), list(documents.values())
         self.encode, self.policy = encode, policy
         self.candidates, self.temperature = candidates, temperature
-        self._store = None if vectors is None else VectorStore(self.ids, vectors, step)
+        self.group = group
+        self._settings: dict[str, Any] = {"dtype": dtype, "folder": folder, "group": group}
+        self._store = None if vectors is None else VectorStore(self.ids, vectors, step, **self._settings)
         self._row_of = {document: row for row, document in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -112,8 +128,8 @@ class CorpusEnvironment:
         """Encode again what the policy asks for, before the rollouts are scored.
 
         Args:
-            vectors: (n, d) of the rollouts.
-            relevant: for each rollout, document id → grade; grades above 0 are relevant.
+            vectors: (n, d) of the rollouts, in a group of this rank's.
+            relevant: for each of them, document id → grade; grades above 0 are relevant.
             step: the policy step that `encode` stands for now.
 
         Raises:
@@ -121,19 +137,19 @@ class CorpusEnvironment:
             SearchR3Error: a vector holds NaN or infinity.
         """
         started = time.perf_counter()
-        batch = self._batch(vectors, relevant)
+        batch = gathered(self._batch(vectors, relevant), self.group)
         done: list[np.ndarray] = []
         cosines: list[np.ndarray] = []
         if self._store is None:
             self._encode_all(step)
             done.append(np.arange(len(self)))
         store = self.store
-        for rows in self.policy.rows(store, batch, step):
-            if len(rows):
+        for wanted in self.policy.rows(store, batch, step):
+            for rows in _chunks(wanted):
                 old, new = store.take(rows), self.encoded(rows)
+                cosines.append(cosine(old, new))
                 store.update(rows, new, step)
                 done.append(rows)
-                cosines.append(cosine(old, new))
         rows = np.concatenate(done) if done else np.empty(0, dtype=np.int64)
         return RefreshReport(
             rows=rows,
@@ -149,10 +165,11 @@ class CorpusEnvironment:
         return score_rollouts(self.store, self._batch(vectors, relevant), self.candidates, self.temperature)
 
     def state_dict(self) -> State:
-        """What a run needs to go on: arrays (not copied) and JSON values. Empty before the first encoding."""
-        if self._store is None:
-            return {}
-        return {**nested("store", self._store.state_dict()), **nested("policy", self.policy.state_dict())}
+        """What a run needs to go on: arrays (not copied) and JSON values. Empty before the first encoding.
+
+        In a group each rank gets all vectors.
+        """
+        return self._state(everywhere=True)
 
     def load_state_dict(self, state: State) -> None:
         """Take over what `state_dict` returned.
@@ -166,11 +183,14 @@ class CorpusEnvironment:
                 "the checkpoint's environment holds other documents than this corpus; resume on the same data"
             )
         self.policy.load_state_dict(unnested("policy", state))
-        self._store = VectorStore.from_state(stored) if stored else None
+        self._store = VectorStore.from_state(stored, **self._settings) if stored else None
 
     def save(self, folder: str | Path) -> None:
-        """Write the state to `folder`, whole or not at all."""
-        save_state(folder, self.state_dict())
+        """Write the state to `folder`, whole or not at all; in a group the first rank does.
+
+        It may be loaded in any number of processes.
+        """
+        save_state(folder, self._state(everywhere=False), self.group)
 
     def load(self, folder: str | Path) -> None:
         """Take over what `save` wrote.
@@ -178,11 +198,25 @@ class CorpusEnvironment:
         Raises:
             DataError: a file is missing or damaged, or of another corpus.
         """
-        self.load_state_dict(load_state(folder))
+        self.load_state_dict(load_state(folder, in_parts=["store.vectors"]))
+
+    def _state(self, everywhere: bool) -> State:
+        if self._store is None:
+            return {}
+        stored = self._store.state_dict(everywhere)
+        return {**nested("store", stored), **nested("policy", self.policy.state_dict())}
 
     def _encode_all(self, step: int) -> VectorStore:
-        self._store = VectorStore(self.ids, self.encoded(np.arange(len(self))), step)
-        return self._store
+        store = None
+        for rows in _chunks(np.arange(len(self))):
+            vectors = self.encoded(rows)
+            if store is None:
+                nothing = np.broadcast_to(np.float32(0), (len(self), vectors.shape[1]))
+                store = VectorStore(self.ids, nothing, step, **self._settings)
+            store.update(rows, vectors, step)
+        assert store is not None  # there is a document
+        self._store = store
+        return store
 
     def encoded(self, rows: np.ndarray) -> np.ndarray:
         """Fresh vectors of `rows`, (len(rows), d); the store is left alone."""
@@ -212,3 +246,8 @@ class CorpusEnvironment:
                 f"rollout {place} of the batch has no relevant document; leave its query out of the split"
             )
         return Judged(self.rows_of(list(positive)), np.array(list(positive.values()), dtype=np.float32))
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]

@@ -12,6 +12,7 @@ import numpy as np
 from searchr3.environment.state import State
 from searchr3.environment.store import VectorStore
 from searchr3.errors import DataError
+from searchr3.group import Group
 
 
 class Judged(NamedTuple):
@@ -27,6 +28,19 @@ class RolloutBatch:
 
     vectors: np.ndarray
     relevant: list[Judged]
+
+
+def gathered(batch: RolloutBatch, group: Group) -> RolloutBatch:
+    """The rollouts of all ranks, rank after rank; collective."""
+    if group.size == 1:
+        return batch
+    vectors = np.concatenate(group.gather(batch.vectors))
+    counts = np.concatenate(group.gather(np.array([len(judged.rows) for judged in batch.relevant])))
+    rows, grades = (
+        np.split(np.concatenate(group.gather(np.concatenate(parts))), np.cumsum(counts)[:-1])
+        for parts in zip(*batch.relevant, strict=True)
+    )
+    return RolloutBatch(vectors, [Judged(*judged) for judged in zip(rows, grades, strict=True)])
 
 
 class RefreshPolicy(Protocol):

@@ -9,9 +9,8 @@ import torch
 
 from searchr3.environment.policies import RolloutBatch
 from searchr3.environment.store import VectorStore
+from searchr3.ranking import exact_scores
 from searchr3.reward import soft_ndcg
-
-_CHUNK = 16_384  # documents compared at once, so that no n × m matrix is ever held
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,18 @@ class Scores:
 def score_rollouts(store: VectorStore, batch: RolloutBatch, candidates: int, temperature: float) -> Scores:
     """Rank each rollout's relevant documents among themselves and the others that score highest in `store`.
 
+    Where the store is one of several processes each scores its own rollouts, all at the same time.
+
     Args:
         candidates: K, the number of others.
         temperature: of `searchr3.reward.soft_ndcg`, relative to the spread of the scores; 0 gives nDCG.
     """
     n, most = len(batch.vectors), max(len(judged.rows) for judged in batch.relevant)
+    most = max(int(part[0]) for part in store.group.gather(np.array([most])))
     found_scores, found = store.top_k(batch.vectors, candidates + most)
+    known = np.unique(np.concatenate([judged.rows for judged in batch.relevant]))
+    known = np.unique(np.concatenate(store.group.gather(known)))
+    documents = store.take(known)  # at once: all ranks take the same rows
     rows = np.full((n, most + candidates), -1, dtype=np.int64)
     scores, grades = np.zeros(rows.shape, dtype=np.float32), np.zeros(rows.shape, dtype=np.float32)
     for i, judged in enumerate(batch.relevant):
@@ -52,7 +57,7 @@ def score_rollouts(store: VectorStore, batch: RolloutBatch, candidates: int, tem
         others = np.flatnonzero(~np.isin(found[i], judged.rows))[:candidates]
         end = r + len(others)
         rows[i, :r], rows[i, r:end] = judged.rows, found[i, others]
-        scores[i, :r] = _exact(store, judged.rows, batch.vectors[i])
+        scores[i, :r] = exact_scores(batch.vectors[i], documents[np.searchsorted(known, judged.rows)])
         scores[i, r:end] = found_scores[i, others]
         grades[i, :r] = judged.grades
     reward = soft_ndcg(
@@ -65,39 +70,10 @@ def score_rollouts(store: VectorStore, batch: RolloutBatch, candidates: int, tem
     # lexsort: the last key counts first
     first = np.lexsort((store.tie_order[rows], -scores, grades == 0))[:, :1]
     best, best_scores = (np.take_along_axis(values, first, axis=1)[:, 0] for values in (rows, scores))
-    rank = np.array(
-        [1 + _ahead(store, *hits) for hits in zip(found, found_scores, best, best_scores, strict=True)]
+    rank = 1 + np.array(
+        [store.goes_before(*hits).sum() for hits in zip(found, found_scores, best, best_scores, strict=True)]
     )
     below = np.flatnonzero(best_scores <= found_scores[:, -1])  # the first hits do not tell
     if found.shape[1] < len(store):
-        rank[below] = _corpus_ranks(store, batch.vectors[below], best[below], best_scores[below])
+        rank[below] = 1 + store.ahead(batch.vectors[below], best[below], best_scores[below])
     return Scores(reward.numpy(), rank, found[:, :candidates], rows, scores, grades)
-
-
-def _exact(store: VectorStore, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Inner products as `ranking.top_k` gives them: float64, rounded to float32, so that copies tie."""
-    return (store.take(rows).astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
-
-
-def _corpus_ranks(
-    store: VectorStore, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray
-) -> np.ndarray:
-    """Rank in the whole corpus of one document for each query: (n, d), its row (n,) and score (n,) → (n,)."""
-    ranks = np.ones(len(queries), dtype=np.int64)
-    lengths = np.linalg.norm(queries, axis=1)
-    for start in range(0, len(store), _CHUNK):
-        chunk = store.take(slice(start, start + _CHUNK))
-        gaps = queries @ chunk.T - scores[:, None]
-        # what float32 may err by; closer ones are compared again, exactly
-        slack = store.dim * 2.0**-23 * (lengths * np.linalg.norm(chunk, axis=1).max())[:, None]
-        ranks += (gaps > slack).sum(axis=1)
-        for i, close in enumerate(np.abs(gaps) <= slack):
-            near = start + np.flatnonzero(close)
-            ranks[i] += _ahead(store, near, _exact(store, near, queries[i]), rows[i], scores[i])
-    return ranks
-
-
-def _ahead(store: VectorStore, rows: np.ndarray, scores: np.ndarray, row: int, score: float) -> int:
-    """How many of `rows` with these `scores` go before `row` with its `score`."""
-    tie = (scores == score) & (store.tie_order[rows] < store.tie_order[row])
-    return int((((scores > score) | tie) & (rows != row)).sum())

@@ -23,9 +23,11 @@ from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
 from searchr3.generation import padding_id, split_completion
+from searchr3.group import current_group
 from searchr3.losses import allowed_negatives
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
+from searchr3.sharing import encode_shared
 from searchr3.training.batches import Cycle, NeighbourSampler
 from searchr3.training.checkpoints import ENVIRONMENT, KeepEnvironment, StartCounts, last_checkpoint, step_of
 from searchr3.training.common import (
@@ -322,6 +324,7 @@ def train_stage2(
         settings.environment.candidates,
         settings.reward.temperature,
         vectors,
+        group=(group := current_group()),
     )
     log = EpisodeLog(episodes, dataset) if episodes else None
     if recipe.model.lora is not None and not hasattr(search.model, "peft_config"):
@@ -329,7 +332,9 @@ def train_stage2(
 
         add_adapter(search, recipe)
     trainer = Stage2Trainer(search, environment, dataset, recipe, folder, log, tell)
-    environment.encode = lambda texts: trainer.search_model().encode_document(texts)
+    environment.encode = lambda texts: encode_shared(
+        trainer.search_model(), search.conversation.documents(texts), group
+    )
     checkpoint = last_checkpoint(folder, ENVIRONMENT)
     if checkpoint:
         environment.load(checkpoint / ENVIRONMENT)

@@ -1,0 +1,137 @@
+"""Several processes that work as one: each holds a part of the rows, and they gather what all must know.
+
+Every method that gathers is collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from searchr3.errors import SearchR3Error
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Group(Protocol):
+    """The processes of a run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many there are.
+    """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """The array of every rank, in order; dtype and shape agree on all ranks but for the first length."""
+        ...
+
+
+class Alone:
+    """The one process of a run without others."""
+
+    rank, size = 0, 1
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        return [array]
+
+
+ALONE = Alone()
+
+
+class Processes:
+    """The processes of `torch.distributed`, through memory of the CPU.
+
+    Args:
+        process_group: one that carries CPU tensors, such as gloo's; None for the default one.
+    """
+
+    def __init__(self, process_group: ProcessGroup | None = None) -> None:
+        import torch.distributed as dist
+
+        self.process_group = process_group
+        self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        import torch
+        import torch.distributed as dist
+
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(array)]), self.process_group)
+        counts = [int(length) for length in lengths]
+        width = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+        own = torch.zeros(max(counts) * width, dtype=torch.uint8)  # bytes: whatever the dtype
+        parts = [torch.empty_like(own) for _ in counts]
+        if len(own):
+            own.numpy()[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            dist.all_gather(parts, own, self.process_group)
+        return [
+            part[: count * width].numpy().view(array.dtype).reshape(count, *array.shape[1:])
+            for part, count in zip(parts, counts, strict=True)
+        ]
+
+
+def current_group() -> Group:
+    """The processes of this run; collective where there are several."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ALONE
+    return Processes(None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo"))
+
+
+def bounds(rows: int, size: int) -> np.ndarray:
+    """Where the parts of `rows` rows begin, dealt to `size` ranks; the last entry is `rows`, (size + 1,).
+
+    >>> bounds(10, 3).tolist()
+    [0, 3, 6, 10]
+    """
+    return np.arange(size + 1, dtype=np.int64) * rows // size
+
+
+def together(group: Group, *arrays: np.ndarray) -> tuple[list[np.ndarray], slice]:
+    """What all ranks ask, rank after rank, and where the questions of this rank lie.
+
+    Where all ranks ask the same it is asked once, and each gets all of it.
+
+    Args:
+        arrays: of one first length; those of one place have one dtype on all ranks.
+    """
+    if group.size == 1:
+        return list(arrays), slice(None)
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    marks = group.gather(np.frombuffer(digest.digest(), dtype=np.uint8))
+    if all((mark == marks[0]).all() for mark in marks):
+        return list(arrays), slice(None)
+    parts = [group.gather(array) for array in arrays]
+    start = sum(len(part) for part in parts[0][: group.rank])
+    return [np.concatenate(part) for part in parts], slice(start, start + len(arrays[0]))
+
+
+def on_first(group: Group, work: Callable[[], None]) -> None:
+    """Let the first rank do `work` while the others wait.
+
+    Raises:
+        SearchR3Error: on the other ranks, if it failed there.
+    """
+    failed = np.zeros(1, dtype=bool)
+    try:
+        if group.rank == 0:
+            failed[:] = True
+            work()
+            failed[:] = False
+    finally:
+        first = group.gather(failed)[0]
+    if group.rank and first.any():
+        raise SearchR3Error("the first process failed to write; its own message says why")

@@ -1,0 +1,43 @@
+"""Encoding as a work of several processes, each of which makes the same number of forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from searchr3.conversation import Rendered
+from searchr3.group import Group
+from searchr3.model import SearchR3, length_batches
+
+
+def dealt(batches: Iterable[Sequence[int]], size: int) -> list[list[list[int]]]:
+    """Each rank's part of every batch, all parts of a batch of one length: a short one repeats its last row.
+
+    >>> dealt([[4, 2, 0], [1]], 2)
+    [[[4, 0], [1]], [[2, 0], [1]]]
+    """
+    parts: list[list[list[int]]] = [[] for _ in range(size)]
+    for batch in batches:
+        width = -(-len(batch) // size)
+        for rank, part in enumerate(parts):
+            own = [*batch[rank::size]]
+            part.append(own + [batch[-1]] * (width - len(own)))
+    return parts
+
+
+def encode_shared(search: SearchR3, rendered: Sequence[Rendered], group: Group) -> np.ndarray:
+    """`search.encode_rendered`, but each rank encodes a part, and gets the vectors of all.
+
+    Weights that are dealt among the ranks (FSDP, ZeRO-3) are gathered in every forward, so all ranks must
+    make equally many, however many texts there are. Collective: all pass the same conversations.
+    """
+    if group.size == 1:
+        return search.encode_rendered(rendered)
+    parts = dealt(length_batches(rendered, search.batch_size, ranks=group.size), group.size)
+    own = search.encode_rendered(rendered, batches=parts[group.rank])
+    vectors = np.empty_like(own)
+    rows = [[row for batch in part for row in batch] for part in parts]
+    for part, found in zip(rows, group.gather(own[rows[group.rank]]), strict=True):
+        vectors[part] = found
+    return vectors
