@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
-from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
+from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term
 from searchr3.training.forward import Item, forward
+from searchr3.training.groups import rollout_key
 
 TEMPERATURE = 0.1
 

@@ -21,6 +21,7 @@ from searchr3.training import stage2
 from searchr3.training.checkpoints import BEST, StartCounts
 from searchr3.training.common import check_data, relevant_documents
 from searchr3.training.dev import DevSet
+from searchr3.training.groups import Rollouts
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
 from searchr3.training.stage2 import Stage2Trainer, refresh_policy, train_stage2
 
@@ -169,12 +170,14 @@ def test_reward_makes_no_difference_to_training_mode(trainer: Stage2Trainer) -> 
 def test_contrastive_negatives_are_the_best_wrong_hits_of_each_query(
     trainer: Stage2Trainer, toy: RetrievalDataset
 ) -> None:
+    assert trainer.contrastive
     a, b = list(trainer.qrels)[:2]
     trainer.qrels[a] = {"d140": 1.0, "d141": 2.0}
     ids = trainer.environment.ids
     hits = np.array([[ids.index(key) for key in ("d141", "d140", "d7", "d8")]] * 8)
 
-    negatives = trainer._negatives([a] * 4 + [b] * 4, hits)
+    rollouts = Rollouts([a] * 4 + [b] * 4, [[]] * 8, [[]] * 8, 4, trainer.conversation)
+    negatives = trainer.contrastive.negatives(rollouts, hits)
 
     assert negatives == ["d7", "d141"]
 
@@ -184,14 +187,14 @@ def test_more_pairs_take_part_with_their_direct_queries_alone(train: Train) -> N
     _, trainer, _ = train("stage2.contrastive=0.5", "stage2.contrastive_pairs=6", "stage2.steps=1")
 
     term = trainer._term
-    assert term is not None
-    more = trainer._more_pairs(0)
+    assert term is not None and trainer.contrastive
+    more = trainer.contrastive.more_pairs(0)
     assert len(set(more)) == 6 and set(more) <= set(trainer.qrels)
     chat, data = trainer.conversation, trainer.dataset
     texts = {tuple(one.ids) for one in term.texts}
     for key in more:
         direct = chat.queries([data.queries[key].text])
-        positive = chat.documents([data.corpus[trainer.best[key]].content])
+        positive = chat.documents([data.corpus[trainer.contrastive.best[key]].content])
         assert {tuple(one.ids) for one in (*direct, *positive)} <= texts
     assert len(term.rollouts) <= 4  # those of the batch that emitted the token
     assert term.gradients.abs().sum(dim=1).min() > 0

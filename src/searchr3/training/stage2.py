@@ -8,7 +8,6 @@ through a hook on the network.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
-from searchr3.generation import padding_id, split_completion
-from searchr3.losses import allowed_negatives
+from searchr3.generation import padding_id
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
-from searchr3.training.batches import Cycle, NeighbourSampler
 from searchr3.training.checkpoints import ENVIRONMENT, KeepEnvironment, StartCounts, last_checkpoint, step_of
 from searchr3.training.common import (
     DevEvaluation,
@@ -37,10 +33,11 @@ from searchr3.training.common import (
     precision,
     relevant_documents,
 )
-from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
+from searchr3.training.contrastive import CachedTerm, ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, forward
+from searchr3.training.groups import Rollouts, group_figures
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
 
 
@@ -72,13 +69,11 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
         self.qrels = relevant_documents(dataset, "stage2")
         self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
-        self.query_ids = list(self.qrels)
-        self.best = {key: max(judged, key=judged.__getitem__) for key, judged in self.qrels.items()}
-        self.more: Cycle | None = None
-        if self.stage.contrastive and self.stage.contrastive_pairs:
-            texts = [dataset.corpus[self.best[key]].content for key in self.query_ids]
-            sampler = NeighbourSampler(texts, recipe.stage1.neighbours, recipe.seed)
-            self.more = Cycle(sampler, self.stage.contrastive_pairs)
+        self.contrastive = (
+            ContrastiveTerm(dataset, environment, self.conversation, self.qrels, recipe)
+            if self.stage.contrastive
+            else None
+        )
         self._parts = defaultdict(list)
         self._term: CachedTerm | None = None
         self._hidden: Tensor | None = None
@@ -114,119 +109,45 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     ) -> list[float]:
         """Refresh the corpus, rank it by each rollout's own vector, and reward the rollout."""
         step = self.state.global_step
-        prompt_ids = self.conversation.reasoning_prompts(prompts)
-        split = [split_completion(completion, self.conversation) for completion in completion_ids]
-        rendered = [
-            self.conversation.close(prompt, thought)
-            for prompt, (thought, _) in zip(prompt_ids, split, strict=True)
-        ]
-        vectors = self.search_model().encode_rendered(rendered)
+        rollouts = Rollouts(
+            query_id,
+            self.conversation.reasoning_prompts(prompts),
+            completion_ids,
+            self.stage.rollouts,
+            self.conversation,
+        )
+        search = self.search_model()
+        vectors = search.encode_rendered(rollouts.rendered())
         relevant = [self.qrels[key] for key in query_id]
         refreshed = self.environment.refresh(vectors, relevant, step)
         scores = self.environment.score(vectors, relevant)
 
-        emitted = torch.tensor([said for _, said in split])
-        lengths = torch.tensor([len(thought) for thought, _ in split])
         ndcg = torch.from_numpy(scores.reward).float()
         weights = self.stage.reward
-        formed = [
-            said and self.conversation.is_thought(thought, weights.least_tokens) for thought, said in split
-        ]
         reward = combine(
             ndcg,
-            torch.tensor(formed),
-            lengths,
+            rollouts.formed(weights.least_tokens),
+            rollouts.lengths,
             RewardWeights(weights.ndcg, weights.format, weights.length, weights.free_tokens),
         )
-        groups = ndcg.view(-1, self.stage.rollouts)
         self.note(
             reward_ndcg=ndcg.mean().item(),
-            thinking_tokens=lengths.float().mean().item(),
-            emission_rate=emitted.float().mean().item(),
-            groups_with_variance=(groups.std(dim=1) > 1e-4).float().mean().item(),
-            groups_saturated=(groups.min(dim=1).values > 0.99).float().mean().item(),
-            distinct_rollouts=len(
-                {rollout_key(p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)}
-            )
-            / len(split),
+            thinking_tokens=rollouts.lengths.float().mean().item(),
+            emission_rate=rollouts.emitted.float().mean().item(),
+            **group_figures(ndcg.view(-1, rollouts.size)),
+            distinct_rollouts=len(set(rollouts.keys)) / len(ndcg),
             rank_median=float(np.median(scores.rank)),
             **{f"environment_{name}": value for name, value in refreshed.metrics().items()},
         )
-        if self.stage.contrastive:
-            said_it = [row for row, (_, said) in enumerate(split) if said]
-            self._term = self._contrastive_term(
-                vectors, said_it, prompt_ids, completion_ids, query_id, scores.hits, step
-            )
+        if self.contrastive:
+            self._term = self.contrastive.of(search, rollouts, vectors, scores.hits, step)
+            self.note(contrastive=self._term.loss)
         if self.episodes and step % self.stage.episodes_every == 0:
-            thoughts = self.conversation.tokenizer.batch_decode(
-                [thought for thought, _ in split], skip_special_tokens=True
-            )
+            thoughts = self.conversation.tokenizer.batch_decode(rollouts.thoughts, skip_special_tokens=True)
             self.episodes.write(
-                step, query_id, thoughts, emitted.tolist(), reward.tolist(), scores, self.environment
+                step, query_id, thoughts, rollouts.emitted.tolist(), reward.tolist(), scores, self.environment
             )
         return reward.tolist()
-
-    def _contrastive_term(
-        self,
-        vectors: np.ndarray,
-        counted: Sequence[int],
-        prompt_ids: Sequence[Sequence[int]],
-        completion_ids: Sequence[Sequence[int]],
-        query_id: Sequence[str],
-        hits: np.ndarray,
-        step: int,
-    ) -> CachedTerm:
-        """Encode this batch's queries and documents at one age, and cache the gradients of their InfoNCE."""
-        queries = list(dict.fromkeys([*query_id, *self._more_pairs(step)]))
-        number = {key: row for row, key in enumerate(queries)}
-        first = [self.best[key] for key in queries]
-        documents = list(dict.fromkeys([*first, *self._negatives(query_id, hits)]))
-        search = self.search_model()
-        direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
-        contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
-        fresh = self._fresh(search, documents, contents, step)
-        place = {key: row for row, key in enumerate(documents)}
-        loss, of_rollouts, of_direct, of_documents = cached_term(
-            torch.from_numpy(vectors[list(counted)]),
-            torch.from_numpy(search.encode_rendered(direct)),
-            torch.from_numpy(fresh),
-            torch.tensor([number[query_id[row]] for row in counted], dtype=torch.long),
-            torch.tensor([place[key] for key in first]),
-            allowed_negatives(documents, [set(self.qrels[key]) for key in queries]),
-            self.stage.contrastive_temperature,
-        )
-        self.note(contrastive=loss)
-        keys = [rollout_key(prompt_ids[row], completion_ids[row]) for row in counted]
-        device = self.accelerator.device
-        return CachedTerm(
-            loss,
-            by_rollout(keys, of_rollouts.to(device)),
-            [*direct, *contents],
-            torch.cat([of_direct, of_documents]).to(device),
-        )
-
-    def _fresh(
-        self, search: SearchR3, documents: Sequence[str], contents: Sequence[Rendered], step: int
-    ) -> np.ndarray:
-        """Vectors of this step; the environment gets none of them: what it refreshes its policy decides."""
-        store, rows = self.environment.store, self.environment.rows_of(documents)
-        vectors = store.take(rows).copy()
-        old = np.flatnonzero(store.version[rows] != step)
-        vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
-        return vectors
-
-    def _more_pairs(self, step: int) -> list[str]:
-        """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
-        return [self.query_ids[row] for row in self.more.batch(step)] if self.more else []
-
-    def _negatives(self, query_id: Sequence[str], hits: np.ndarray) -> list[str]:
-        """For each query the best hits of its first rollout that are not relevant to it."""
-        chosen: list[str] = []
-        for row in range(0, len(query_id), self.stage.rollouts):
-            ids = [self.environment.ids[hit] for hit in hits[row]]
-            wrong = [key for key in ids if key not in self.qrels[query_id[row]]]
-            chosen += wrong[: self.stage.contrastive_negatives]
-        return chosen
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         loss = self.stage.policy_gradient * super()._compute_loss(model, inputs)
@@ -240,15 +161,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm
     ) -> Tensor:
         """A share of the term; its gradient is that of `Σ gradient · vector` over rollouts and texts."""
-        prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for row in range(len(prompts)):
-            prompt = prompts[row][inputs["prompt_mask"][row].bool()].tolist()
-            length = int(inputs["completion_mask"][row].sum())
-            gradient = term.rollouts.get(rollout_key(prompt, completions[row, :length].tolist()))
-            if gradient is not None:  # its last token is the embed token
-                vector = hidden[row, prompts.shape[1] + length - 1].float()
-                total = total + gradient @ torch.nn.functional.normalize(vector, dim=-1)
+        total = term.through_rollouts(inputs, hidden)
         parts = self.args.steps_per_generation
         texts, gradients = term.share(self._step % parts, parts)
         if texts:
