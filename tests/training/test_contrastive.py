@@ -69,10 +69,6 @@ def test_equal_rollouts_share_their_gradient_without_loss() -> None:
     torch.testing.assert_close(found[keys[1]], gradients[1])
 
 
-def test_a_rollout_is_named_by_where_its_prompt_ends_too() -> None:
-    assert rollout_key([1, 2], [3]) != rollout_key([1], [2, 3])
-
-
 @pytest.mark.parametrize("parts", [1, 2, 3, 50])
 def test_every_text_is_in_exactly_one_part(parts: int, tiny_model: Path) -> None:
     texts = SearchR3(tiny_model).conversation.queries([f"text {i}" for i in range(7)])

@@ -92,28 +92,37 @@ class ContrastiveTerm:
             self._more = Cycle(sampler, self.stage.contrastive_pairs)
 
     def of(
-        self, search: SearchR3, rollouts: Rollouts, vectors: np.ndarray, hits: np.ndarray, step: int
+        self,
+        search: SearchR3,
+        rollouts: Rollouts,
+        vectors: np.ndarray,
+        plain: np.ndarray,
+        hits: np.ndarray,
+        step: int,
     ) -> CachedTerm:
         """Encode this batch's queries and documents at one age, and cache the gradients of their InfoNCE.
 
         Args:
             search: the model as it is now.
             vectors: (n, d) of the rollouts; those count that said the embed token.
+            plain: (q, d) of their queries, encoded directly.
             hits: (n, k) rows of the environment, best first.
             step: the policy step.
         """
         counted = rollouts.emitted.nonzero()[:, 0].tolist()
-        queries = list(dict.fromkeys([*rollouts.queries, *self.more_pairs(step)]))
+        asked = rollouts.asked
+        queries = [*asked, *(key for key in self.more_pairs(step) if key not in asked)]
         number = {key: row for row, key in enumerate(queries)}
         first = [self.best[key] for key in queries]
         documents = list(dict.fromkeys([*first, *self.negatives(rollouts, hits)]))
         direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
+        others = search.encode_rendered(direct[len(asked) :])
         fresh = self._fresh(search, documents, contents, step)
         place = {key: row for row, key in enumerate(documents)}
         loss, of_rollouts, of_direct, of_documents = cached_term(
             torch.from_numpy(vectors[counted]),
-            torch.from_numpy(search.encode_rendered(direct)),
+            torch.from_numpy(np.concatenate([plain, others])),
             torch.from_numpy(fresh),
             torch.tensor([number[rollouts.queries[row]] for row in counted], dtype=torch.long),
             torch.tensor([place[key] for key in first]),

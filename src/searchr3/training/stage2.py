@@ -7,6 +7,7 @@ through a hook on the network.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,19 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    set_seed,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
+from searchr3.files import write_json
 from searchr3.generation import padding_id
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
@@ -37,8 +46,11 @@ from searchr3.training.contrastive import CachedTerm, ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, forward
-from searchr3.training.groups import Rollouts, group_figures
+from searchr3.training.groups import Rollouts, with_direct
+from searchr3.training.health import HealthMonitor
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
+
+HEALTH = "health.json"  # the monitor's state in each checkpoint
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -74,6 +86,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             if self.stage.contrastive
             else None
         )
+        self.health = HealthMonitor(self.stage.health)
         self._parts = defaultdict(list)
         self._term: CachedTerm | None = None
         self._hidden: Tensor | None = None
@@ -88,7 +101,12 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             ),
             eval_dataset=Dataset.from_list([{"prompt": "", "query_id": ""}]),  # unused: evaluate() is ours
             processing_class=search.tokenizer,
-            callbacks=[*callbacks(self.stage, tell, "stage2"), KeepEnvironment(environment), start],
+            callbacks=[
+                *callbacks(self.stage, tell, "stage2"),
+                KeepEnvironment(environment),
+                WatchHealth(self.health, tell),
+                start,
+            ],
         )
         start.trainer = self
         self.remove_callback(PrinterCallback)
@@ -100,6 +118,22 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return self.conversation.reasoning_prompts(prompts), None, {}
+
+    def _generate_single_turn(self, *arguments: Any, **named: Any) -> tuple[list[list[int]], Any]:
+        """With `direct_rollout` the last rollout of each group is the direct form's fixed answer.
+
+        It stands after the reasoning prompt and is embedded and rewarded like any rollout of the same tokens:
+        credit goes to what the policy would get if it said so, and the reward, the log-probabilities and the
+        contrastive term are all of one sequence. (The direct query vector is that of another conversation;
+        its reward is `reward_direct` in the curve.) It anchors the group's mean to what no thinking is worth.
+        But the policy did not sample it, and TRL takes its probability ratio as 1: a phrase however unlikely
+        is pushed away, or drawn near where it ranks best, harder than learning from one's own samples would.
+        """
+        completions, logprobs = super()._generate_single_turn(*arguments, **named)
+        if self.stage.direct_rollout:
+            answer, embed_id = self.conversation.answer_ids, self.conversation.embed_id
+            completions = with_direct(completions, self.stage.rollouts, answer, embed_id)
+        return completions, logprobs
 
     def _keep_hidden(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state
@@ -115,12 +149,16 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             completion_ids,
             self.stage.rollouts,
             self.conversation,
+            self.stage.direct_rollout,
         )
         search = self.search_model()
         vectors = search.encode_rendered(rollouts.rendered())
         relevant = [self.qrels[key] for key in query_id]
         refreshed = self.environment.refresh(vectors, relevant, step)
         scores = self.environment.score(vectors, relevant)
+
+        plain = search.encode_query([self.dataset.queries[key].text for key in rollouts.asked])
+        without = self.environment.score(plain, relevant[:: rollouts.size])
 
         ndcg = torch.from_numpy(scores.reward).float()
         weights = self.stage.reward
@@ -130,17 +168,17 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             rollouts.lengths,
             RewardWeights(weights.ndcg, weights.format, weights.length, weights.free_tokens),
         )
-        self.note(
-            reward_ndcg=ndcg.mean().item(),
-            thinking_tokens=rollouts.lengths.float().mean().item(),
-            emission_rate=rollouts.emitted.float().mean().item(),
-            **group_figures(ndcg.view(-1, rollouts.size)),
-            distinct_rollouts=len(set(rollouts.keys)) / len(ndcg),
-            rank_median=float(np.median(scores.rank)),
-            **{f"environment_{name}": value for name, value in refreshed.metrics().items()},
+        figures = rollouts.figures(
+            ndcg,
+            torch.from_numpy(scores.rank),
+            torch.from_numpy(without.reward).float(),
+            self.environment.candidates,
         )
+        self.note(**figures, **{f"environment_{name}": value for name, value in refreshed.metrics().items()})
+        self.health.observe(step + 1, figures)
+        self.note(**{f"alarm_{name}": 1.0 for name in self.health.active})
         if self.contrastive:
-            self._term = self.contrastive.of(search, rollouts, vectors, scores.hits, step)
+            self._term = self.contrastive.of(search, rollouts, vectors, plain, scores.hits, step)
             self.note(contrastive=self._term.loss)
         if self.episodes and step % self.stage.episodes_every == 0:
             thoughts = self.conversation.tokenizer.batch_decode(rollouts.thoughts, skip_special_tokens=True)
@@ -171,6 +209,25 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             total = total + (gradients * vectors).sum()
             self._hidden = None
         return total - total.detach() + term.loss / parts
+
+
+class WatchHealth(TrainerCallback):
+    """Tells of alarms, ends training at the first if asked, and keeps the monitor's state."""
+
+    def __init__(self, monitor: HealthMonitor, tell: Tell | None):
+        self.monitor, self.tell = monitor, tell
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for alarm in self.monitor.alarms:
+            if self.tell and alarm.step == state.global_step:
+                place = {"stage": "stage2", "step": state.global_step, "steps": state.max_steps}
+                self.tell({**place, "alarm": alarm.message})
+        if self.monitor.settings.stop and self.monitor.alarms:
+            control.should_training_stop = control.should_log = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(checkpoint / HEALTH, self.monitor.state_dict())
 
 
 def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
@@ -212,6 +269,7 @@ def train_stage2(
     episodes: Path | None = None,
     vectors: np.ndarray | None = None,
     tell: Tell | None = None,
+    alarms: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train `search` in place; it ends as the best checkpoint by dev nDCG@10, the start included.
 
@@ -220,6 +278,7 @@ def train_stage2(
     Args:
         vectors: of the training corpus under the model as it is now, if known; else they are encoded first.
         episodes: JSONL file that gets whole episodes every `episodes_every` steps.
+        alarms: JSON file that gets the alarms of the health monitor, `searchr3.training.health.Alarm`.
 
     Returns:
         the curve: a row a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and dev figures.
@@ -243,12 +302,15 @@ def train_stage2(
         add_adapter(search, recipe)
     trainer = Stage2Trainer(search, environment, dataset, recipe, folder, log, tell)
     environment.encode = lambda texts: trainer.search_model().encode_document(texts)
-    checkpoint = last_checkpoint(folder, ENVIRONMENT)
+    checkpoint = last_checkpoint(folder, ENVIRONMENT, HEALTH)
     if checkpoint:
         environment.load(checkpoint / ENVIRONMENT)
+        trainer.health.load_state_dict(json.loads((checkpoint / HEALTH).read_text(encoding="utf-8")))
     if log:
         log.start(step_of(checkpoint) if checkpoint else 0)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.hook.remove()
+    if alarms:
+        write_json(alarms, [alarm.as_dict() for alarm in trainer.health.alarms])
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     return curve(trainer.state)
