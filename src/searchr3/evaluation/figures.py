@@ -106,7 +106,17 @@ def shares(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, tuple[str, str
         axes.set_xlabel("step")
         axes.grid(axis="x", visible=False)
         axes.margins(x=0.02)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=4, fontsize=8, borderpad=0)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            frameon=False,
+            ncols=4,
+            fontsize=8,
+            borderpad=0,
+            handlelength=1,
+            handletextpad=0.4,
+            columnspacing=1,
+        )
     return svg[0]
 
 
