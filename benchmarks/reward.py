@@ -28,6 +28,7 @@ from _result import arguments, write
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
 from searchr3.files import write_json
+from searchr3.progress import hush_transformers
 from searchr3.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -65,6 +66,21 @@ GROUPS = (
     "zero_variance_hopeless",
     "zero_variance_other",
 )
+PUBLISHED = (
+    *QUALITY,
+    "groups_useful",
+    "groups_useful_last_quarter",
+    "zero_variance",
+    "zero_variance_same",
+    "zero_variance_saturated",
+    "zero_variance_hopeless",
+    "zero_variance_other",
+    "groups_saturated",
+    "reward_gain_last_quarter",
+    "thinking_tokens_last_quarter",
+    "emission_rate_last_quarter",
+)
+"""What the result holds of each arm; the files of the work folder hold the curves too."""
 THINKING = ("thinking_tokens", "emission_rate", "distinct_rollouts", "reward_gain")
 
 
@@ -122,6 +138,7 @@ def measure(
     tail = steps[-max(1, len(steps) // 4) :]
     found = {name: fmean(row[name] for row in steps) for name in (*GROUPS, *THINKING)}
     found |= {f"{name}_last_quarter": fmean(row[name] for row in tail) for name in (*GROUPS, *THINKING)}
+    found["zero_variance"] = 1 - found["groups_with_variance"]
     alarms = json.loads((folder / "alarms.json").read_text(encoding="utf-8"))
     return {
         "arm": arm,
@@ -194,7 +211,7 @@ def figures(
     found: dict[str, float | None] = {"seeds": len(results[DEFAULT]), "steps": steps}
     found |= {f"start_{name}": begun[name] for name in QUALITY}
     for arm, seeds in results.items():
-        for name in seeds[0]:
+        for name in PUBLISHED:
             found[f"{arm}_{name}"] = fmean(one[name] for one in seeds)
     compared = (*QUALITY, "groups_useful", "groups_useful_last_quarter")
     for arm, seeds in results.items():
@@ -212,6 +229,7 @@ def study(options: Namespace) -> dict[str, float | None]:
     seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
     dataset, model = beginning(options, overrides)
     plain = recipe_of(DEFAULT, 0, overrides)
+    hush_transformers()
     begun, vectors = start(options.work / "start.json", model, dataset, plain)
     results: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(seeds):  # seed by seed: a study cut short still holds whole pairs
