@@ -18,7 +18,7 @@ from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
-from searchr3.pipeline import RunFolder, machine, search
+from searchr3.pipeline import RunFolder, _alarm_lines, machine, search
 from searchr3.preparation import bundled_base, make_base_model, make_dataset
 from searchr3.progress import Screen
 from searchr3.training.recipe import Recipe, load_recipe
@@ -414,3 +414,14 @@ def test_search_finds_what_the_model_ranks_first(here: Path) -> None:
 
 def test_the_bundled_base_is_there() -> None:
     assert json.loads((bundled_base() / "config.json").read_text(encoding="utf-8"))["model_type"] == "qwen3"
+
+
+def test_alarms_are_told_at_the_end_and_whether_one_ended_the_stage() -> None:
+    alarms = [{"step": 12, "name": "length", "value": 2.0, "threshold": 3.0, "message": "shrunk; do this"}]
+
+    told = _alarm_lines(alarms, load_recipe({}))
+    stopped = _alarm_lines(alarms, load_recipe({}, ["stage2.health.stop=true", "stage2.steps=40"]))
+
+    assert told == ["Alarm at step 12 of stage 2: shrunk; do this."]
+    assert stopped[:1] == told and "after 12 of 40 steps" in stopped[1]
+    assert _alarm_lines([], load_recipe({}, ["stage2.health.stop=true"])) == []

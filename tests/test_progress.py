@@ -86,3 +86,13 @@ def test_the_last_words_go_to_standard_output(capsys: pytest.CaptureFixture[str]
     assert "direct" in printed
     assert "Try [this] next: searchr3 search" in printed
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_alarm_is_shown_at_once(terminal: bool) -> None:
+    shown, out = screen(terminal)
+    with shown:
+        shown.phase("stage2", "preparing")
+        shown.training({"stage": "stage2", "step": 3, "steps": 9, "alarm": "only 4 % [of] them; do this"})
+
+    assert "alarm: only 4 % [of] them; do this" in out.getvalue()

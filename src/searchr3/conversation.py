@@ -133,6 +133,11 @@ class Conversation:
         eos = self.tokenizer.eos_token_id
         return [self.embed_id] if eos is None or eos == self.embed_id else [self.embed_id, eos]
 
+    @property
+    def answer_ids(self) -> list[int]:
+        """The fixed answer of documents and direct queries, up to the embed token."""
+        return list(self._answer)
+
     def documents(self, texts: Sequence[str]) -> list[Rendered]:
         """Documents are never reasoned about."""
         return self._direct(texts, None)

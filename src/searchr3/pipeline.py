@@ -13,12 +13,12 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -40,6 +40,7 @@ __all__ = ["RunFolder", "machine", "search", "train"]
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 EXAMPLES = 10
+ALARMS = "stage2.alarms.json"  # in `checkpoints/`
 
 
 def train(
@@ -181,7 +182,14 @@ class RunFolder:
         if vectors is not None and dataset.held_out:
             vectors = vectors[[key not in dataset.held_out for key in dataset.corpus]]
         return train_stage2(
-            model, dataset, self.recipe, folder, self.path / "episodes.jsonl", vectors, self.screen.training
+            model,
+            dataset,
+            self.recipe,
+            folder,
+            self.path / "episodes.jsonl",
+            vectors,
+            self.screen.training,
+            self.path / "checkpoints" / ALARMS,
         )
 
     def _evaluate(
@@ -218,12 +226,19 @@ class RunFolder:
                 partial.replace(place)
             finally:
                 partial.unlink(missing_ok=True)
-        curves = {name: _curve(self.path / "checkpoints" / f"{name}.curve.json") for name in stages}
+        curves = {name: _rows(self.path / "checkpoints" / f"{name}.curve.json") for name in stages}
+        alarms = _rows(self.path / "checkpoints" / ALARMS)
         summaries = {name: results.summary for name, results in stages.items()}
         differences = between(stages["stage1"], stages["stage2"])
         write_json(
             self.path / "metrics.json",
-            {"seconds": self.seconds, "stages": summaries, "differences": differences, "curves": curves},
+            {
+                "seconds": self.seconds,
+                "stages": summaries,
+                "differences": differences,
+                "curves": curves,
+                "alarms": alarms,
+            },
         )
         report = render_report(
             f"searchr3 · {self.recipe.name}",
@@ -233,12 +248,17 @@ class RunFolder:
             yaml.safe_dump(self.recipe.dump(), sort_keys=False),
             machine() | {f"seconds, {name}": f"{seconds:.0f}" for name, seconds in self.seconds.items()},
             differences,
+            alarms,
         )
         write_text(self.path / "report.html", report)
         self.screen.finish(
             [results_table(summary) for summary in summaries.values()]
             + [differences_table(differences, ["ndcg@10"])],
-            [*_stage2_kept_its_start(curves["stage2"]), *self._next_steps(dataset)],
+            [
+                *_stage2_kept_its_start(curves["stage2"]),
+                *_alarm_lines(alarms, self.recipe),
+                *self._next_steps(dataset),
+            ],
         )
 
     def _next_steps(self, dataset: RetrievalDataset) -> list[str]:
@@ -272,8 +292,19 @@ def machine() -> dict[str, str]:
     return here | {name: version(name) for name in LIBRARIES}
 
 
-def _curve(place: Path) -> list[dict[str, float]]:
+def _rows(place: Path) -> list[dict[str, Any]]:
     return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
+
+
+def _alarm_lines(alarms: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
+    """The health monitor's alarms, and whether one ended the stage."""
+    lines = [f"Alarm at step {alarm['step']} of stage 2: {alarm['message']}." for alarm in alarms]
+    if alarms and recipe.stage2.health.stop:
+        lines.append(
+            f"Stage 2 ended there, after {alarms[0]['step']} of {recipe.stage2.steps} steps, as "
+            "stage2.health.stop asks; its best checkpoint was kept."
+        )
+    return lines
 
 
 def _stage2_kept_its_start(curve: list[dict[str, float]]) -> list[str]:

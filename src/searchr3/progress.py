@@ -76,7 +76,10 @@ class Screen:
         self._update(f"{self._name}: {what}", done, total)
 
     def training(self, news: dict[str, Any]) -> None:
-        """A step or a log line of a trainer; the form of `training.Tell`."""
+        """A step, a log line or an alarm of a trainer; the form of `training.Tell`."""
+        if "alarm" in news:
+            line = f"           alarm: {news['alarm']}"
+            self.console.print(line, style="red", highlight=False, markup=False)
         fresh = {SHOWN[key]: float(value) for key, value in news.items() if key in SHOWN and _number(value)}
         self._figures |= fresh
         self._update(str(news["stage"]), int(news["step"]), int(news["steps"]))

@@ -9,7 +9,7 @@ import pytest
 
 from searchr3.dataset import Document, Query
 from searchr3.evaluation import between, evaluate
-from searchr3.evaluation.figures import bars, curve
+from searchr3.evaluation.figures import bars, curve, shares
 from searchr3.evaluation.report import choose_examples, render_report
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -96,6 +96,27 @@ def test_the_page_is_whole_and_says_the_figures(stages, data):
     assert f"{row['mean']:+.3f}".replace("-", "−") in text
     assert page.tags.count("svg") == 5
     assert html == render(stages, data)  # nothing of it depends on the time or on chance
+
+
+def test_alarms_are_told_and_so_is_their_absence(stages, data):
+    alarm = {"step": 12, "name": "length", "value": 2.0, "threshold": 3.0, "message": f"shrunk; {EVIL}"}
+    html = render(stages, data, alarms=[alarm])
+    page = Page(html)
+    assert "step 12" in "".join(page.text) and f"shrunk; {EVIL}" in "".join(page.text)
+    assert "script" not in page.tags
+    assert "found nothing amiss" not in html
+    assert "found nothing amiss" in render(stages, data)
+    assert "Alarms" not in "".join(Page(render(stages, data, curves={"stage1": CURVES["stage1"]})).text)
+
+
+def test_why_groups_teach_nothing_is_drawn_by_cause():
+    parts = {"a": ("same thought", "reasoned"), "b": ("<other>", "direct")}
+    rows = [{"step": i, "a": 0.1, "b": i / 10} for i in range(5)]
+    svg = shares(rows, parts, "causes")
+    assert "same thought" in svg and "&lt;other&gt;" in svg and "var(--reasoned)" in svg
+    assert svg == shares([*rows, {"step": 9, "a": 0.5}, {"step": 9, "a": None, "b": 0.1}], parts, "causes")
+    assert shares(rows[:1], parts, "causes")
+    assert shares([{"step": 1, "a": 0.1}], parts, "causes") is None
 
 
 def test_the_page_needs_nothing_outside_itself(stages, data):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
-from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
+from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term
 from searchr3.training.forward import Item, forward
+from searchr3.training.groups import rollout_key
 
 TEMPERATURE = 0.1
 
@@ -66,10 +67,6 @@ def test_equal_rollouts_share_their_gradient_without_loss() -> None:
     assert len(found) == 2
     torch.testing.assert_close(sum(found[key] for key in keys), gradients.sum(dim=0))
     torch.testing.assert_close(found[keys[1]], gradients[1])
-
-
-def test_a_rollout_is_named_by_where_its_prompt_ends_too() -> None:
-    assert rollout_key([1, 2], [3]) != rollout_key([1], [2, 3])
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 50])

@@ -20,7 +20,9 @@ from searchr3.model import SearchR3, embed
 from searchr3.training import stage2
 from searchr3.training.checkpoints import BEST, StartCounts
 from searchr3.training.common import check_data, relevant_documents
+from searchr3.training.contrastive import ContrastiveTerm
 from searchr3.training.dev import DevSet
+from searchr3.training.groups import Rollouts
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
 from searchr3.training.stage2 import Stage2Trainer, refresh_policy, train_stage2
 
@@ -157,6 +159,22 @@ def test_the_fixed_answer_and_too_few_words_are_no_thought(trainer: Stage2Traine
         np.testing.assert_allclose(paid(least, 1.0) - nothing, expected, atol=1e-5)
 
 
+def test_the_gain_is_over_the_direct_vectors_of_the_same_queries(trainer: Stage2Trainer) -> None:
+    search = trainer.search_model()
+    queries = [key for key in list(trainer.qrels)[:2] for _ in range(4)]
+    texts = [trainer.dataset.queries[key].text for key in queries[::4]]
+
+    rewards_of(trainer, queries, [[]] * 8)
+
+    relevant = [trainer.qrels[key] for key in queries]
+    direct = trainer.environment.score(search.encode_query(texts), relevant[::4]).reward
+    own = search.encode_query([texts[0]] * 4 + [texts[1]] * 4, [Reasoning("", (), False)] * 8)
+    ndcg = trainer.environment.score(own, relevant).reward
+    assert trainer._parts["reward_direct"] == [pytest.approx(direct.mean(), abs=1e-5)]
+    assert trainer._parts["reward_gain"] == [pytest.approx(ndcg.mean() - direct.mean(), abs=1e-5)]
+    assert trainer._parts["zero_variance_same"] == [1.0]
+
+
 def test_reward_makes_no_difference_to_training_mode(trainer: Stage2Trainer) -> None:
     key = next(iter(trainer.qrels))
     trainer.model.train()
@@ -169,12 +187,14 @@ def test_reward_makes_no_difference_to_training_mode(trainer: Stage2Trainer) -> 
 def test_contrastive_negatives_are_the_best_wrong_hits_of_each_query(
     trainer: Stage2Trainer, toy: RetrievalDataset
 ) -> None:
+    assert trainer.contrastive
     a, b = list(trainer.qrels)[:2]
     trainer.qrels[a] = {"d140": 1.0, "d141": 2.0}
     ids = trainer.environment.ids
     hits = np.array([[ids.index(key) for key in ("d141", "d140", "d7", "d8")]] * 8)
 
-    negatives = trainer._negatives([a] * 4 + [b] * 4, hits)
+    rollouts = Rollouts([a] * 4 + [b] * 4, [[]] * 8, [[]] * 8, 4, trainer.conversation)
+    negatives = trainer.contrastive.negatives(rollouts, hits)
 
     assert negatives == ["d7", "d141"]
 
@@ -184,14 +204,14 @@ def test_more_pairs_take_part_with_their_direct_queries_alone(train: Train) -> N
     _, trainer, _ = train("stage2.contrastive=0.5", "stage2.contrastive_pairs=6", "stage2.steps=1")
 
     term = trainer._term
-    assert term is not None
-    more = trainer._more_pairs(0)
+    assert term is not None and trainer.contrastive
+    more = trainer.contrastive.more_pairs(0)
     assert len(set(more)) == 6 and set(more) <= set(trainer.qrels)
     chat, data = trainer.conversation, trainer.dataset
     texts = {tuple(one.ids) for one in term.texts}
     for key in more:
         direct = chat.queries([data.queries[key].text])
-        positive = chat.documents([data.corpus[trainer.best[key]].content])
+        positive = chat.documents([data.corpus[trainer.contrastive.best[key]].content])
         assert {tuple(one.ids) for one in (*direct, *positive)} <= texts
     assert len(term.rollouts) <= 4  # those of the batch that emitted the token
     assert term.gradients.abs().sum(dim=1).min() > 0
@@ -435,6 +455,89 @@ def test_the_kl_of_grpo_holds_on_to_the_model_at_the_start_of_the_stage(
     assert curve[1]["kl"] > 1e-5
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_one_rollout_of_each_group_is_the_fixed_answer(
+    accumulation: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vector is that of its own tokens, after the reasoning prompt, in the reward and in the term."""
+    seen: list[Rollouts] = []
+    real = ContrastiveTerm.of
+
+    def of(self: ContrastiveTerm, search: SearchR3, rollouts: Rollouts, vectors: Any, *rest: Any) -> Any:
+        prompts = self.conversation.reasoning_prompts([self.dataset.queries[k].text for k in rollouts.asked])
+        fixed = [self.conversation.close(one, self.conversation.answer_ids) for one in prompts]
+        np.testing.assert_allclose(vectors[3::4], search.encode_rendered(fixed), atol=1e-5)
+        seen.append(rollouts)
+        return real(self, search, rollouts, vectors, *rest)
+
+    monkeypatch.setattr(ContrastiveTerm, "of", of)
+    _, trainer, curve = train(
+        "stage2.direct_rollout=true",
+        "stage2.contrastive=0.5",
+        f"stage2.accumulation={accumulation}",
+        episodes=tmp_path / "episodes.jsonl",
+    )
+
+    chat = trainer.conversation
+    assert len(seen) == 2
+    for rollouts in seen:
+        assert rollouts.completions[3::4] == [[*chat.answer_ids, chat.embed_id]] * 2
+    term = trainer._term
+    assert term is not None and set(seen[-1].keys[3::4]) <= set(term.rollouts)
+    assert all(np.isfinite(entry["grad_norm"]) for entry in curve)
+    assert curve[0]["emission_rate"] == 0  # of the rollouts that the untrained policy made
+    lines = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert all(sum(one["emitted"] for one in line["rollouts"]) == 1 for line in lines)
+
+
+# Health
+
+
+def test_alarms_are_told_kept_and_in_the_curve(train: Train, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    _, trainer, curve = train(
+        "stage2.steps=4",
+        "stage2.health.window=2",
+        "stage2.health.distinct=null",
+        tell=told.append,
+        alarms=tmp_path / "alarms.json",
+    )
+
+    (alarm,) = [one for one in trainer.health.alarms if one.name == "emission"]
+    assert (alarm.step, alarm.value, alarm.threshold) == (2, 0.0, 0.8)
+    assert alarm.as_dict() in json.loads((tmp_path / "alarms.json").read_text())
+    assert [entry.get("alarm_emission") for entry in curve] == [None, 1.0, 1.0, 1.0]
+    assert [news["step"] for news in told if news.get("alarm") == alarm.message] == [2]
+    assert trainer.state.global_step == 4
+
+
+def test_an_alarm_ends_the_stage_if_asked(train: Train, tmp_path: Path) -> None:
+    overrides = ("stage2.steps=9", "stage2.evaluate_every=2", "stage2.health.window=3")
+
+    search, trainer, curve = train(*overrides, "stage2.health.stop=true", alarms=tmp_path / "alarms.json")
+
+    assert trainer.state.global_step == 3
+    assert curve[-1]["step"] == 3 and curve[-1]["alarm_emission"] == 1.0
+    assert {alarm["step"] for alarm in json.loads((tmp_path / "alarms.json").read_text())} == {3}
+    best = Path(str(trainer.state.best_model_checkpoint))
+    assert same(weights(search), weights(SearchR3(best, dtype="float32")))
+    assert not search.model.training
+
+
+def test_a_resumed_run_goes_on_with_the_monitor(train: Train) -> None:
+    """No alarm twice, and normal is what the run began with."""
+    overrides = ("stage2.steps=6", "stage2.evaluate_every=2", "stage2.health.window=2")
+
+    _, alone, _ = train(*overrides, folder="whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(*overrides, folder="halves", tell=interrupting(5))
+    _, resumed, _ = train(*overrides, folder="halves")
+
+    assert alone.health.alarms
+    assert resumed.health.state_dict() == alone.health.state_dict()
+
+
 # Checkpoints
 
 
@@ -540,6 +643,11 @@ def test_the_curve_holds_what_tells_a_collapse(train: Train, capsys: pytest.Capt
         "thinking_tokens",
         "emission_rate",
         "groups_with_variance",
+        "groups_useful",
+        "zero_variance_same",
+        "reward_direct",
+        "reward_gain",
+        "gain_share",
         "rank_median",
     }
     assert all(expected | {"environment_mean_age"} <= entry.keys() for entry in curve)

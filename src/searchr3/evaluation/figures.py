@@ -57,8 +57,7 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, label: str, colour: str =
     Returns:
         the SVG, or None when no row holds the key.
     """
-    points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
-    points = [(step, value) for step, value in points if np.isfinite(value)]
+    points = [(row["step"], row[key]) for row in rows if _finite(row.get(key))]
     if not points:
         return None
     steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
@@ -75,6 +74,49 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, label: str, colour: str =
         axes.margins(x=0.02)
         if values.min() >= 0:
             axes.set_ylim(0, 1.08 * values.max() or 1)  # a small change shall look small
+        else:
+            axes.axhline(0, color=_MUTED, linewidth=0.8)
+    return svg[0]
+
+
+def shares(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, tuple[str, str]], label: str) -> str | None:
+    """Shares of one whole over the training steps as inline SVG, one on top of the other from 0 to 1.
+
+    Args:
+        rows: `{"step": int, key: share, …}`; rows that lack one of the keys are left out.
+        parts: key → its name in the legend and its colour, a name of `COLOURS`; from the bottom up.
+        label: read to those who cannot see the figure.
+
+    Returns:
+        the SVG, or None when no row holds all keys.
+    """
+    whole = [row for row in rows if all(_finite(row.get(key)) for key in parts)]
+    if not whole:
+        return None
+    names, colours = zip(*parts.values(), strict=True)
+    values = np.array([[row[key] for row in whole] for key in parts], dtype=float)
+    steps = np.array([row["step"] for row in whole], dtype=float)
+    if len(whole) == 1:  # an area needs two
+        values, steps = values.repeat(2, axis=1), np.array([steps[0] - 0.5, steps[0] + 0.5])
+    with _figure(4.4, 2.4, label) as (axes, svg):
+        axes.stackplot(
+            steps, values, labels=names, colors=[COLOURS[colour] for colour in colours], alpha=0.75
+        )
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("step")
+        axes.grid(axis="x", visible=False)
+        axes.margins(x=0.02)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            frameon=False,
+            ncols=4,
+            fontsize=8,
+            borderpad=0,
+            handlelength=1,
+            handletextpad=0.4,
+            columnspacing=1,
+        )
     return svg[0]
 
 
@@ -136,6 +178,10 @@ def _figure(width: float, height: float, label: str) -> Iterator[tuple[Axes, lis
         text = text.replace(colour, f"var(--{name})")
     text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" height="[^"]*pt"', r"<svg \1", text, count=1)
     svg.append(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from searchr3.evaluation.figures import bars, curve
+from searchr3.evaluation.figures import bars, curve, shares
 from searchr3.evaluation.results import Results, Run
 from searchr3.ranking import METRICS
 
@@ -23,11 +23,20 @@ CURVES = (
     ("stage1", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 1", "reasoned"),
     ("stage2", "reward", "Reward, stage 2", "accent"),
     ("stage2", "thinking_tokens", "Thinking length in tokens, stage 2", "reasoned"),
-    ("stage2", "groups_with_variance", "Share of queries whose rollouts differ in nDCG, stage 2", "accent"),
+    ("stage2", "reward_gain", "Reward with thinking minus without, stage 2", "reasoned"),
+    ("stage2", "groups_useful", "Share of queries whose rollouts are told apart", "accent"),
     ("stage2", "eval_direct", "Direct nDCG@10 on dev, stage 2", "direct"),
     ("stage2", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 2", "reasoned"),
 )
 """Figures over the training steps: stage, key of its rows, title, colour. Drawn where a row has the key."""
+
+ZERO_VARIANCE = {
+    "zero_variance_same": ("same thought", "reasoned"),
+    "zero_variance_saturated": ("saturated", "accent"),
+    "zero_variance_hopeless": ("hopeless", "baseline"),
+    "zero_variance_other": ("other", "direct"),
+}
+"""Queries from which nothing is learnt, by cause: key of stage 2's rows → name, colour."""
 
 _OWN = ("direct", "reasoned")  # runs of the model; the others are baselines
 
@@ -40,6 +49,7 @@ def render_report(
     recipe_text: str,
     environment: Mapping[str, Any],
     differences: Sequence[Mapping[str, Any]] = (),
+    alarms: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page as HTML text. Every text from outside is escaped.
 
@@ -51,6 +61,7 @@ def render_report(
         recipe_text: the recipe as it was used.
         environment: what → version or value, of the machine and the libraries.
         differences: between the stages, as `evaluation.between` returns them.
+        alarms: of stage 2's health monitor, `{"step", "name", "value", "threshold", "message"}` each.
     """
     rows = _rows(stages)
     within = [
@@ -59,9 +70,11 @@ def render_report(
         for row in summary["differences"]
     ]
     across = [{**row, "a": _across(row["a"]), "b": _across(row["b"])} for row in differences]
-    drawn = (
+    drawn = [
         (label, curve(curves.get(stage, ()), key, label, colour)) for stage, key, label, colour in CURVES
-    )
+    ]
+    idle = "Share of queries whose rollouts are all worth the same"
+    drawn.append((idle, shares(curves.get("stage2", ()), ZERO_VARIANCE, idle)))
     return _template().render(
         title=title,
         metrics=METRICS,
@@ -71,6 +84,8 @@ def render_report(
         differences=[row for row in (*across, *within) if row["metric"] == "ndcg@10"],
         findings=_findings(stages, differences),
         curves=[(label, svg) for label, svg in drawn if svg],
+        alarms=alarms,
+        watched=bool(curves.get("stage2")),
         examples=examples,
         recipe=recipe_text,
         environment=environment,

@@ -10,16 +10,21 @@ documents together away from the rest of the corpus.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from searchr3.conversation import Rendered
-from searchr3.losses import info_nce
-
-Key = tuple[int, ...]
+from searchr3.conversation import Conversation, Rendered
+from searchr3.dataset import RetrievalDataset
+from searchr3.environment import CorpusEnvironment
+from searchr3.losses import allowed_negatives, info_nce
+from searchr3.model import SearchR3
+from searchr3.training.batches import Cycle, NeighbourSampler
+from searchr3.training.groups import Key, Rollouts, rollout_key
+from searchr3.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,119 @@ class CachedTerm:
     def share(self, part: int, parts: int) -> tuple[list[Rendered], Tensor]:
         """The texts of micro-batch `part` of `parts` and their gradients."""
         return self.texts[part::parts], self.gradients[part::parts]
+
+    def through_rollouts(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """`Σ gradient · vector` over the rollouts of one micro-batch of TRL's that count.
+
+        Args:
+            inputs: `prompt_ids`, `completion_ids` (b, p), (b, c) and their masks.
+            hidden: last hidden states of both, (b, p + c, d).
+        """
+        prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for row in range(len(prompts)):
+            prompt = prompts[row][inputs["prompt_mask"][row].bool()].tolist()
+            length = int(inputs["completion_mask"][row].sum())
+            gradient = self.rollouts.get(rollout_key(prompt, completions[row, :length].tolist()))
+            if gradient is not None:  # its last token is the embed token
+                vector = hidden[row, prompts.shape[1] + length - 1].float()
+                total = total + gradient @ torch.nn.functional.normalize(vector, dim=-1)
+        return total
+
+
+class ContrastiveTerm:
+    """Makes the term of each generation batch: which pairs it is made of, which negatives.
+
+    Args:
+        qrels: query id → relevant document → grade, of all queries that there are.
+    """
+
+    def __init__(
+        self,
+        dataset: RetrievalDataset,
+        environment: CorpusEnvironment,
+        conversation: Conversation,
+        qrels: Mapping[str, Mapping[str, float]],
+        recipe: Recipe,
+    ):
+        self.dataset, self.environment, self.conversation = dataset, environment, conversation
+        self.qrels, self.stage = qrels, recipe.stage2
+        self.query_ids = list(qrels)
+        self.best = {key: max(judged, key=judged.__getitem__) for key, judged in qrels.items()}
+        self._more: Cycle | None = None
+        if self.stage.contrastive_pairs:
+            texts = [dataset.corpus[self.best[key]].content for key in self.query_ids]
+            sampler = NeighbourSampler(texts, recipe.stage1.neighbours, recipe.seed)
+            self._more = Cycle(sampler, self.stage.contrastive_pairs)
+
+    def of(
+        self,
+        search: SearchR3,
+        rollouts: Rollouts,
+        vectors: np.ndarray,
+        plain: np.ndarray,
+        hits: np.ndarray,
+        step: int,
+    ) -> CachedTerm:
+        """Encode this batch's queries and documents at one age, and cache the gradients of their InfoNCE.
+
+        Args:
+            search: the model as it is now.
+            vectors: (n, d) of the rollouts; those count that said the embed token.
+            plain: (q, d) of their queries, encoded directly.
+            hits: (n, k) rows of the environment, best first.
+            step: the policy step.
+        """
+        counted = rollouts.emitted.nonzero()[:, 0].tolist()
+        asked = rollouts.asked
+        queries = [*asked, *(key for key in self.more_pairs(step) if key not in asked)]
+        number = {key: row for row, key in enumerate(queries)}
+        first = [self.best[key] for key in queries]
+        documents = list(dict.fromkeys([*first, *self.negatives(rollouts, hits)]))
+        direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
+        contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
+        others = search.encode_rendered(direct[len(asked) :])
+        fresh = self._fresh(search, documents, contents, step)
+        place = {key: row for row, key in enumerate(documents)}
+        loss, of_rollouts, of_direct, of_documents = cached_term(
+            torch.from_numpy(vectors[counted]),
+            torch.from_numpy(np.concatenate([plain, others])),
+            torch.from_numpy(fresh),
+            torch.tensor([number[rollouts.queries[row]] for row in counted], dtype=torch.long),
+            torch.tensor([place[key] for key in first]),
+            allowed_negatives(documents, [set(self.qrels[key]) for key in queries]),
+            self.stage.contrastive_temperature,
+        )
+        keys, device = rollouts.keys, search.device
+        return CachedTerm(
+            loss,
+            by_rollout([keys[row] for row in counted], of_rollouts.to(device)),
+            [*direct, *contents],
+            torch.cat([of_direct, of_documents]).to(device),
+        )
+
+    def more_pairs(self, step: int) -> list[str]:
+        """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
+        return [self.query_ids[row] for row in self._more.batch(step)] if self._more else []
+
+    def negatives(self, rollouts: Rollouts, hits: np.ndarray) -> list[str]:
+        """For each query the best hits of its first rollout that are not relevant to it."""
+        chosen: list[str] = []
+        for row in range(0, len(rollouts.queries), rollouts.size):
+            ids = [self.environment.ids[hit] for hit in hits[row]]
+            wrong = [key for key in ids if key not in self.qrels[rollouts.queries[row]]]
+            chosen += wrong[: self.stage.contrastive_negatives]
+        return chosen
+
+    def _fresh(
+        self, search: SearchR3, documents: Sequence[str], contents: Sequence[Rendered], step: int
+    ) -> np.ndarray:
+        """Vectors of this step; the environment gets none of them: what it refreshes its policy decides."""
+        store, rows = self.environment.store, self.environment.rows_of(documents)
+        vectors = store.take(rows).copy()
+        old = np.flatnonzero(store.version[rows] != step)
+        vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
+        return vectors
 
 
 def cached_term(
@@ -75,11 +193,6 @@ def cached_term(
         torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, gradients, strict=True)
     ]
     return loss.item(), filled[0], filled[1], filled[2]
-
-
-def rollout_key(prompt: Sequence[int], completion: Sequence[int]) -> Key:
-    """Names a rollout by its token ids: rollouts of the same ids have the same vector."""
-    return (*prompt, -1, *completion)
 
 
 def by_rollout(keys: Sequence[Key], gradients: Tensor) -> dict[Key, Tensor]:

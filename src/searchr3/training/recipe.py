@@ -11,24 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from searchr3.errors import RecipeError
 from searchr3.files import nearest
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Names = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values never change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from searchr3.training.health import HealthRecipe
+from searchr3.training.section import Count, Names, Positive, Section, Share, Weight
 
 
 class DataRecipe(Section):
@@ -175,6 +163,11 @@ class Stage2Recipe(SelectionRecipe):
     queries: Count = Field(16, description="queries in one optimizer step")
     rollouts: Annotated[int, Field(ge=2)] = Field(8, description="G: rollouts a query")
     sampling_temperature: Positive = Field(1.0, description="of the rollouts")
+    direct_rollout: bool = Field(
+        False,
+        description="one of the G rollouts is not sampled but the direct form's fixed answer, after the "
+        "reasoning prompt: not thinking is always among what is compared",
+    )
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field(
         "dapo", description="how TRL normalizes the policy loss"
     )
@@ -200,6 +193,7 @@ class Stage2Recipe(SelectionRecipe):
     )
     reward: RewardRecipe = RewardRecipe()
     environment: EnvironmentRecipe = EnvironmentRecipe()
+    health: HealthRecipe = HealthRecipe()
     episodes_every: Count = Field(10, description="steps between dumps of whole episodes to episodes.jsonl")
 
     @model_validator(mode="after")

@@ -83,7 +83,8 @@ def _values(key: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in key["enum"])
     if key["type"] == "array":
         return "list of texts"
-    words = {"integer": "whole number", "number": "number", "string": "text", "null": "`null`"}[key["type"]]
+    names = {"integer": "whole number", "string": "text", "null": "`null`", "boolean": "`true` or `false`"}
+    words = names.get(key["type"], key["type"])
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {key[limit]:g}" for limit, sign in limits.items() if limit in key]
     return " ".join([words, ", ".join(bounds)]).strip()

@@ -7,8 +7,8 @@ through a hook on the network.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,24 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    set_seed,
+)
 from trl import GRPOConfig, GRPOTrainer
 
-from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
-from searchr3.generation import padding_id, split_completion
+from searchr3.files import write_json
+from searchr3.generation import padding_id
 from searchr3.group import current_group
-from searchr3.losses import allowed_negatives
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
 from searchr3.sharing import encode_shared
-from searchr3.training.batches import Cycle, NeighbourSampler
 from searchr3.training.checkpoints import ENVIRONMENT, KeepEnvironment, StartCounts, last_checkpoint, step_of
 from searchr3.training.common import (
     DevEvaluation,
@@ -39,11 +44,15 @@ from searchr3.training.common import (
     precision,
     relevant_documents,
 )
-from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term, rollout_key
+from searchr3.training.contrastive import CachedTerm, ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, forward
+from searchr3.training.groups import Rollouts, with_direct
+from searchr3.training.health import HealthMonitor
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
+
+HEALTH = "health.json"  # the monitor's state in each checkpoint
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -74,13 +83,12 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
         self.qrels = relevant_documents(dataset, "stage2")
         self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
-        self.query_ids = list(self.qrels)
-        self.best = {key: max(judged, key=judged.__getitem__) for key, judged in self.qrels.items()}
-        self.more: Cycle | None = None
-        if self.stage.contrastive and self.stage.contrastive_pairs:
-            texts = [dataset.corpus[self.best[key]].content for key in self.query_ids]
-            sampler = NeighbourSampler(texts, recipe.stage1.neighbours, recipe.seed)
-            self.more = Cycle(sampler, self.stage.contrastive_pairs)
+        self.contrastive = (
+            ContrastiveTerm(dataset, environment, self.conversation, self.qrels, recipe)
+            if self.stage.contrastive
+            else None
+        )
+        self.health = HealthMonitor(self.stage.health)
         self._parts = defaultdict(list)
         self._term: CachedTerm | None = None
         self._hidden: Tensor | None = None
@@ -95,7 +103,12 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             ),
             eval_dataset=Dataset.from_list([{"prompt": "", "query_id": ""}]),  # unused: evaluate() is ours
             processing_class=search.tokenizer,
-            callbacks=[*callbacks(self.stage, tell, "stage2"), KeepEnvironment(environment), start],
+            callbacks=[
+                *callbacks(self.stage, tell, "stage2"),
+                KeepEnvironment(environment),
+                WatchHealth(self.health, tell),
+                start,
+            ],
         )
         start.trainer = self
         self.remove_callback(PrinterCallback)
@@ -108,6 +121,22 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return self.conversation.reasoning_prompts(prompts), None, {}
 
+    def _generate_single_turn(self, *arguments: Any, **named: Any) -> tuple[list[list[int]], Any]:
+        """With `direct_rollout` the last rollout of each group is the direct form's fixed answer.
+
+        It stands after the reasoning prompt and is embedded and rewarded like any rollout of the same tokens:
+        credit goes to what the policy would get if it said so, and the reward, the log-probabilities and the
+        contrastive term are all of one sequence. (The direct query vector is that of another conversation;
+        its reward is `reward_direct` in the curve.) It anchors the group's mean to what no thinking is worth.
+        But the policy did not sample it, and TRL takes its probability ratio as 1: a phrase however unlikely
+        is pushed away, or drawn near where it ranks best, harder than learning from one's own samples would.
+        """
+        completions, logprobs = super()._generate_single_turn(*arguments, **named)
+        if self.stage.direct_rollout:
+            answer, embed_id = self.conversation.answer_ids, self.conversation.embed_id
+            completions = with_direct(completions, self.stage.rollouts, answer, embed_id)
+        return completions, logprobs
+
     def _keep_hidden(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state
 
@@ -116,119 +145,49 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     ) -> list[float]:
         """Refresh the corpus, rank it by each rollout's own vector, and reward the rollout."""
         step = self.state.global_step
-        prompt_ids = self.conversation.reasoning_prompts(prompts)
-        split = [split_completion(completion, self.conversation) for completion in completion_ids]
-        rendered = [
-            self.conversation.close(prompt, thought)
-            for prompt, (thought, _) in zip(prompt_ids, split, strict=True)
-        ]
-        vectors = self.search_model().encode_rendered(rendered)
+        rollouts = Rollouts(
+            query_id,
+            self.conversation.reasoning_prompts(prompts),
+            completion_ids,
+            self.stage.rollouts,
+            self.conversation,
+            self.stage.direct_rollout,
+        )
+        search = self.search_model()
+        vectors = search.encode_rendered(rollouts.rendered())
         relevant = [self.qrels[key] for key in query_id]
         refreshed = self.environment.refresh(vectors, relevant, step)
         scores = self.environment.score(vectors, relevant)
 
-        emitted = torch.tensor([said for _, said in split])
-        lengths = torch.tensor([len(thought) for thought, _ in split])
+        plain = search.encode_query([self.dataset.queries[key].text for key in rollouts.asked])
+        without = self.environment.score(plain, relevant[:: rollouts.size])
+
         ndcg = torch.from_numpy(scores.reward).float()
         weights = self.stage.reward
-        formed = [
-            said and self.conversation.is_thought(thought, weights.least_tokens) for thought, said in split
-        ]
         reward = combine(
             ndcg,
-            torch.tensor(formed),
-            lengths,
+            rollouts.formed(weights.least_tokens),
+            rollouts.lengths,
             RewardWeights(weights.ndcg, weights.format, weights.length, weights.free_tokens),
         )
-        groups = ndcg.view(-1, self.stage.rollouts)
-        self.note(
-            reward_ndcg=ndcg.mean().item(),
-            thinking_tokens=lengths.float().mean().item(),
-            emission_rate=emitted.float().mean().item(),
-            groups_with_variance=(groups.std(dim=1) > 1e-4).float().mean().item(),
-            groups_saturated=(groups.min(dim=1).values > 0.99).float().mean().item(),
-            distinct_rollouts=len(
-                {rollout_key(p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)}
-            )
-            / len(split),
-            rank_median=float(np.median(scores.rank)),
-            **{f"environment_{name}": value for name, value in refreshed.metrics().items()},
+        figures = rollouts.figures(
+            ndcg,
+            torch.from_numpy(scores.rank),
+            torch.from_numpy(without.reward).float(),
+            self.environment.candidates,
         )
-        if self.stage.contrastive:
-            said_it = [row for row, (_, said) in enumerate(split) if said]
-            self._term = self._contrastive_term(
-                vectors, said_it, prompt_ids, completion_ids, query_id, scores.hits, step
-            )
+        self.note(**figures, **{f"environment_{name}": value for name, value in refreshed.metrics().items()})
+        self.health.observe(step + 1, figures)
+        self.note(**{f"alarm_{name}": 1.0 for name in self.health.active})
+        if self.contrastive:
+            self._term = self.contrastive.of(search, rollouts, vectors, plain, scores.hits, step)
+            self.note(contrastive=self._term.loss)
         if self.episodes and step % self.stage.episodes_every == 0:
-            thoughts = self.conversation.tokenizer.batch_decode(
-                [thought for thought, _ in split], skip_special_tokens=True
-            )
+            thoughts = self.conversation.tokenizer.batch_decode(rollouts.thoughts, skip_special_tokens=True)
             self.episodes.write(
-                step, query_id, thoughts, emitted.tolist(), reward.tolist(), scores, self.environment
+                step, query_id, thoughts, rollouts.emitted.tolist(), reward.tolist(), scores, self.environment
             )
         return reward.tolist()
-
-    def _contrastive_term(
-        self,
-        vectors: np.ndarray,
-        counted: Sequence[int],
-        prompt_ids: Sequence[Sequence[int]],
-        completion_ids: Sequence[Sequence[int]],
-        query_id: Sequence[str],
-        hits: np.ndarray,
-        step: int,
-    ) -> CachedTerm:
-        """Encode this batch's queries and documents at one age, and cache the gradients of their InfoNCE."""
-        queries = list(dict.fromkeys([*query_id, *self._more_pairs(step)]))
-        number = {key: row for row, key in enumerate(queries)}
-        first = [self.best[key] for key in queries]
-        documents = list(dict.fromkeys([*first, *self._negatives(query_id, hits)]))
-        search = self.search_model()
-        direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
-        contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
-        fresh = self._fresh(search, documents, contents, step)
-        place = {key: row for row, key in enumerate(documents)}
-        loss, of_rollouts, of_direct, of_documents = cached_term(
-            torch.from_numpy(vectors[list(counted)]),
-            torch.from_numpy(search.encode_rendered(direct)),
-            torch.from_numpy(fresh),
-            torch.tensor([number[query_id[row]] for row in counted], dtype=torch.long),
-            torch.tensor([place[key] for key in first]),
-            allowed_negatives(documents, [set(self.qrels[key]) for key in queries]),
-            self.stage.contrastive_temperature,
-        )
-        self.note(contrastive=loss)
-        keys = [rollout_key(prompt_ids[row], completion_ids[row]) for row in counted]
-        device = self.accelerator.device
-        return CachedTerm(
-            loss,
-            by_rollout(keys, of_rollouts.to(device)),
-            [*direct, *contents],
-            torch.cat([of_direct, of_documents]).to(device),
-        )
-
-    def _fresh(
-        self, search: SearchR3, documents: Sequence[str], contents: Sequence[Rendered], step: int
-    ) -> np.ndarray:
-        """Vectors of this step; the environment gets none of them: what it refreshes its policy decides."""
-        store, rows = self.environment.store, self.environment.rows_of(documents)
-        vectors = store.take(rows).copy()
-        old = np.flatnonzero(store.version[rows] != step)
-        vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
-        return vectors
-
-    def _more_pairs(self, step: int) -> list[str]:
-        """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
-        return [self.query_ids[row] for row in self.more.batch(step)] if self.more else []
-
-    def _negatives(self, query_id: Sequence[str], hits: np.ndarray) -> list[str]:
-        """For each query the best hits of its first rollout that are not relevant to it."""
-        chosen: list[str] = []
-        for row in range(0, len(query_id), self.stage.rollouts):
-            ids = [self.environment.ids[hit] for hit in hits[row]]
-            wrong = [key for key in ids if key not in self.qrels[query_id[row]]]
-            chosen += wrong[: self.stage.contrastive_negatives]
-        return chosen
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         loss = self.stage.policy_gradient * super()._compute_loss(model, inputs)
@@ -242,15 +201,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm
     ) -> Tensor:
         """A share of the term; its gradient is that of `Σ gradient · vector` over rollouts and texts."""
-        prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for row in range(len(prompts)):
-            prompt = prompts[row][inputs["prompt_mask"][row].bool()].tolist()
-            length = int(inputs["completion_mask"][row].sum())
-            gradient = term.rollouts.get(rollout_key(prompt, completions[row, :length].tolist()))
-            if gradient is not None:  # its last token is the embed token
-                vector = hidden[row, prompts.shape[1] + length - 1].float()
-                total = total + gradient @ torch.nn.functional.normalize(vector, dim=-1)
+        total = term.through_rollouts(inputs, hidden)
         parts = self.args.steps_per_generation
         texts, gradients = term.share(self._step % parts, parts)
         if texts:
@@ -260,6 +211,25 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             total = total + (gradients * vectors).sum()
             self._hidden = None
         return total - total.detach() + term.loss / parts
+
+
+class WatchHealth(TrainerCallback):
+    """Tells of alarms, ends training at the first if asked, and keeps the monitor's state."""
+
+    def __init__(self, monitor: HealthMonitor, tell: Tell | None):
+        self.monitor, self.tell = monitor, tell
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for alarm in self.monitor.alarms:
+            if self.tell and alarm.step == state.global_step:
+                place = {"stage": "stage2", "step": state.global_step, "steps": state.max_steps}
+                self.tell({**place, "alarm": alarm.message})
+        if self.monitor.settings.stop and self.monitor.alarms:
+            control.should_training_stop = control.should_log = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(checkpoint / HEALTH, self.monitor.state_dict())
 
 
 def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
@@ -301,6 +271,7 @@ def train_stage2(
     episodes: Path | None = None,
     vectors: np.ndarray | None = None,
     tell: Tell | None = None,
+    alarms: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train `search` in place; it ends as the best checkpoint by dev nDCG@10, the start included.
 
@@ -309,6 +280,7 @@ def train_stage2(
     Args:
         vectors: of the training corpus under the model as it is now, if known; else they are encoded first.
         episodes: JSONL file that gets whole episodes every `episodes_every` steps.
+        alarms: JSON file that gets the alarms of the health monitor, `searchr3.training.health.Alarm`.
 
     Returns:
         the curve: a row a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and dev figures.
@@ -335,12 +307,15 @@ def train_stage2(
     environment.encode = lambda texts: encode_shared(
         trainer.search_model(), search.conversation.documents(texts), group
     )
-    checkpoint = last_checkpoint(folder, ENVIRONMENT)
+    checkpoint = last_checkpoint(folder, ENVIRONMENT, HEALTH)
     if checkpoint:
         environment.load(checkpoint / ENVIRONMENT)
+        trainer.health.load_state_dict(json.loads((checkpoint / HEALTH).read_text(encoding="utf-8")))
     if log:
         log.start(step_of(checkpoint) if checkpoint else 0)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.hook.remove()
+    if alarms:
+        write_json(alarms, [alarm.as_dict() for alarm in trainer.health.alarms])
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     return curve(trainer.state)
