@@ -17,7 +17,6 @@ from searchr3.generation import Reasoning
 from searchr3.losses import sft
 from searchr3.model import SearchR3
 from searchr3.training import stage1
-from searchr3.training.checkpoints import last_checkpoint
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe
@@ -564,20 +563,6 @@ def test_resumed_training_equals_training_without_interruption(
     assert [[entry.get(name) for name in figures] for entry in resumed] == [
         [entry.get(name) for name in figures] for entry in curve
     ]
-
-
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path / "nowhere") is None
-    for step in (8, 16, 120):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("")
-    (tmp_path / "runs").mkdir()
-    for step in (8, 16):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-8" / "environment").mkdir()
-
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
-    assert last_checkpoint(tmp_path, "environment") == tmp_path / "checkpoint-8"
 
 
 def test_tensorboard_gets_its_events(

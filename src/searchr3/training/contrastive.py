@@ -6,6 +6,10 @@ kept, and every micro-batch then adds `Σ gradient · vector` for its share, who
 the weights is that of the loss (gradient caching, Gao et al., 2021, arXiv 2101.06983). All vectors are of
 one age: fresh positives against stale negatives would teach the model to move queries and re-encoded
 documents together away from the rest of the corpus.
+
+With several optimizer steps on one generation each takes its share of the rows, weighted by the number of
+steps: on average the whole term, as the policy loss is. It is exact for the first step; in the later ones the
+gradients are those of vectors that are so many steps old.
 """
 
 from __future__ import annotations

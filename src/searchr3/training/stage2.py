@@ -7,7 +7,6 @@ through a hook on the network.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from searchr3.generation import padding_id, split_completion
 from searchr3.losses import allowed_negatives
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
-from searchr3.training.batches import Cycle, NeighbourSampler
-from searchr3.training.checkpoints import ENVIRONMENT, KeepEnvironment, StartCounts, last_checkpoint, step_of
+from searchr3.training.batches import Cycle, GenerationSampler, NeighbourSampler
+from searchr3.training.checkpoints import ENVIRONMENT, StartCounts, resume_point, step_of
 from searchr3.training.common import (
     DevEvaluation,
     Tell,
@@ -79,7 +78,6 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             texts = [dataset.corpus[self.best[key]].content for key in self.query_ids]
             sampler = NeighbourSampler(texts, recipe.stage1.neighbours, recipe.seed)
             self.more = Cycle(sampler, self.stage.contrastive_pairs)
-        self._parts = defaultdict(list)
         self._term: CachedTerm | None = None
         self._hidden: Tensor | None = None
         start = StartCounts()
@@ -93,15 +91,19 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             ),
             eval_dataset=Dataset.from_list([{"prompt": "", "query_id": ""}]),  # unused: evaluate() is ours
             processing_class=search.tokenizer,
-            callbacks=[*callbacks(self.stage, tell, "stage2"), KeepEnvironment(environment), start],
+            callbacks=[*callbacks(self.stage, tell, "stage2"), start],
         )
         start.trainer = self
+        self.kept_folders[ENVIRONMENT] = environment
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None:  # TRL has loaded it from where the model came from, before stage 1
             self.ref_model.load_state_dict(search.model.state_dict())
         self.hook = backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(
             self._keep_hidden
         )
+
+    def _get_train_sampler(self, dataset: Any = None) -> GenerationSampler:
+        return GenerationSampler.of(len(self.query_ids), self.args)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return self.conversation.reasoning_prompts(prompts), None, {}
@@ -157,7 +159,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             self._term = self._contrastive_term(
                 vectors, said_it, prompt_ids, completion_ids, query_id, scores.hits, step
             )
-        if self.episodes and step % self.stage.episodes_every == 0:
+        if self.episodes and step % self.stage.episodes_every < self.stage.updates:
             thoughts = self.conversation.tokenizer.batch_decode(
                 [thought for thought, _ in split], skip_special_tokens=True
             )
@@ -177,7 +179,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         step: int,
     ) -> CachedTerm:
         """Encode this batch's queries and documents at one age, and cache the gradients of their InfoNCE."""
-        queries = list(dict.fromkeys([*query_id, *self._more_pairs(step)]))
+        queries = list(dict.fromkeys([*query_id, *self._more_pairs(step // self.stage.updates)]))
         number = {key: row for row, key in enumerate(queries)}
         first = [self.best[key] for key in queries]
         documents = list(dict.fromkeys([*first, *self._negatives(query_id, hits)]))
@@ -215,9 +217,9 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
         return vectors
 
-    def _more_pairs(self, step: int) -> list[str]:
+    def _more_pairs(self, generation: int) -> list[str]:
         """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
-        return [self.query_ids[row] for row in self.more.batch(step)] if self.more else []
+        return [self.query_ids[row] for row in self.more.batch(generation)] if self.more else []
 
     def _negatives(self, query_id: Sequence[str], hits: np.ndarray) -> list[str]:
         """For each query the best hits of its first rollout that are not relevant to it."""
@@ -239,7 +241,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     def _cached_loss(
         self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm
     ) -> Tensor:
-        """A share of the term; its gradient is that of `Σ gradient · vector` over rollouts and texts."""
+        """A share of the term, see `contrastive`: its gradient is that of `Σ gradient · vector`."""
         prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
         total = hidden.new_zeros((), dtype=torch.float32)
         for row in range(len(prompts)):
@@ -257,7 +259,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
                 vectors = forward(self.accelerator.unwrap_model(model), items, self.pad_id).vectors
             total = total + (gradients * vectors).sum()
             self._hidden = None
-        return total - total.detach() + term.loss / parts
+        return self.stage.updates * (total - total.detach() + term.loss / parts)
 
 
 def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
@@ -270,13 +272,13 @@ def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
 
 
 def grpo_config(recipe: Recipe, folder: Path) -> GRPOConfig:
-    """Ours to TRL's: one generation for each optimizer step, so that the policy loss is on-policy."""
+    """Ours to TRL's: one generation for `updates` optimizer steps; with one the policy loss is on-policy."""
     stage = recipe.stage2
-    rollouts = stage.queries * stage.rollouts
+    parts = stage.accumulation * stage.updates
     return GRPOConfig(
         **arguments(recipe, stage, folder),
-        per_device_train_batch_size=rollouts // stage.accumulation,
-        steps_per_generation=stage.accumulation,
+        per_device_train_batch_size=stage.queries * stage.rollouts // parts,
+        steps_per_generation=parts,
         num_generations=stage.rollouts,
         max_completion_length=recipe.model.max_new_tokens,
         temperature=stage.sampling_temperature,
@@ -330,12 +332,10 @@ def train_stage2(
         add_adapter(search, recipe)
     trainer = Stage2Trainer(search, environment, dataset, recipe, folder, log, tell)
     environment.encode = lambda texts: trainer.search_model().encode_document(texts)
-    checkpoint = last_checkpoint(folder, ENVIRONMENT)
-    if checkpoint:
-        environment.load(checkpoint / ENVIRONMENT)
+    checkpoint = resume_point(folder)
     if log:
         log.start(step_of(checkpoint) if checkpoint else 0)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.hook.remove()
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     return curve(trainer.state)
