@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,10 +32,17 @@ MakeRecipe = Callable[..., Recipe]
 Curve = list[dict[str, float]]
 Train = Callable[..., tuple[dict[str, Tensor], Curve, str]]
 
-# Several rounds through the data, of 2 generations in stage 2, and log lines apart from the checkpoints.
-STAGE1 = ("stage1.steps=8", "stage1.batch_size=16", "stage1.accumulation=2", "stage1.log_every=3")
-STAGE2 = ("stage2.steps=12", "stage2.evaluate_every=4", "stage2.log_every=3", "stage2.contrastive=0.3")
-UPDATES = ("stage2.accumulation=2", "stage2.updates=2")
+# The checkpoint before the end lies in the second round through the data, and between two log lines.
+DEV = ("data.dev_queries=4", "data.dev_documents=20")
+STAGE1 = (
+    *("stage1.steps=7", "stage1.evaluate_every=5", "stage1.log_every=3"),
+    *("stage1.batch_size=16", "stage1.accumulation=2", *DEV),
+)
+STAGE2 = (
+    *("stage2.steps=10", "stage2.evaluate_every=6", "stage2.log_every=4"),
+    *("stage2.accumulation=2", "stage2.updates=2", "stage2.contrastive=0.3", *DEV),
+)
+PLAIN2 = ("stage2.steps=5", "stage2.evaluate_every=3", "stage2.log_every=2", "stage2.beta=0.1", *DEV)
 ALLOWED = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}  # the only pickles, the trainer's own
 
 
@@ -133,6 +140,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == {"checkpoint-0", "checkpoint-8", "checkpoint-16", "runs"}
 
 
+@settings(max_examples=30)
 @given(st.sets(st.integers(0, 99), min_size=1), st.integers(1, 4), st.data())
 def test_rotation_keeps_the_newest_and_the_best(
     tmp_path_factory: pytest.TempPathFactory, steps: set[int], limit: int, data: st.DataObject
@@ -148,7 +156,7 @@ def test_rotation_keeps_the_newest_and_the_best(
     kept = {max(steps)} | ({best} if best is not None else set())
     assert kept <= left <= steps
     assert len(left) == min(len(steps), max(limit, len(kept)))
-    assert all(step in kept for step in left if step < min(steps - kept - left, default=0))
+    assert min(left - kept, default=100) > max(steps - left, default=-1)  # the oldest went
     shutil.rmtree(folder)
 
 
@@ -158,13 +166,12 @@ def test_rotation_keeps_the_newest_and_the_best(
 @pytest.mark.parametrize(
     ("stage", "overrides", "step"),
     [
-        ("stage1", STAGE1, 5),
-        ("stage1", (*STAGE1, "model.lora={r: 4, dropout: 0.1}"), 7),
-        ("stage2", (*STAGE2, *UPDATES), 6),
-        ("stage2", (*STAGE2, *UPDATES, "stage2.contrastive_pairs=3"), 11),
-        ("stage2", (*STAGE2, "stage2.beta=0.1", "stage2.evaluate_every=1", "model.lora={r: 4}"), 8),
+        ("stage1", STAGE1, 6),
+        ("stage1", (*STAGE1, "model.lora={r: 4, dropout: 0.1}"), 6),
+        ("stage2", (*STAGE2, "stage2.contrastive_pairs=3"), 9),
+        ("stage2", (*PLAIN2, "model.lora={r: 4}"), 4),
     ],
-    ids=["stage1", "stage1-lora", "updates", "pairs", "lora"],
+    ids=["stage1", "stage1-lora", "stage2-updates", "stage2-lora"],
 )
 def test_a_resumed_run_is_the_run_without_interruption(
     stage: str, overrides: tuple[str, ...], step: int, train: Train, few: RetrievalDataset, tmp_path: Path
@@ -185,12 +192,11 @@ def test_a_resumed_run_is_the_run_without_interruption(
 
 
 def test_each_query_comes_once_a_round(train: Train) -> None:
-    _, _, episodes = train("stage2", *STAGE2, *UPDATES, folder="run")
+    _, _, episodes = train("stage2", *STAGE2, folder="run")
 
     rows = [json.loads(line) for line in episodes.splitlines()]
-    assert [row["step"] for row in rows] == [step for step in range(0, 12, 2) for _ in range(2)]
-    rounds = [{row["query"] for row in rows[start : start + 4]} for start in (0, 4, 8)]
-    assert all(len(one) == 4 for one in rounds)
+    assert [row["step"] for row in rows] == [step for step in range(0, 10, 2) for _ in range(2)]
+    assert [len({row["query"] for row in rows[start : start + 4]}) for start in (0, 4)] == [4, 4]
     assert len({row["query"] for row in rows}) == 5
 
 
@@ -212,7 +218,9 @@ def test_several_updates_share_a_generation(train: Train, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(stage2.GRPOTrainer, "_compute_loss", watched)
 
-    train("stage2", "stage2.steps=4", "stage2.warmup_share=0", *UPDATES, folder="run")
+    train(
+        "stage2", *STAGE2, "stage2.steps=4", "stage2.evaluate_every=4", "stage2.warmup_share=0", folder="run"
+    )
 
     assert [(step, rows) for step, rows, _ in seen] == [(step, 2) for step in range(4) for _ in range(2)]
     assert [on_policy for _, _, on_policy in seen] == [True, True, False, False] * 2
@@ -321,12 +329,10 @@ def test_the_best_is_found_where_the_run_is_now(
 # Saving
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_a_save_that_fails_leaves_the_older_checkpoint(
-    stage: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ("stage2.steps=4",)
-    weights, curve, episodes = train(stage, *overrides, folder="whole")
+    weights, curve, _ = train("stage1", *DEV, folder="whole")
     real = torch.save
 
     def full(value: Any, path: Any, *arguments: Any) -> None:
@@ -338,12 +344,12 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(SearchR3Error, match="checkpoint-4: no space left on the disk"):
-            train(stage, *overrides, folder="run")
+            train("stage1", *DEV, folder="run")
 
-    assert names(tmp_path / "run") - {"README.md", "checkpoint-0"} == {"checkpoint-2"}
-    resumed, again, same_episodes = train(stage, *overrides, folder="run")
+    assert names(tmp_path / "run") == {"checkpoint-2"}
+    resumed, again, _ = train("stage1", *DEV, folder="run")
     assert same(weights, resumed)
-    assert (figures(again), same_episodes) == (figures(curve), episodes)
+    assert figures(again) == figures(curve)
 
 
 def test_a_checkpoint_holds_no_pickle_but_the_trainers_own(
@@ -432,22 +438,21 @@ class Killer:
 def killer(
     few: RetrievalDataset, tiny_model: Path, toy_recipe: MakeRecipe, tmp_path: Path
 ) -> Iterator[Killer]:
-    changes = ("stage1.steps=6", "stage2.steps=8", "model.max_new_tokens=2", "data.dev_queries=4")
-    killer = Killer(tmp_path, tiny_model, few, toy_recipe(*STAGE1, *STAGE2, *UPDATES, *changes))
+    recipe = toy_recipe(*STAGE1, *STAGE2, "model.max_new_tokens=2")
+    killer = Killer(tmp_path, tiny_model, few, recipe)
     yield killer
     killer.process.kill()
     killer.process.communicate()
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(killer: Killer) -> None:
-    """In the middle of a save, of a deletion, between two files, between two steps, and twice over."""
+    """In the middle of a save, of a deletion, and between two steps and while it goes on."""
     trace = killer.whole("stage2")
     places = {name: [place for place, one in enumerate(trace) if one == name] for name in set(trace)}
     assert set(places) == {"replace", "fsync", "save", "rmtree", "training_step"}
 
     killer.check("stage2", places["save"][-2])
     killer.check("stage2", places["rmtree"][-2])
-    killer.check("stage2", places["replace"][-1])
     killer.check("stage2", places["training_step"][-1], places["fsync"][10])
 
 

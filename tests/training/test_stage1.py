@@ -539,32 +539,6 @@ def interrupting(step: int) -> Callable[[dict[str, Any]], None]:
     return tell
 
 
-@pytest.mark.parametrize("lora", ["null", "{r: 4, dropout: 0.1}"])
-def test_resumed_training_equals_training_without_interruption(
-    lora: str, tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    """To the last bit, own samples, chats and the second round through the data included."""
-    recipe = toy_recipe(
-        f"model.lora={lora}", "stage1.steps=6", "stage1.batch_size=16", "stage1.own_samples=0.5"
-    )
-    whole, halves = (SearchR3(tiny_model, dtype="float32") for _ in range(2))
-
-    curve = train_stage1(whole, toy, recipe, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train_stage1(halves, toy, recipe, tmp_path / "halves", interrupting(5))
-    torch.manual_seed(99)
-    halves = SearchR3(tiny_model, dtype="float32")
-    resumed = train_stage1(halves, toy, recipe, tmp_path / "halves")
-
-    assert len(Pairs(toy, "stage1")) < 5 * 16
-    assert same(whole.model.state_dict(), halves.model.state_dict())
-    assert not same(halves.model.state_dict(), SearchR3(tiny_model, dtype="float32").model.state_dict())
-    figures = ("loss", "sft", "kl", "info_nce", "triplet", "eval_ndcg@10", "grad_norm")
-    assert [[entry.get(name) for name in figures] for entry in resumed] == [
-        [entry.get(name) for name in figures] for entry in curve
-    ]
-
-
 def test_tensorboard_gets_its_events(
     search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
