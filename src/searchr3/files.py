@@ -130,7 +130,10 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
             os.fchmod(handle, 0o644)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 yield file
+                file.flush()
+                os.fsync(handle)
             os.replace(temporary, path)
+            sync(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -174,6 +177,47 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json_text(row) + "\n")
 
 
+def sync(path: Path) -> None:
+    """Return once the disk has what was written to `path`: a file's content, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Return once the disk has everything in `folder` and below it."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(place, name))
+        sync(Path(place))
+
+
+def put_folder(new: Path, path: Path) -> None:
+    """Give the folder `new`, on the same disk, the name `path` once all that is in it is on the disk.
+
+    A folder that had the name is moved aside first and deleted after: never does a part of it bear the name.
+    """
+    sync_tree(new)
+    if not path.is_dir():
+        os.replace(new, path)
+        sync(path.parent)
+        return
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        os.replace(path, aside / path.name)
+        os.replace(new, path)
+        sync(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # back, if it was moved and nothing has its name
+            os.replace(aside / path.name, path)
+        with contextlib.suppress(OSError):
+            aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def occupied(path: Path) -> bool:
     """Whether something would be written over or into: anything but an empty folder."""
     with disk_errors(path):
@@ -202,9 +246,7 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         temporary.chmod(0o755)
         try:
             yield temporary
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            put_folder(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

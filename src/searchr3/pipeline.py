@@ -2,8 +2,8 @@
 
 A run folder fills in this order: `recipe.yaml`, `data/`, `base/`, `stage1/`, `stage2/`,
 `vectors.safetensors`, `metrics.json`, `report.html`. Each of these appears whole or not at all, so a resumed
-run skips what is there. Only the trainers write in place: `episodes.jsonl`, line by line, and `checkpoints/`,
-from whose newest whole one a resumed run goes on.
+run skips what is there; a stage goes on from its newest checkpoint. Only `episodes.jsonl` is written in
+place, line by line.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ class RunFolder:
                 curve = self._train(name, model, dataset, checkpoints / name, vectors)
                 write_json(checkpoints / f"{name}.curve.json", curve)
                 model.save_pretrained(folder)
-                for checkpoint in (checkpoints / name).glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint, ignore_errors=True)
+            for checkpoint in (checkpoints / name).glob("checkpoint-*"):  # also of a run killed just here
+                shutil.rmtree(checkpoint, ignore_errors=True)
             model.reload(folder)  # what is measured, and what stage 2 starts from, is what was saved
         with self._phase(f"{name} evaluation", "measuring on the test split"):
             return self._evaluate(name, model, dataset, baselines)

@@ -65,7 +65,7 @@ def test_a_steady_drift_is_carried_on():
     for carries in (True, False):
         corrector, store, true = Corrector(), vectors.copy(), vectors.copy()
         draw = np.random.default_rng(5)
-        for step in range(20):
+        for _ in range(20):
             true = drifted(draw, true, linear, 0.0)
             rows = draw.choice(1000, 20, replace=False)
             if not carries:

@@ -17,7 +17,6 @@ from searchr3.generation import Reasoning
 from searchr3.losses import sft
 from searchr3.model import SearchR3
 from searchr3.training import stage1
-from searchr3.training.checkpoints import last_checkpoint
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe
@@ -538,46 +537,6 @@ def interrupting(step: int) -> Callable[[dict[str, Any]], None]:
             raise KeyboardInterrupt
 
     return tell
-
-
-@pytest.mark.parametrize("lora", ["null", "{r: 4, dropout: 0.1}"])
-def test_resumed_training_equals_training_without_interruption(
-    lora: str, tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    """To the last bit, own samples, chats and the second round through the data included."""
-    recipe = toy_recipe(
-        f"model.lora={lora}", "stage1.steps=6", "stage1.batch_size=16", "stage1.own_samples=0.5"
-    )
-    whole, halves = (SearchR3(tiny_model, dtype="float32") for _ in range(2))
-
-    curve = train_stage1(whole, toy, recipe, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train_stage1(halves, toy, recipe, tmp_path / "halves", interrupting(5))
-    torch.manual_seed(99)
-    halves = SearchR3(tiny_model, dtype="float32")
-    resumed = train_stage1(halves, toy, recipe, tmp_path / "halves")
-
-    assert len(Pairs(toy, "stage1")) < 5 * 16
-    assert same(whole.model.state_dict(), halves.model.state_dict())
-    assert not same(halves.model.state_dict(), SearchR3(tiny_model, dtype="float32").model.state_dict())
-    figures = ("loss", "sft", "kl", "info_nce", "triplet", "eval_ndcg@10", "grad_norm")
-    assert [[entry.get(name) for name in figures] for entry in resumed] == [
-        [entry.get(name) for name in figures] for entry in curve
-    ]
-
-
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path / "nowhere") is None
-    for step in (8, 16, 120):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("")
-    (tmp_path / "runs").mkdir()
-    for step in (8, 16):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-8" / "environment").mkdir()
-
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
-    assert last_checkpoint(tmp_path, "environment") == tmp_path / "checkpoint-8"
 
 
 def test_tensorboard_gets_its_events(

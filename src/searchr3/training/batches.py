@@ -10,11 +10,15 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from searchr3.words import split_identifiers
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
 
 _DIMENSIONS = 1024
 _BLOCK = 20_000  # rows that are grouped among themselves: bounds the time on millions
@@ -99,3 +103,40 @@ class Cycle:
             self.sampler.set_epoch(epoch)
             self._epoch, self._order = epoch, np.fromiter(self.sampler, dtype=np.int64)
         return self._order[place * self.size : (place + 1) * self.size].tolist()
+
+
+class GenerationSampler(Sampler[int]):
+    """The queries of each generation of a GRPO run, the whole run in one pass: a pure function of its number.
+
+    So a resumed run goes on with the same queries, also after the first round through them, which TRL's own
+    sampler does not. The order within a generation is the one that TRL expects of its sampler.
+
+    Args:
+        batches: the queries of each generation.
+        generations: how many the run has.
+        rollouts: each query comes so often in a row.
+        repeats: each generation comes so often: the trainer's loader gives it to every micro-batch.
+    """
+
+    def __init__(self, batches: Cycle, generations: int, rollouts: int, repeats: int):
+        self.batches, self.generations = batches, generations
+        self.rollouts, self.repeats = rollouts, repeats
+
+    @classmethod
+    def of(cls, queries: int, args: GRPOConfig) -> GenerationSampler:
+        """For a run with TRL's settings `args` on so many queries."""
+        batches = Cycle(
+            NeighbourSampler([""] * queries, 1, args.seed), args.generation_batch_size // args.num_generations
+        )
+        micro_batches = args.max_steps * args.gradient_accumulation_steps
+        generations = math.ceil(micro_batches / args.steps_per_generation)
+        return cls(batches, generations, args.num_generations, args.steps_per_generation)
+
+    def __len__(self) -> int:
+        return self.generations * self.repeats * self.batches.size * self.rollouts
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.generations):
+            rows = [row for row in self.batches.batch(number) for _ in range(self.rollouts)]
+            for _ in range(self.repeats):
+                yield from rows

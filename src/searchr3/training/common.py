@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
 from searchr3.model import SearchR3
-from searchr3.training.checkpoints import BEST
+from searchr3.training.checkpoints import BEST, WholeCheckpoints
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe, SelectionRecipe
 
@@ -98,7 +97,7 @@ class Progress(TrainerCallback):
         self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps, **(logs or {})})
 
 
-class DevEvaluation:
+class DevEvaluation(WholeCheckpoints):
     """Mixin of both trainers: `evaluate` is dev nDCG@10 of the search model, and loss parts go into the log.
 
     The trainers set `conversation`, `dev`, `recipe` and `think_on_dev`.
@@ -108,11 +107,7 @@ class DevEvaluation:
     dev: DevSet
     recipe: Recipe
     think_on_dev: bool
-    args: TrainingArguments
-    state: TrainerState
-    control: TrainerControl
     best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
-    _parts: defaultdict[str, list[float]]
 
     def search_model(self) -> SearchR3:
         """The model as it is now, for encoding and generating; it stays in training mode if it is."""
@@ -145,10 +140,11 @@ class DevEvaluation:
         figures = self.dev.score(
             self.search_model(), self.recipe.model.max_new_tokens if self.think_on_dev else 0
         )
-        self.model.train(training)  # type: ignore[attr-defined]
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = sum(figures[name] for name in self.best_of) / len(self.best_of)
-        self.log(metrics)
+        self.model.eval()  # type: ignore[attr-defined]
+        self.log(metrics)  # in training mode TRL would add what it noted for the next line on training
+        self.model.train(training)  # type: ignore[attr-defined]
         self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
             self.args, self.state, self.control, metrics
         )
@@ -210,9 +206,14 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def curve(state: TrainerState) -> list[dict[str, float]]:
-    """The log of a trainer, one entry a step: training figures and dev figures (`eval_…`) merged."""
+    """The log of a trainer, one entry a step: training figures and dev figures (`eval_…`) merged.
+
+    The trainer's last words on one call of `train`, of which a resumed run has several, are left out.
+    """
     merged: dict[int, dict[str, float]] = {}
     for entry in state.log_history:
+        if "train_runtime" in entry:
+            continue
         step = int(entry["step"])
         merged.setdefault(step, {"step": step}).update(
             {key: value for key, value in entry.items() if isinstance(value, (int, float)) and key != "epoch"}

@@ -6,6 +6,10 @@ kept, and every micro-batch then adds `Σ gradient · vector` for its share, who
 the weights is that of the loss (gradient caching, Gao et al., 2021, arXiv 2101.06983). All vectors are of
 one age: fresh positives against stale negatives would teach the model to move queries and re-encoded
 documents together away from the rest of the corpus.
+
+With several optimizer steps on one generation each takes its share of the rows, weighted by the number of
+steps: on average the whole term, as the policy loss is. It is exact for the first step; in the later ones the
+gradients are those of vectors that are so many steps old.
 """
 
 from __future__ import annotations
@@ -111,7 +115,7 @@ class ContrastiveTerm:
         """
         counted = rollouts.emitted.nonzero()[:, 0].tolist()
         asked = rollouts.asked
-        queries = [*asked, *(key for key in self.more_pairs(step) if key not in asked)]
+        queries = [*asked, *(key for key in self.more_pairs(step // self.stage.updates) if key not in asked)]
         number = {key: row for row, key in enumerate(queries)}
         first = [self.best[key] for key in queries]
         documents = list(dict.fromkeys([*first, *self.negatives(rollouts, hits)]))
@@ -137,9 +141,9 @@ class ContrastiveTerm:
             torch.cat([of_direct, of_documents]).to(device),
         )
 
-    def more_pairs(self, step: int) -> list[str]:
+    def more_pairs(self, generation: int) -> list[str]:
         """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
-        return [self.query_ids[row] for row in self._more.batch(step)] if self._more else []
+        return [self.query_ids[row] for row in self._more.batch(generation)] if self._more else []
 
     def negatives(self, rollouts: Rollouts, hits: np.ndarray) -> list[str]:
         """For each query the best hits of its first rollout that are not relevant to it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment, Scores
-from searchr3.files import disk_errors, json_text, write_jsonl
+from searchr3.files import disk_errors, json_text, sync, write_jsonl
 
 
 class EpisodeLog:
@@ -63,6 +63,8 @@ class EpisodeLog:
                     "rollouts": rollouts,
                 }
                 file.write(json_text(episode) + "\n")
+            file.flush()
+            sync(self.path)  # a checkpoint counts on what was written before it
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

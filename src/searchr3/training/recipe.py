@@ -160,8 +160,11 @@ class RewardRecipe(Section):
 
 
 class Stage2Recipe(SelectionRecipe):
-    queries: Count = Field(16, description="queries in one optimizer step")
+    queries: Count = Field(16, description="queries in one generation, by default one optimizer step")
     rollouts: Annotated[int, Field(ge=2)] = Field(8, description="G: rollouts a query")
+    updates: Count = Field(
+        1, description="optimizer steps on one generation, a share of it each; `epsilon` clips the later ones"
+    )
     sampling_temperature: Positive = Field(1.0, description="of the rollouts")
     direct_rollout: bool = Field(
         False,
@@ -198,8 +201,10 @@ class Stage2Recipe(SelectionRecipe):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Stage2Recipe:
-        if self.queries * self.rollouts % self.accumulation:
-            raise ValueError("queries × rollouts must be a multiple of accumulation")
+        if self.queries * self.rollouts % (self.accumulation * self.updates):
+            raise ValueError("queries × rollouts must be a multiple of accumulation × updates")
+        if self.steps % self.updates or self.evaluate_every % self.updates:
+            raise ValueError("steps and evaluate_every must be multiples of updates: generations stay whole")
         return self
 
 

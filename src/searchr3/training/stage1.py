@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
@@ -30,7 +29,7 @@ from searchr3.generation import generate_ids, padding_id, reason
 from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.batches import NeighbourSampler
-from searchr3.training.checkpoints import last_checkpoint
+from searchr3.training.checkpoints import resume_point
 from searchr3.training.common import (
     DevEvaluation,
     Tell,
@@ -101,7 +100,6 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.trace_pool = [trace for trace in self.traces if trace]
         self.think_on_dev = bool(self.trace_pool) and self.stage.reasoned_share > 0
         self.base = base
-        self._parts = defaultdict(list)
         super().__init__(
             model=search.model,
             args=TrainingArguments(
@@ -306,8 +304,7 @@ def train_stage1(
     elif recipe.stage1.kl:
         base = copy.deepcopy(search.model).eval().requires_grad_(False)
     trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell)
-    checkpoint = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.train(resume_from_checkpoint=resume_point(folder))
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     search.autocast = precision(recipe)
     return curve(trainer.state)

@@ -7,8 +7,6 @@ through a hook on the network.
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,8 @@ from searchr3.group import current_group
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
 from searchr3.sharing import encode_shared
-from searchr3.training.checkpoints import ENVIRONMENT, KeepEnvironment, StartCounts, last_checkpoint, step_of
+from searchr3.training.batches import GenerationSampler
+from searchr3.training.checkpoints import ENVIRONMENT, StartCounts, resume_point, step_of
 from searchr3.training.common import (
     DevEvaluation,
     Tell,
@@ -51,8 +50,6 @@ from searchr3.training.forward import Item, forward
 from searchr3.training.groups import Rollouts, with_direct
 from searchr3.training.health import HealthMonitor
 from searchr3.training.recipe import EnvironmentRecipe, Recipe
-
-HEALTH = "health.json"  # the monitor's state in each checkpoint
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -89,7 +86,6 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             else None
         )
         self.health = HealthMonitor(self.stage.health)
-        self._parts = defaultdict(list)
         self._term: CachedTerm | None = None
         self._hidden: Tensor | None = None
         start = StartCounts()
@@ -105,18 +101,22 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             processing_class=search.tokenizer,
             callbacks=[
                 *callbacks(self.stage, tell, "stage2"),
-                KeepEnvironment(environment),
                 WatchHealth(self.health, tell),
                 start,
             ],
         )
         start.trainer = self
+        self.kept["health"] = self.health
+        self.kept_folders[ENVIRONMENT] = environment
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None:  # TRL has loaded it from where the model came from, before stage 1
             self.ref_model.load_state_dict(search.model.state_dict())
         self.hook = backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(
             self._keep_hidden
         )
+
+    def _get_train_sampler(self, dataset: Any = None) -> GenerationSampler:
+        return GenerationSampler.of(len(self.qrels), self.args)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return self.conversation.reasoning_prompts(prompts), None, {}
@@ -182,7 +182,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         if self.contrastive:
             self._term = self.contrastive.of(search, rollouts, vectors, plain, scores.hits, step)
             self.note(contrastive=self._term.loss)
-        if self.episodes and step % self.stage.episodes_every == 0:
+        if self.episodes and step % self.stage.episodes_every < self.stage.updates:
             thoughts = self.conversation.tokenizer.batch_decode(rollouts.thoughts, skip_special_tokens=True)
             self.episodes.write(
                 step, query_id, thoughts, rollouts.emitted.tolist(), reward.tolist(), scores, self.environment
@@ -200,7 +200,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
     def _cached_loss(
         self, model: PreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor, term: CachedTerm
     ) -> Tensor:
-        """A share of the term; its gradient is that of `Σ gradient · vector` over rollouts and texts."""
+        """A share of the term, see `contrastive`: its gradient is that of `Σ gradient · vector`."""
         total = term.through_rollouts(inputs, hidden)
         parts = self.args.steps_per_generation
         texts, gradients = term.share(self._step % parts, parts)
@@ -210,11 +210,11 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
                 vectors = forward(self.accelerator.unwrap_model(model), items, self.pad_id).vectors
             total = total + (gradients * vectors).sum()
             self._hidden = None
-        return total - total.detach() + term.loss / parts
+        return self.stage.updates * (total - total.detach() + term.loss / parts)
 
 
 class WatchHealth(TrainerCallback):
-    """Tells of alarms, ends training at the first if asked, and keeps the monitor's state."""
+    """Tells of alarms, and ends training at the first if asked."""
 
     def __init__(self, monitor: HealthMonitor, tell: Tell | None):
         self.monitor, self.tell = monitor, tell
@@ -227,10 +227,6 @@ class WatchHealth(TrainerCallback):
         if self.monitor.settings.stop and self.monitor.alarms:
             control.should_training_stop = control.should_log = True
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(checkpoint / HEALTH, self.monitor.state_dict())
-
 
 def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
     if recipe.policy == "full":
@@ -242,13 +238,13 @@ def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
 
 
 def grpo_config(recipe: Recipe, folder: Path) -> GRPOConfig:
-    """Ours to TRL's: one generation for each optimizer step, so that the policy loss is on-policy."""
+    """Ours to TRL's: one generation for `updates` optimizer steps; with one the policy loss is on-policy."""
     stage = recipe.stage2
-    rollouts = stage.queries * stage.rollouts
+    parts = stage.accumulation * stage.updates
     return GRPOConfig(
         **arguments(recipe, stage, folder),
-        per_device_train_batch_size=rollouts // stage.accumulation,
-        steps_per_generation=stage.accumulation,
+        per_device_train_batch_size=stage.queries * stage.rollouts // parts,
+        steps_per_generation=parts,
         num_generations=stage.rollouts,
         max_completion_length=recipe.model.max_new_tokens,
         temperature=stage.sampling_temperature,
@@ -307,13 +303,10 @@ def train_stage2(
     environment.encode = lambda texts: encode_shared(
         trainer.search_model(), search.conversation.documents(texts), group
     )
-    checkpoint = last_checkpoint(folder, ENVIRONMENT, HEALTH)
-    if checkpoint:
-        environment.load(checkpoint / ENVIRONMENT)
-        trainer.health.load_state_dict(json.loads((checkpoint / HEALTH).read_text(encoding="utf-8")))
+    checkpoint = resume_point(folder)
     if log:
         log.start(step_of(checkpoint) if checkpoint else 0)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.hook.remove()
     if alarms:
         write_json(alarms, [alarm.as_dict() for alarm in trainer.health.alarms])

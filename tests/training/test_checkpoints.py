@@ -1,0 +1,463 @@
+"""Checkpoints: whole or not there, and a run that goes on from one is the run that was never interrupted."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Trainer
+
+from searchr3.dataset import RetrievalDataset
+from searchr3.errors import SearchR3Error
+from searchr3.model import SearchR3
+from searchr3.training import checkpoints, stage1, stage2
+from searchr3.training.checkpoints import HIDDEN, is_whole, last_checkpoint, resume_point, rotate
+from searchr3.training.dev import DevSet
+from searchr3.training.recipe import Recipe
+from searchr3.training.stage1 import Pairs, Stage1Trainer, train_stage1
+from searchr3.training.stage2 import train_stage2
+
+MakeRecipe = Callable[..., Recipe]
+Curve = list[dict[str, float]]
+Train = Callable[..., tuple[dict[str, Tensor], Curve, str]]
+
+# The checkpoint before the end lies in the second round through the data, and between two log lines.
+DEV = ("data.dev_queries=4", "data.dev_documents=20")
+STAGE1 = (
+    *("stage1.steps=7", "stage1.evaluate_every=5", "stage1.log_every=3"),
+    *("stage1.batch_size=16", "stage1.accumulation=2", *DEV),
+)
+STAGE2 = (
+    *("stage2.steps=10", "stage2.evaluate_every=6", "stage2.log_every=4"),
+    *("stage2.accumulation=2", "stage2.updates=2", "stage2.contrastive=0.3", *DEV),
+)
+PLAIN2 = ("stage2.steps=5", "stage2.evaluate_every=3", "stage2.log_every=2", "stage2.beta=0.1", *DEV)
+ALLOWED = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}  # the only pickles, the trainer's own
+
+
+@pytest.fixture
+def few(toy: RetrievalDataset) -> RetrievalDataset:
+    """`toy` with 5 queries for stage 2."""
+    return replace(toy, qrels={**toy.qrels, "stage2": dict(list(toy.split("stage2").items())[:5])})
+
+
+@pytest.fixture
+def train(tiny_model: Path, few: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path) -> Train:
+    """Trains a stage in `tmp_path / folder`, or goes on there; returns weights, curve and episodes."""
+
+    def run(stage: str, *overrides: str, folder: str, **more: Any) -> tuple[dict[str, Tensor], Curve, str]:
+        torch.manual_seed(99)  # of the process that resumes
+        search, recipe = SearchR3(tiny_model, dtype="float32"), toy_recipe(*overrides)
+        place, episodes = tmp_path / folder, tmp_path / f"{folder}.jsonl"
+        if stage == "stage1":
+            curve = train_stage1(search, few, recipe, place, **more)
+        else:
+            curve = train_stage2(search, few, recipe, place, episodes, **more)
+        return search.model.state_dict(), curve, episodes.read_text() if stage == "stage2" else ""
+
+    return run
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def figures(curve: Curve) -> str:
+    """All of a curve but what tells the time, as text: what is not a number equals itself."""
+    timing = ("step_time", "environment_seconds")
+    return json.dumps([{name: row[name] for name in sorted(row) if name not in timing} for row in curve])
+
+
+def interrupting(step: int) -> Callable[[dict[str, Any]], None]:
+    def tell(news: dict[str, Any]) -> None:
+        if news["step"] == step:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# Which checkpoint counts
+
+
+def make(checkpoint: Path) -> Path:
+    """A whole checkpoint as to its files."""
+    (checkpoint / "environment").mkdir(parents=True)
+    contents = {"trainer_state.json": "{}", "model.safetensors": "weights", "environment/state.json": "[]"}
+    for name, content in contents.items():
+        (checkpoint / name).write_text(content)
+    sizes = {name: len(content) for name, content in contents.items()}
+    (checkpoint / checkpoints.FILES).write_text(json.dumps(sizes))
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.safetensors").write_text("weigh"),
+        lambda folder: (folder / "environment" / "state.json").unlink(),
+        lambda folder: (folder / checkpoints.FILES).unlink(),
+        lambda folder: (folder / checkpoints.FILES).write_text('{"model.saf'),
+        lambda folder: (folder / checkpoints.FILES).write_text('{"model.safetensors": 7}'),
+        shutil.rmtree,
+    ],
+    ids=["cut off", "a file less", "no list", "half a list", "no trainer's state", "gone"],
+)
+def test_only_a_whole_checkpoint_is_gone_on_from(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    older, newer = (make(tmp_path / f"checkpoint-{step}") for step in (8, 16))
+    assert last_checkpoint(tmp_path) == newer
+
+    damage(newer)
+
+    assert not is_whole(newer)
+    assert last_checkpoint(tmp_path) == older
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    assert resume_point(tmp_path / "nowhere") is None
+    for step in (8, 16, 120):
+        make(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-120" / "model.safetensors").unlink()
+    (tmp_path / "checkpoint-0").mkdir()
+    (tmp_path / "runs").mkdir()
+    make(tmp_path / HIDDEN / "checkpoint-24")
+
+    assert resume_point(tmp_path) == tmp_path / "checkpoint-16"
+    assert names(tmp_path) == {"checkpoint-0", "checkpoint-8", "checkpoint-16", "runs"}
+
+
+@settings(max_examples=30)
+@given(st.sets(st.integers(0, 99), min_size=1), st.integers(1, 4), st.data())
+def test_rotation_keeps_the_newest_and_the_best(
+    tmp_path_factory: pytest.TempPathFactory, steps: set[int], limit: int, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("rotated")
+    for step in steps:
+        (folder / f"checkpoint-{step}" / "inner").mkdir(parents=True)
+    best = data.draw(st.none() | st.sampled_from(sorted(steps)))
+
+    rotate(folder, limit, None if best is None else folder / f"checkpoint-{best}")
+
+    left = {checkpoints.step_of(path) for path in folder.iterdir()}
+    kept = {max(steps)} | ({best} if best is not None else set())
+    assert kept <= left <= steps
+    assert len(left) == min(len(steps), max(limit, len(kept)))
+    assert min(left - kept, default=100) > max(steps - left, default=-1)  # the oldest went
+    shutil.rmtree(folder)
+
+
+# Going on
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "step"),
+    [
+        ("stage1", STAGE1, 6),
+        ("stage1", (*STAGE1, "model.lora={r: 4, dropout: 0.1}"), 6),
+        ("stage2", (*STAGE2, "stage2.contrastive_pairs=3"), 9),
+        ("stage2", (*PLAIN2, "model.lora={r: 4}"), 4),
+    ],
+    ids=["stage1", "stage1-lora", "stage2-updates", "stage2-lora"],
+)
+def test_a_resumed_run_is_the_run_without_interruption(
+    stage: str, overrides: tuple[str, ...], step: int, train: Train, few: RetrievalDataset, tmp_path: Path
+) -> None:
+    """Weights, figures and episodes to the last bit, also after the first round through the data."""
+    weights, curve, episodes = train(stage, *overrides, folder="whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, *overrides, folder="halves", tell=interrupting(step))
+    assert last_checkpoint(tmp_path / "halves")
+
+    resumed, again, same_episodes = train(stage, *overrides, folder="halves")
+
+    assert same(weights, resumed)
+    assert figures(again) == figures(curve)
+    assert same_episodes == episodes
+    assert len(Pairs(few, "stage1")) < 5 * 16
+    assert {"loss", "eval_ndcg@10"} < {name for row in curve for name in row}
+
+
+def test_each_query_comes_once_a_round(train: Train) -> None:
+    _, _, episodes = train("stage2", *STAGE2, folder="run")
+
+    rows = [json.loads(line) for line in episodes.splitlines()]
+    assert [row["step"] for row in rows] == [step for step in range(0, 10, 2) for _ in range(2)]
+    assert [len({row["query"] for row in rows[start : start + 4]}) for start in (0, 4)] == [4, 4]
+    assert len({row["query"] for row in rows}) == 5
+
+
+def test_several_updates_share_a_generation(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy loss of the first is on policy; the second is clipped against the same rollouts."""
+    seen: list[tuple[int, int, bool]] = []
+    real = stage2.GRPOTrainer._compute_loss
+
+    def watched(self: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+            keep = inputs["completion_ids"].shape[1]
+            now, _, _ = self._get_per_token_logps_and_entropies(model, ids, mask, keep)
+        old = inputs["old_per_token_logps"]
+        told = inputs["completion_mask"].bool()
+        seen.append((self.state.global_step, len(ids), torch.allclose(now[told], old[told], atol=1e-6)))
+        return real(self, model, inputs)
+
+    monkeypatch.setattr(stage2.GRPOTrainer, "_compute_loss", watched)
+
+    train(
+        "stage2", *STAGE2, "stage2.steps=4", "stage2.evaluate_every=4", "stage2.warmup_share=0", folder="run"
+    )
+
+    assert [(step, rows) for step, rows, _ in seen] == [(step, 2) for step in range(4) for _ in range(2)]
+    assert [on_policy for _, _, on_policy in seen] == [True, True, False, False] * 2
+
+
+class Counter:
+    """A part of a run with a state."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+
+def test_what_is_kept_moves_with_the_checkpoint(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    counters: list[Counter] = []
+
+    class Counting(Stage1Trainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            counters.append(Counter())
+            self.kept["counter"] = counters[-1]
+
+        def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
+            counters[-1].steps += 1
+            return super().training_step(*arguments, **keywords)
+
+    monkeypatch.setattr(stage1, "Stage1Trainer", Counting)
+    with pytest.raises(KeyboardInterrupt):
+        train("stage1", folder="run", tell=interrupting(3))
+
+    train("stage1", folder="run")
+
+    assert [counter.steps for counter in counters] == [3, 4]
+
+
+@pytest.fixture
+def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The step of each micro-batch that is trained on."""
+    made: list[int] = []
+    real = Trainer.training_step
+
+    def step(self: Trainer, *arguments: Any, **keywords: Any) -> Tensor:
+        made.append(self.state.global_step)
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    return made
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_run_that_is_over_makes_no_further_step(
+    stage: str, train: Train, steps_made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its last checkpoint; here dev no longer rises at step 3 of 6, in the middle of a round."""
+    scores = iter([0.5, 0.4, 0.3, 0.2] if stage == "stage2" else [0.4, 0.3, 0.2])
+    monkeypatch.setattr(DevSet, "score", lambda *_: dict.fromkeys(("direct", "reasoned"), next(scores)))
+    overrides = [f"{stage}.{key}" for key in ("steps=6", "evaluate_every=1", "patience=2")]
+    if stage == "stage2":
+        overrides[-1] = "stage2.patience=3"
+    weights, curve, episodes = train(stage, *overrides, folder="run")
+    assert steps_made == [0, 1, 2]
+
+    resumed, again, same_episodes = train(stage, *overrides, folder="run")
+
+    assert steps_made == [0, 1, 2]
+    assert same(weights, resumed)
+    assert (figures(again), same_episodes) == (figures(curve), episodes)
+
+
+def test_after_the_last_step_nothing_is_trained(train: Train, steps_made: list[int]) -> None:
+    overrides = ("stage1.steps=3", "stage1.evaluate_every=2")
+    weights, curve, _ = train("stage1", *overrides, folder="run")
+
+    resumed, again, _ = train("stage1", *overrides, folder="run")
+
+    assert steps_made == [0, 1, 2]
+    assert same(weights, resumed)
+    assert figures(again) == figures(curve)
+
+
+@pytest.mark.parametrize("best", [0, 2])
+def test_the_best_is_found_where_the_run_is_now(
+    best: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where it was, though it lies there still."""
+    scores = iter([0.9, 0.2, 0.3] if best == 0 else [0.2, 0.9, 0.3])
+    monkeypatch.setattr(DevSet, "score", lambda *_: dict.fromkeys(("direct", "reasoned"), next(scores)))
+    overrides = ("stage2.steps=4", "stage2.evaluate_every=2")
+    with pytest.raises(KeyboardInterrupt):
+        train("stage2", *overrides, folder="run", tell=interrupting(3))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+
+    train("stage2", *overrides, folder="copy")
+
+    assert {f"checkpoint-{best}", "checkpoint-4"} <= names(tmp_path / "copy")
+    for folder, step in (("run", 2), ("copy", 4)):
+        state = json.loads((tmp_path / folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(tmp_path / folder / f"checkpoint-{best}")
+
+
+# Saving
+
+
+def test_a_save_that_fails_leaves_the_older_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, curve, _ = train("stage1", *DEV, folder="whole")
+    real = torch.save
+
+    def full(value: Any, path: Any, *arguments: Any) -> None:
+        if "checkpoint-4" in str(path) and "scheduler" in str(path):
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0")
+        real(value, path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(SearchR3Error, match="checkpoint-4: no space left on the disk"):
+            train("stage1", *DEV, folder="run")
+
+    assert names(tmp_path / "run") == {"checkpoint-2"}
+    resumed, again, _ = train("stage1", *DEV, folder="run")
+    assert same(weights, resumed)
+    assert figures(again) == figures(curve)
+
+
+def test_a_checkpoint_holds_no_pickle_but_the_trainers_own(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And these are read as weights only, which runs no code."""
+    real, read = torch.load, set()
+
+    def load(path: Any, *arguments: Any, **keywords: Any) -> Any:
+        read.add((Path(path).name, keywords["weights_only"]))
+        return real(path, *arguments, **keywords)
+
+    with pytest.raises(KeyboardInterrupt):
+        train("stage2", "stage2.steps=4", folder="run", tell=interrupting(3))
+    monkeypatch.setattr(torch, "load", load)
+    train("stage2", "stage2.steps=4", folder="run")
+
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    pickles = {path.name for path in files if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04")}
+    assert pickles == ALLOWED
+    assert not [
+        path
+        for path in files
+        if path.suffix in (".bin", ".pkl", ".pickle", ".pt", ".pth") and path.name not in ALLOWED
+    ]
+    assert read == {(name, True) for name in ALLOWED}
+
+
+# Killed
+
+
+class Killer:
+    """Trains in processes that kill themselves."""
+
+    def __init__(self, folder: Path, model: Path, data: RetrievalDataset, recipe: Recipe):
+        self.folder = folder
+        data.save(folder / "data")
+        self.job = {"data": str(folder / "data"), "model": str(model), "recipe": recipe.dump()}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("killed.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(folder / "errors.txt").open("w"),
+            text=True,
+        )
+
+    def train(self, stage: str, folder: str, moment: int | None = None) -> int:
+        """Train in a folder, or go on there; returns the exit code, which is −9 when killed."""
+        assert self.process.stdin and self.process.stdout
+        job = {**self.job, "stage": stage, "folder": str(self.folder / folder), "moment": moment}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def whole(self, stage: str) -> list[str]:
+        """Train without a kill; returns what was done, of which a kill may fall on any."""
+        assert self.train(stage, f"{stage}-whole") == 0, (self.folder / "errors.txt").read_text()
+        return json.loads((self.folder / f"{stage}-whole" / "result.json").read_text())["trace"]
+
+    def check(self, stage: str, *moments: int) -> None:
+        """Kill a run at these moments, one after the other, and let it go on to its end."""
+        folder = self.folder / f"{stage}-killed"
+        shutil.rmtree(folder, ignore_errors=True)
+        for moment in moments:
+            assert self.train(stage, folder.name, moment) == -signal.SIGKILL, moment
+            for checkpoint in (folder / stage).glob("checkpoint-*"):
+                assert is_whole(checkpoint) or checkpoint.name == "checkpoint-0", moment
+        assert self.train(stage, folder.name) == 0, (self.folder / "errors.txt").read_text()
+        (weights, curve, episodes), again = (
+            (load_file(one / "weights.safetensors"), self._curve(one), self._episodes(one))
+            for one in (self.folder / f"{stage}-whole", folder)
+        )
+        assert same(weights, again[0]), moments
+        assert again[1:] == (curve, episodes), moments
+        assert HIDDEN not in names(folder / stage)
+
+    def _curve(self, folder: Path) -> str:
+        return figures(json.loads((folder / "result.json").read_text())["curve"])
+
+    def _episodes(self, folder: Path) -> str:
+        episodes = folder / "episodes.jsonl"
+        return episodes.read_text() if episodes.exists() else ""
+
+
+@pytest.fixture
+def killer(
+    few: RetrievalDataset, tiny_model: Path, toy_recipe: MakeRecipe, tmp_path: Path
+) -> Iterator[Killer]:
+    recipe = toy_recipe(*STAGE1, *STAGE2, "model.max_new_tokens=2")
+    killer = Killer(tmp_path, tiny_model, few, recipe)
+    yield killer
+    killer.process.kill()
+    killer.process.communicate()
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(killer: Killer) -> None:
+    """In the middle of a save, of a deletion, and between two steps and while it goes on."""
+    trace = killer.whole("stage2")
+    places = {name: [place for place, one in enumerate(trace) if one == name] for name in set(trace)}
+    assert set(places) == {"replace", "fsync", "save", "rmtree", "training_step"}
+
+    killer.check("stage2", places["save"][-2])
+    killer.check("stage2", places["rmtree"][-2])
+    killer.check("stage2", places["training_step"][-1], places["fsync"][10])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_run_may_be_killed_at_any_moment(stage: str, killer: Killer) -> None:
+    for moment in range(len(killer.whole(stage))):
+        killer.check(stage, moment)
