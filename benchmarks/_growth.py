@@ -21,7 +21,7 @@ _CHUNK = 65_536
 
 
 class Corpus:
-    """`size` documents at any audited step: real ones, those that the rollouts want among them, then simulated."""
+    """`size` documents at any audited step: first real ones, those that the rollouts want among them."""
 
     def __init__(self, trajectory: Trajectory, steps: Sequence[int], size: int, seed: int = 0) -> None:
         draw = np.random.default_rng((seed, size))
@@ -60,9 +60,9 @@ def fidelity(
     size: int,
     policies: Sequence[Callable[[], RefreshPolicy]],
 ) -> Iterator[tuple[float, float, float]]:
-    """For each policy: rows a step, mean Spearman over `steps` after the first, seconds a step beside encoding.
+    """For each policy: rows a step, mean Spearman over `steps` after the first, seconds a step.
 
-    One refresh stands for all the training steps between two audited ones, so the drift that it meets is as
+    Seconds are without encoding. One refresh stands for all the training steps between two audited ones, so the drift that it meets is as
     many times larger.
     """
     corpus, group = Corpus(trajectory, steps, size), trajectory.recipe.stage2.rollouts

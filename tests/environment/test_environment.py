@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy, score_rollouts
+from searchr3.environment import (
+    Certified,
+    CorpusEnvironment,
+    Frozen,
+    Full,
+    Neighbourhood,
+    Random,
+    RefreshPolicy,
+    score_rollouts,
+)
 from searchr3.errors import DataError, SearchR3Error
 
 
@@ -52,11 +61,27 @@ def test_the_report_measures_drift_and_age(world):
         "documents": 30,
         "seconds": report.seconds,
         "share_reencoded": 30 / world.size,
+        "share_tokens": pytest.approx(30 / world.size),
         "mean_age": report.mean_age,
         "drift": report.drift,
     }
     again = environment.refresh(*world.rollouts(4), 4)
     assert again.documents == 0 and "drift" not in again.metrics()
+
+
+def test_long_documents_count_by_their_tokens(world):
+    lengths = np.arange(1, world.size + 1)
+    environment = world.environment(Random(30), lengths=lengths)
+    world.step = 2
+    report = environment.refresh(*world.rollouts(2), 2)
+    assert report.share_tokens == pytest.approx(lengths[report.rows].sum() / lengths.sum())
+
+
+def test_what_a_policy_has_to_say_is_in_the_report(world):
+    policy = Certified(candidates=100, max_budget=60)
+    environment = world.environment(policy)
+    world.step = 2
+    assert environment.refresh(*world.rollouts(2), 2).metrics()["bound"] == policy.certificate.bound
 
 
 def test_unknown_vectors_are_encoded_once_when_first_needed(world):

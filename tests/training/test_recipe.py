@@ -71,7 +71,7 @@ def test_all_faults_are_told_at_once() -> None:
         "stage1.schedule=sometimes",
         "stage2.rollouts=1",
         "stage2.queries=0",
-        "stage2.environment.policy=random",
+        "stage2.environment.policy=lazy",
         "stage2.environment.budget=0",
         "model.precision=fp8",
         "model.lora.r=0",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood
+from searchr3.environment import CorpusEnvironment, Full
 from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning, pad_ids
 from searchr3.losses import allowed_negatives, info_nce
@@ -23,8 +23,8 @@ from searchr3.training.common import check_data, relevant_documents
 from searchr3.training.contrastive import ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.groups import Rollouts
-from searchr3.training.recipe import EnvironmentRecipe, Recipe
-from searchr3.training.stage2 import Stage2Trainer, refresh_policy, train_stage2
+from searchr3.training.recipe import Recipe
+from searchr3.training.stage2 import Stage2Trainer, train_stage2
 
 MakeRecipe = Callable[..., Recipe]
 Train = Callable[..., tuple[SearchR3, Stage2Trainer, list[dict[str, float]]]]
@@ -199,6 +199,19 @@ def test_contrastive_negatives_are_the_best_wrong_hits_of_each_query(
     assert negatives == ["d7", "d141"]
 
 
+@pytest.mark.parametrize("documents", ["null", "20"])
+def test_audits_come_at_their_steps_and_change_nothing(documents: str, train: Train) -> None:
+    plain, _, _ = train("stage2.steps=4", "stage2.evaluate_every=4", folder="plain")
+    keys = ("stage2.environment.audit_every=2", f"stage2.environment.audit_documents={documents}")
+    audited, _, curve = train("stage2.steps=4", "stage2.evaluate_every=4", *keys, folder="audited")
+
+    rows = {row["step"]: row for row in curve if "audit_drift" in row}
+    assert list(rows) == [1, 3]  # of steps 0 and 2: the policy that a step ends is one further
+    assert rows[1]["audit_reward_error"] == pytest.approx(0, abs=1e-6)  # nothing had moved yet
+    assert rows[3]["audit_drift"] > 0 and 0 <= rows[3]["audit_top10_overlap"] <= 1
+    assert same(weights(plain), weights(audited))
+
+
 @pytest.mark.usefixtures("some_say_it")
 def test_more_pairs_take_part_with_their_direct_queries_alone(train: Train) -> None:
     _, trainer, _ = train("stage2.contrastive=0.5", "stage2.contrastive_pairs=6", "stage2.steps=1")
@@ -283,28 +296,18 @@ def test_a_split_that_measures_nothing_is_told_before_training(
         check_data(replace(toy, qrels={**toy.qrels, split: judged}), toy_recipe())
 
 
-def test_a_budget_below_one_is_a_share() -> None:
-    def policy(**values: Any) -> Any:
-        return refresh_policy(EnvironmentRecipe(**values))
-
-    assert isinstance(policy(policy="full"), Full)
-    assert isinstance(policy(policy="frozen"), Frozen)
-    assert isinstance(policy(), Neighbourhood)
-    assert policy(budget=0.5).budget == 0.5
-    assert policy(budget=64).budget == 64
-    assert isinstance(policy(budget=64).budget, int)
-    assert policy(budget=None).budget is None
-
-
 @pytest.mark.usefixtures("some_say_it")
-@pytest.mark.parametrize(("policy", "newest"), [("frozen", 0), ("neighbourhood", 1), ("full", 1)])
+@pytest.mark.parametrize(
+    ("policy", "newest"),
+    [("frozen", 0), ("neighbourhood", 1), ("certified", 1), ("corrector", 1), ("random", 1), ("full", 1)],
+)
 def test_documents_are_encoded_again_as_the_policy_says(policy: str, newest: int, train: Train) -> None:
     """A frozen corpus stays frozen, with the contrastive term as well."""
     _, trainer, curve = train(f"stage2.environment.policy={policy}", "stage2.contrastive=0.3")
 
     version = trainer.environment.store.version
     assert version.max() == newest
-    assert (version == newest).all() == (policy != "neighbourhood")
+    assert (version == newest).all() == (policy in ("frozen", "full"))
     assert curve[-1]["environment_mean_age"] == pytest.approx(
         {"frozen": 1, "full": 0}.get(policy, 0.9), abs=0.1
     )

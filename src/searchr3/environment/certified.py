@@ -53,8 +53,8 @@ class Certified(RefreshPolicy):
        over the errors in U, this is a document's part. `a` takes the error from the age of u to that of c:
        errors grow as sqrt(1 − exp(−age / 8)).
     4. Documents are encoded in falling order of their parts. The N that are left err as those of U do that
-       would be left as well, U′, for these are a uniform sample of them: with Y_u the mean over the rollouts of what
-       the fresh score of u alone did to the reward, the mean reward is expected to err by at most
+       would be left as well, U′, for these are a uniform sample of them: with Y_u the mean over the rollouts
+       of what the fresh score of u alone did to the reward, rewards are expected to err by at most
 
            N · mean of Y_u over U′,
 
@@ -155,7 +155,7 @@ class Certified(RefreshPolicy):
     def _errors(
         self, found: Scores, stale: np.ndarray, batch: RolloutBatch, sample: np.ndarray, moved: np.ndarray
     ) -> np.ndarray:
-        """How far the score of each of `sample` was off, (|U|,): its mean over the rollouts that it counts for.
+        """How far the score of each of `sample` was off, (|U|,): the mean over the rollouts it counts for.
 
         Args:
             moved: (|U|, d), its vectors' moves.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,27 @@ class RefreshReport:
         documents: how many these are.
         seconds: wall time, choosing the rows included.
         share_reencoded: `documents` over the size of the corpus.
+        share_tokens: their tokens over those of the corpus.
         mean_age: mean age of all vectors after the refresh, in policy steps.
         drift: mean of 1 − cosine between the old and the new vectors of `rows`; None where there were no
             old ones.
+        policy: what the policy itself has to say, see `RefreshPolicy.metrics`.
     """
 
     rows: np.ndarray
     documents: int
     seconds: float
     share_reencoded: float
+    share_tokens: float
     mean_age: float
     drift: float | None
+    policy: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """The figures for a log; `drift` is left out where there is none."""
-        names = ("documents", "seconds", "share_reencoded", "mean_age", "drift")
-        return {name: float(value) for name in names if (value := getattr(self, name)) is not None}
+        names = ("documents", "seconds", "share_reencoded", "share_tokens", "mean_age", "drift")
+        found = {name: float(value) for name in names if (value := getattr(self, name)) is not None}
+        return found | self.policy
 
 
 class CorpusEnvironment:
@@ -70,6 +75,7 @@ class CorpusEnvironment:
         dtype: of the stored vectors, "float32" or "float16".
         folder: where the file of vectors lies that are too many for the memory, see `VectorStore`.
         group: the processes that share the corpus.
+        lengths: of the documents in tokens, in the order of the rows; default: all alike.
 
     Raises:
         DataError: there is no document.
@@ -88,6 +94,7 @@ class CorpusEnvironment:
         dtype: str = "float32",
         folder: str | Path | None = None,
         group: Group = ALONE,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         if not documents:
             raise DataError("the corpus holds no document; nothing can be ranked")
@@ -99,6 +106,7 @@ class CorpusEnvironment:
         self.encode, self.policy = encode, policy
         self.candidates, self.temperature = candidates, temperature
         self.group = group
+        self._lengths = np.ones(len(documents)) if lengths is None else np.asarray(lengths, dtype=np.float64)
         self._settings: dict[str, Any] = {"dtype": dtype, "folder": folder, "group": group}
         self._store = None if vectors is None else VectorStore(self.ids, vectors, step, **self._settings)
         self._row_of = {document: row for row, document in enumerate(self.ids)}
@@ -156,8 +164,10 @@ class CorpusEnvironment:
             documents=len(rows),
             seconds=time.perf_counter() - started,
             share_reencoded=len(rows) / len(self),
+            share_tokens=float(self._lengths[rows].sum() / self._lengths.sum()),
             mean_age=float(store.staleness(step).mean()),
             drift=float(1 - np.concatenate(cosines).mean()) if cosines else None,
+            policy=self.policy.metrics(),
         )
 
     def score(self, vectors: np.ndarray, relevant: Relevant) -> Scores:

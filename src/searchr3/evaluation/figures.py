@@ -103,21 +103,41 @@ def shares(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, tuple[str, str
             steps, values, labels=names, colors=[COLOURS[colour] for colour in colours], alpha=0.75
         )
         axes.set_ylim(0, 1)
-        axes.set_xlabel("step")
-        axes.grid(axis="x", visible=False)
-        axes.margins(x=0.02)
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            frameon=False,
-            ncols=4,
-            fontsize=8,
-            borderpad=0,
-            handlelength=1,
-            handletextpad=0.4,
-            columnspacing=1,
-        )
+        _over_steps(axes)
     return svg[0]
+
+
+def lines(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, tuple[str, str]], label: str) -> str | None:
+    """Several figures over the training steps as inline SVG; arguments and result as for `shares`."""
+    whole = [row for row in rows if all(_finite(row.get(key)) for key in parts)]
+    if not whole:
+        return None
+    steps = [row["step"] for row in whole]
+    with _figure(4.4, 2.4, label) as (axes, svg):
+        for key, (name, colour) in parts.items():
+            values = [row[key] for row in whole]
+            axes.plot(steps, values, "o-", color=COLOURS[colour], label=name, linewidth=2, markersize=3)
+        axes.set_ylim(bottom=0)
+        _over_steps(axes)
+    return svg[0]
+
+
+def _over_steps(axes: Axes) -> None:
+    """Training steps from left to right, the legend above."""
+    axes.set_xlabel("step")
+    axes.grid(axis="x", visible=False)
+    axes.margins(x=0.02)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        frameon=False,
+        ncols=4,
+        fontsize=8,
+        borderpad=0,
+        handlelength=1,
+        handletextpad=0.4,
+        columnspacing=1,
+    )
 
 
 def bars(

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from searchr3.evaluation.figures import bars, curve, shares
+from searchr3.evaluation.figures import bars, curve, lines, shares
 from searchr3.evaluation.results import Results, Run
 from searchr3.ranking import METRICS
 
@@ -27,6 +27,11 @@ CURVES = (
     ("stage2", "groups_useful", "Share of queries whose rollouts are told apart", "accent"),
     ("stage2", "eval_direct", "Direct nDCG@10 on dev, stage 2", "direct"),
     ("stage2", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 2", "reasoned"),
+    ("stage2", "environment_share_tokens", "Share of the corpus encoded again, in tokens", "accent"),
+    ("stage2", "audit_advantage_spearman", "Advantages against a fresh corpus, Spearman", "accent"),
+    ("stage2", "audit_reward_error", "Error of the rewards against a fresh corpus", "baseline"),
+    ("stage2", "audit_top10_overlap", "Share of the ten first hits that a fresh corpus has", "accent"),
+    ("stage2", "audit_drift", "Drift: 1 − cosine of stored and fresh vectors", "baseline"),
 )
 """Figures over the training steps: stage, key of its rows, title, colour. Drawn where a row has the key."""
 
@@ -37,6 +42,13 @@ ZERO_VARIANCE = {
     "zero_variance_other": ("other", "direct"),
 }
 """Queries from which nothing is learnt, by cause: key of stage 2's rows → name, colour."""
+
+AGES = {
+    "audit_age_p90": ("90 %", "baseline"),
+    "audit_age_p50": ("median", "accent"),
+    "audit_age_p10": ("10 %", "direct"),
+}
+"""Percentiles of the ages of the stored vectors: key of stage 2's rows → name, colour."""
 
 _OWN = ("direct", "reasoned")  # runs of the model; the others are baselines
 
@@ -75,6 +87,8 @@ def render_report(
     ]
     idle = "Share of queries whose rollouts are all worth the same"
     drawn.append((idle, shares(curves.get("stage2", ()), ZERO_VARIANCE, idle)))
+    ages = "Age of the stored vectors in steps, percentiles"
+    drawn.append((ages, lines(curves.get("stage2", ()), AGES, ages)))
     return _template().render(
         title=title,
         metrics=METRICS,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from searchr3.errors import RecipeError
 from searchr3.files import nearest
 from searchr3.training.health import HealthRecipe
+from searchr3.training.refresh import EnvironmentRecipe
 from searchr3.training.section import Count, Names, Positive, Section, Share, Weight
 
 
@@ -129,19 +130,6 @@ class Stage1Recipe(SelectionRecipe):
         if self.batch_size % self.accumulation:
             raise ValueError("batch_size must be a multiple of accumulation")
         return self
-
-
-class EnvironmentRecipe(Section):
-    policy: Literal["full", "frozen", "neighbourhood"] = Field(
-        "neighbourhood", description="which documents are re-encoded before a batch is scored"
-    )
-    neighbours: Count = Field(
-        8, description="`neighbourhood`: neighbours of a document in the proximity graph"
-    )
-    budget: Annotated[float, Field(gt=0)] | None = Field(
-        0.01, description="`neighbourhood`: most documents a step; below 1 a share of the corpus"
-    )
-    candidates: Count = Field(100, description="K: other documents in the reward, those that score highest")
 
 
 class RewardRecipe(Section):

@@ -25,7 +25,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.environment import CorpusEnvironment, Frozen, Full, Neighbourhood, RefreshPolicy
+from searchr3.environment import CorpusEnvironment, RefreshPolicy, audit
 from searchr3.files import write_json
 from searchr3.generation import padding_id
 from searchr3.group import current_group
@@ -49,7 +49,8 @@ from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, forward
 from searchr3.training.groups import Rollouts, with_direct
 from searchr3.training.health import HealthMonitor
-from searchr3.training.recipe import EnvironmentRecipe, Recipe
+from searchr3.training.recipe import Recipe
+from searchr3.training.refresh import refresh_policy
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -177,6 +178,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             self.environment.candidates,
         )
         self.note(**figures, **{f"environment_{name}": value for name, value in refreshed.metrics().items()})
+        self._audit(vectors, relevant, step)
         self.health.observe(step + 1, figures)
         self.note(**{f"alarm_{name}": 1.0 for name in self.health.active})
         if self.contrastive:
@@ -188,6 +190,14 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
                 step, query_id, thoughts, rollouts.emitted.tolist(), reward.tolist(), scores, self.environment
             )
         return reward.tolist()
+
+    def _audit(self, vectors: np.ndarray, relevant: list[dict[str, float]], step: int) -> None:
+        """At the recipe's steps, hold the rewards against those of fresh vectors. The first is step 0's."""
+        settings, updates = self.stage.environment, self.stage.updates
+        if settings.audit_every and step % settings.audit_every < updates:
+            seed, sample = self.recipe.seed, settings.audit_documents
+            found = audit(self.environment, vectors, relevant, step, self.stage.rollouts, sample, seed)
+            self.note(**{f"audit_{name}": value for name, value in found.metrics().items()})
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         loss = self.stage.policy_gradient * super()._compute_loss(model, inputs)
@@ -228,15 +238,6 @@ class WatchHealth(TrainerCallback):
             control.should_training_stop = control.should_log = True
 
 
-def refresh_policy(recipe: EnvironmentRecipe) -> RefreshPolicy:
-    if recipe.policy == "full":
-        return Full()
-    if recipe.policy == "frozen":
-        return Frozen()
-    budget = recipe.budget if recipe.budget is None or recipe.budget < 1 else int(recipe.budget)
-    return Neighbourhood(recipe.neighbours, budget)
-
-
 def grpo_config(recipe: Recipe, folder: Path) -> GRPOConfig:
     """Ours to TRL's: one generation for `updates` optimizer steps; with one the policy loss is on-policy."""
     stage = recipe.stage2
@@ -268,6 +269,7 @@ def train_stage2(
     vectors: np.ndarray | None = None,
     tell: Tell | None = None,
     alarms: Path | None = None,
+    policy: RefreshPolicy | None = None,
 ) -> list[dict[str, float]]:
     """Train `search` in place; it ends as the best checkpoint by dev nDCG@10, the start included.
 
@@ -276,6 +278,7 @@ def train_stage2(
     Args:
         vectors: of the training corpus under the model as it is now, if known; else they are encoded first.
         episodes: JSONL file that gets whole episodes every `episodes_every` steps.
+        policy: refresh policy; default: the recipe's.
         alarms: JSON file that gets the alarms of the health monitor, `searchr3.training.health.Alarm`.
 
     Returns:
@@ -288,11 +291,13 @@ def train_stage2(
     environment = CorpusEnvironment(
         corpus,
         search.encode_document,
-        refresh_policy(settings.environment),
+        policy or refresh_policy(settings.environment, settings.reward.temperature, recipe.seed),
         settings.environment.candidates,
         settings.reward.temperature,
         vectors,
+        dtype=settings.environment.dtype,
         group=(group := current_group()),
+        lengths=[len(one.ids) for one in search.conversation.documents(list(corpus.values()))],
     )
     log = EpisodeLog(episodes, dataset) if episodes else None
     if recipe.model.lora is not None and not hasattr(search.model, "peft_config"):
