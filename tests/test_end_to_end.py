@@ -259,3 +259,36 @@ def test_a_finished_run_is_never_written_over(whole: Whole, arguments: tuple[str
     assert result.exit_code == 1
     assert words in result.stderr
     assert (whole.path / "metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_both_stages_ends_as_the_other(whole: Whole) -> None:
+    """Killed, not interrupted: nothing can be put in order first."""
+    train = command("train", "recipe.yaml", "--output", "killed")
+    killed = whole.folder / "killed"
+    for sign in ("stage1/checkpoint-8", "stage2/checkpoint-2"):
+        process = subprocess.Popen(
+            train, cwd=whole.folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        started = time.monotonic()
+        while not (killed / "checkpoints" / sign).exists():
+            assert process.poll() is None and time.monotonic() - started < LONGEST
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        train = command("train", "recipe.yaml", "--output", "killed", "--resume")
+    subprocess.run(train, cwd=whole.folder, env=ENVIRONMENT, check=True, capture_output=True, timeout=LONGEST)
+
+    for name in (
+        "stage1/model.safetensors",
+        "stage2/model.safetensors",
+        "episodes.jsonl",
+        "vectors.safetensors",
+    ):
+        assert (killed / name).read_bytes() == (whole.path / name).read_bytes(), name
+    curves = [json.loads((path / "metrics.json").read_text())["curves"] for path in (killed, whole.path)]
+    for curve in (*curves[0].values(), *curves[1].values()):
+        for row in curve:
+            for timing in ("step_time", "environment_seconds"):
+                row.pop(timing, None)
+    assert curves[0] == curves[1]

@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr3 import files
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.files import (
     check_writable,
     nearest,
     new_folder,
     occupied,
+    put_folder,
     read_jsonl,
     refuse_occupied,
     replacing,
@@ -184,6 +186,46 @@ def test_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     assert listing(tmp_path) == ["out.json"]
     assert json.loads(path.read_text()) == 1
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, str]] = []
+    real, rename = files.sync, os.replace
+    monkeypatch.setattr(files, "sync", lambda path: done.append(("sync", str(path))) or real(path))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append(("name", str(b))) or rename(a, b))
+    new = tmp_path / "new"
+    (new / "inner").mkdir(parents=True)
+    (new / "inner" / "one.txt").write_text("1")
+
+    put_folder(new, tmp_path / "run")
+
+    named = done.index(("name", str(tmp_path / "run")))
+    assert {path for what, path in done[:named]} == {str(new), f"{new}/inner", f"{new}/inner/one.txt"}
+    assert done[named + 1 :] == [("sync", str(tmp_path))]
+
+
+def test_an_old_folder_stays_when_the_new_one_cannot_have_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never is a part of it there: it is moved away before it is deleted."""
+    target, rename = tmp_path / "run", os.replace
+    with new_folder(target) as folder:
+        write_text(folder / "one.txt", "1")
+
+    def fails_at_last(source: Path, goal: Path) -> None:
+        if Path(goal) == target and listing(Path(source)) != ["one.txt"]:
+            assert not target.exists()
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, goal)
+
+    monkeypatch.setattr(os, "replace", fails_at_last)
+    with pytest.raises(SearchR3Error, match="run: cannot be written"), new_folder(target, True) as folder:
+        folder.joinpath("two.txt").write_text("2")
+
+    assert listing(target) == ["one.txt"]
+    assert listing(tmp_path) == ["run"]
 
 
 def test_full_disk_inside_a_new_folder(tmp_path: Path) -> None:

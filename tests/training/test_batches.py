@@ -2,7 +2,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr3.training.batches import Cycle, NeighbourSampler, group_neighbours, hashed_tf_idf
+from searchr3.training.batches import (
+    Cycle,
+    GenerationSampler,
+    NeighbourSampler,
+    group_neighbours,
+    hashed_tf_idf,
+)
 
 TOPICS = [
     [f"matrix inverse determinant row {word}" for word in ("pivot", "rank", "trace", "solve")],
@@ -58,3 +64,21 @@ def test_a_cycle_names_its_batches_by_number(rows, size, number, group):
     assert all(len(one) == min(rows, size) for one in batches)
     first = [row for one in batches[:epoch] for row in one]
     assert len(first) == len(set(first))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 9), st.integers(1, 4), st.integers(1, 4))
+def test_generations_have_the_order_that_grpo_expects(rows, queries, generations, rollouts, repeats):
+    """Each query `rollouts` times in a row, each generation `repeats` times; a longer run begins the same."""
+    cycle = Cycle(NeighbourSampler([""] * rows, 1, 0), queries)
+    sampler = GenerationSampler(cycle, generations, rollouts, repeats)
+
+    order = np.array(list(sampler), dtype=int)
+
+    assert len(order) == len(sampler)
+    parts = order.reshape(generations, repeats, cycle.size, rollouts)
+    assert (parts == parts[:, :1, :, :1]).all()
+    chosen = [sorted(part) for part in parts[:, 0, :, 0].tolist()]
+    assert all(len(set(part)) == cycle.size for part in chosen)
+    longer = list(GenerationSampler(cycle, generations + 1, rollouts, repeats))
+    assert longer[: len(order)] == order.tolist()

@@ -318,12 +318,14 @@ def test_the_best_is_found_where_the_run_is_now(
         train("stage2", *overrides, folder="run", tell=interrupting(3))
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
 
-    train("stage2", *overrides, folder="copy")
+    weights, _, _ = train("stage2", *overrides, folder="copy")
 
     assert {f"checkpoint-{best}", "checkpoint-4"} <= names(tmp_path / "copy")
     for folder, step in (("run", 2), ("copy", 4)):
         state = json.loads((tmp_path / folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == str(tmp_path / folder / f"checkpoint-{best}")
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    assert same(weights, train("stage2", *overrides, folder="moved")[0])  # with nothing left to train
 
 
 # Saving

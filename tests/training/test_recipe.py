@@ -98,6 +98,10 @@ def test_micro_batches_must_divide_a_step() -> None:
     both = ("stage2.queries=3", "stage2.rollouts=4")
     assert "stage2: queries × rollouts must be a multiple" in fault(*both, "stage2.accumulation=8")
     assert load_recipe({}, [*both, "stage2.accumulation=12"]).stage2.accumulation == 12
+    assert "accumulation × updates" in fault(*both, "stage2.accumulation=4", "stage2.updates=2")
+    assert "must be multiples of updates" in fault("stage2.updates=2", "stage2.evaluate_every=25")
+    assert "must be multiples of updates" in fault("stage2.updates=2", "stage2.steps=25")
+    assert load_recipe({}, ["stage2.updates=4"]).stage2.updates == 4
 
 
 def test_overrides_are_yaml_with_dotted_keys() -> None:
