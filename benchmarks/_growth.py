@@ -62,8 +62,8 @@ def fidelity(
 ) -> Iterator[tuple[float, float, float]]:
     """For each policy: rows a step, mean Spearman over `steps` after the first, seconds a step.
 
-    Seconds are without encoding. One refresh stands for all the training steps between two audited ones, so the drift that it meets is as
-    many times larger.
+    Seconds are without encoding. One refresh stands for all the training steps between two audited ones, so
+    the drift that it meets is as many times larger.
     """
     corpus, group = Corpus(trajectory, steps, size), trajectory.recipe.stage2.rollouts
     stage = trajectory.recipe.stage2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from _trajectory import Trajectory
@@ -89,12 +89,20 @@ def replay(
             bound=certificate.bound if certificate else float("nan"),
         )
         if step in oracle.audited:
-            found = Step(**asdict(found) | compare(environment, vectors, relevant, step, oracle, group))
+            found = replace(found, **compare(environment, vectors, relevant, step, oracle, group))
         steps.append(found)
     return steps
 
 
-def compare(environment, vectors, relevant, step, oracle: Oracle, group: int) -> dict[str, float]:
+def compare(
+    environment: CorpusEnvironment,
+    vectors: np.ndarray,
+    relevant: list[dict[str, float]],
+    step: int,
+    oracle: Oracle,
+    group: int,
+) -> dict[str, float]:
+    """Scores by the environment against the oracle's."""
     scores, true = environment.score(vectors, relevant), oracle.scores(step)
     spread = true.reward.reshape(-1, group).std(axis=1)
     overlap = [len(np.intersect1d(a[:10], b[:10])) for a, b in zip(scores.hits, true.hits, strict=True)]

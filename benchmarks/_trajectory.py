@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.environment import RefreshPolicy, RolloutBatch, VectorStore
 from searchr3.files import write_json
 from searchr3.model import SearchR3
-from searchr3.training import stage2
 from searchr3.training.recipe import Recipe
+from searchr3.training.refresh import refresh_policy
+from searchr3.training.stage2 import train_stage2
 
 KEPT = np.float16  # of vectors on disk: rounding to 11 bits is far below what a step of training moves
 
@@ -77,8 +77,10 @@ def record(folder: Path, start: Path, dataset: RetrievalDataset, recipe: Recipe)
             "tokens": [len(one.ids) for one in search.conversation.documents(texts)],
         },
     )
-    policy = Recorder(stage2.refresh_policy(recipe.stage2), folder, search)
-    stage2.train_stage2(search, dataset, recipe, folder / "checkpoints", policy=policy)
+    stage = recipe.stage2
+    policy = refresh_policy(stage.environment, stage.reward.temperature, recipe.seed)
+    recorder = Recorder(policy, folder, search)
+    train_stage2(search, dataset, recipe, folder / "checkpoints", policy=recorder)
     (folder / "done").touch()
 
 
@@ -97,10 +99,6 @@ class Trajectory:
             self.search.autocast = torch.bfloat16
         self._loaded: int | None = None
         self._fresh: dict[int, dict[int, np.ndarray]] = {}
-
-    @cached_property
-    def rollouts_each(self) -> int:
-        return self.recipe.stage2.rollouts
 
     def rollouts(self, step: int) -> tuple[np.ndarray, list[dict[str, float]]]:
         """Vectors (n, d) and relevant documents of each rollout."""

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _result import arguments, write
+from _start import beginning
 
-from searchr3.dataset import RetrievalDataset, load_dataset
+from searchr3.dataset import RetrievalDataset
 from searchr3.errors import SearchR3Error
 from searchr3.files import write_json
 from searchr3.progress import hush_transformers
@@ -87,29 +88,6 @@ THINKING = ("thinking_tokens", "emission_rate", "distinct_rollouts", "reward_gai
 def recipe_of(arm: str, seed: int, overrides: Sequence[str]) -> Recipe:
     always = (f"seed={seed}", "stage2.log_every=1")
     return load_recipe("quickstart", [*overrides, *always, *ARMS[arm]])
-
-
-def beginning(options: Namespace, overrides: Sequence[str]) -> tuple[RetrievalDataset, Path]:
-    """Data and stage-1 model: those given, or those of the quickstart, made in the work folder."""
-    model: Path = options.stage1 or options.work / "start" / "stage1"
-    data: Path = options.data or model.parent / "data"
-    if not options.stage1 and not model.is_dir():
-        from searchr3.preparation import make_base_model, make_dataset
-        from searchr3.training.stage1 import train_stage1
-
-        recipe = load_recipe("quickstart", overrides)
-        dataset = load_dataset(data) if data.is_dir() else make_dataset(recipe)
-        if not data.is_dir():
-            dataset.save(data)
-        search, checkpoints = make_base_model(recipe), options.work / "start" / "checkpoints"
-        print(f"stage 1: {recipe.stage1.steps} steps", flush=True)
-        train_stage1(search, dataset, recipe, checkpoints)
-        search.save_pretrained(model)
-        shutil.rmtree(checkpoints)
-    for folder, option in ((model, "--stage1"), (data, "--data")):
-        if not folder.is_dir():
-            raise SearchR3Error(f"{folder}: no such folder; give another with {option}")
-    return load_dataset(data), model
 
 
 def measure(
@@ -227,7 +205,7 @@ def figures(
 def study(options: Namespace) -> dict[str, float | None]:
     overrides = (*(QUICK if options.quick else ()), *options.overrides)
     seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
-    dataset, model = beginning(options, overrides)
+    dataset, model = beginning(options.work, overrides, options.stage1, options.data)
     plain = recipe_of(DEFAULT, 0, overrides)
     hush_transformers()
     begun, vectors = start(options.work / "start.json", model, dataset, plain)

@@ -97,7 +97,8 @@ class Corrected(RefreshPolicy):
             yield rows
             pairs.append((old, store.take(rows)))
         if sum(len(old) for old, _ in pairs) > 1:
-            self.corrector.fit(*(np.concatenate(side) for side in zip(*pairs, strict=True)), step)
+            before, after = (np.concatenate(side) for side in zip(*pairs, strict=True))
+            self.corrector.fit(before, after, step)
             store.transform(self.corrector, skip=np.flatnonzero(store.version == step))
 
     def state_dict(self) -> State:

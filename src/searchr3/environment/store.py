@@ -118,8 +118,8 @@ class VectorStore:
         vectors[np.argsort(owner, kind="stable")] = np.concatenate(parts)
         return vectors
 
-    def update(self, rows: np.ndarray, vectors: np.ndarray, step: int) -> None:
-        """Replace the vectors of `rows`, encoded by the policy of `step`.
+    def update(self, rows: np.ndarray, vectors: np.ndarray, step: int | np.ndarray) -> None:
+        """Replace the vectors of `rows`, encoded by the policy of `step`, one for all or (len(rows),).
 
         Raises:
             ValueError: the shape is not (len(rows), d).

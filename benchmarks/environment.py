@@ -1,0 +1,307 @@
+"""The corpus environment: how true its rewards are, for how many documents encoded again.
+
+    python benchmarks/environment.py --output benchmarks/results/environment.json --pictures docs
+    python benchmarks/environment.py --stage1 RUN/stage1 --output …       from a finished stage 1
+
+Five parts, each kept in the work folder once it is done; what was interrupted goes on where it was.
+
+base, five   a stage-2 run each, recorded step by step: the quickstart's recipe over all Python code installed
+             here, for 100 steps, at its learning rate and at five times it. The corpus is encoded afresh
+             at every tenth step, and every refresh policy is replayed on the same steps with the same budget.
+growth       rows a step needs for a Spearman correlation of 0.99, as the corpus grows
+closed       runs under the default policy against runs under `full`, paired by seed
+topk         the store's exact search against faiss
+
+Fidelity of a step is Spearman's correlation of (reward − mean of its group) with the oracle's over all
+rollouts, groups without variance included. The headline figures are those of the default policy at the worse
+of the two learning rates.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+from _closed_loop import closed_loop
+from _growth import fidelity, rows_needed
+from _plots import fidelity_picture, growth_picture
+from _replay import Oracle, Step, replay
+from _result import arguments, write
+from _start import beginning
+from _topk import measure
+from _trajectory import Trajectory, record
+
+from searchr3.dataset import load_dataset
+from searchr3.environment import Certified, Corrected, Frozen, Neighbourhood, Random, RefreshPolicy
+from searchr3.errors import SearchR3Error
+from searchr3.files import write_json
+from searchr3.progress import hush_transformers
+from searchr3.training.dev import DevSet
+from searchr3.training.recipe import Recipe, load_recipe
+from searchr3.training.refresh import refresh_policy
+
+FASTER = {"base": 1, "five": 5}  # trajectory → times the recipe's learning rate
+SIZE = {
+    "steps": 100,
+    "audit_every": 10,
+    "growth": (10_000, 100_000, 1_000_000),
+    "rows": (20, 40, 80, 160, 320, 640, 1280),
+    "closed_documents": 2000,
+    "closed_steps": 40,
+    "closed_seeds": 5,
+    "topk": 1_000_000,
+}
+QUICK = {
+    "steps": 5,
+    "audit_every": 2,
+    "growth": (400, 800, 1600),
+    "rows": (20, 80, 320),
+    "closed_documents": 600,
+    "closed_steps": 2,
+    "closed_seeds": 2,
+    "topk": 20_000,
+}
+QUICK_RECIPE = (
+    "data.max_documents=1500",
+    "data.dev_queries=50",
+    "data.dev_documents=200",
+    "stage1.steps=10",
+    "stage1.evaluate_every=10",
+    "stage2.queries=4",
+    "stage2.contrastive_pairs=12",
+)
+Makers = dict[str, Callable[[], RefreshPolicy]]
+
+
+def policies(recipe: Recipe) -> Makers:
+    """Every policy at the budget of the recipe; `default` is the recipe's own."""
+    stage, settings = recipe.stage2, recipe.stage2.environment
+    budget, reward = settings.budget, (settings.candidates, stage.reward.temperature)
+    assert isinstance(budget, float)
+    return {
+        "frozen": Frozen,
+        "random": lambda: Random(budget),
+        "neighbourhood": lambda: Neighbourhood(settings.neighbours, budget),
+        "certified_plain": lambda: Certified(*reward, epsilon=0.0, max_budget=budget, correct=False),
+        "corrector": lambda: Corrected(Random(budget)),
+        "neighbourhood_corrected": lambda: Corrected(Neighbourhood(settings.neighbours, budget)),
+        "default": lambda: refresh_policy(settings, stage.reward.temperature),
+    }
+
+
+def trajectory_of(name: str, options: Namespace) -> Trajectory:
+    """The recorded trajectory; what is missing of it is made first."""
+    steps = options.size["steps"]
+    overrides = [*options.overrides, f"stage2.steps={steps}", f"stage2.evaluate_every={max(1, steps // 2)}"]
+    recipe = load_recipe("quickstart", overrides)
+    rate = FASTER[name] * recipe.stage2.learning_rate
+    recipe = recipe.model_copy(
+        update={"stage2": recipe.stage2.model_copy(update={"learning_rate": rate})}, deep=True
+    )
+    place = options.work / "data"
+    if not place.is_dir():
+        limit = recipe.data.max_documents if options.quick else None
+        load_dataset("python", limit, recipe.data.split_by).save(place)
+    dataset, folder = load_dataset(place), options.work / name
+    record(folder, options.start, dataset, recipe)
+    texts = [document.content for document in dataset.training_corpus().values()]
+    return Trajectory(folder, options.start, texts)
+
+
+def audited(options: Namespace) -> list[int]:
+    """Steps at which the corpus is encoded afresh, the last one among them, the first (nothing is stale) not."""
+    steps, every = options.size["steps"], options.size["audit_every"]
+    return sorted({*range(every, steps, every), steps - 1})
+
+
+def replayed(name: str, options: Namespace) -> dict[str, Any]:
+    """Part `base` or `five`: every policy's steps."""
+    trajectory = trajectory_of(name, options)
+    oracle, found = Oracle(trajectory, audited(options)), {}
+    for policy, make in policies(trajectory.recipe).items():
+        place = options.work / name / f"replay-{policy}.json"
+        if not place.is_file():
+            print(f"{name}: {policy}", flush=True)
+            write_json(place, [asdict(step) for step in replay(trajectory, make(), oracle)])
+            trajectory.keep()
+        found[policy] = json.loads(place.read_text(encoding="utf-8"))
+    return {"documents": len(trajectory.ids), "policies": found}
+
+
+def growth(options: Namespace) -> dict[str, Any]:
+    """Part `growth`, on the trajectory of the recipe's own learning rate."""
+    trajectory = trajectory_of("base", options)
+    settings = trajectory.recipe.stage2.environment
+    temperature, found = trajectory.recipe.stage2.reward.temperature, {}
+    for size in options.size["growth"]:
+        print(f"growth: {size:,} documents", flush=True)
+        rows = [count for count in options.size["rows"] if count < size]
+        makers = [
+            lambda count=count: refresh_policy(
+                settings.model_copy(update={"budget": float(count)}), temperature
+            )
+            for count in rows
+        ]
+        found[str(size)] = list(fidelity(trajectory, [0, *audited(options)], size, makers))
+    return found
+
+
+def closed(options: Namespace) -> dict[str, Any]:
+    """Part `closed`: outcomes of both policies."""
+    size = options.size
+    overrides = (
+        f"data.max_documents={size['closed_documents']}",
+        f"stage2.steps={size['closed_steps']}",
+        f"stage2.evaluate_every={size['closed_steps']}",
+        "data.dev_queries=50",
+        "data.dev_documents=500",
+    )
+    recipe = load_recipe("quickstart", [*options.overrides, *overrides])
+    dataset = load_dataset("python", size["closed_documents"], recipe.data.split_by)
+    dev = DevSet.of(options.dataset, 1000, 3000)
+    default = recipe.stage2.environment.policy
+    seeds = range(size["closed_seeds"])
+    found = closed_loop(
+        options.work / "closed", options.start, dataset, dev, recipe, ("full", default), seeds
+    )
+    return {"documents": len(dataset.training_corpus()), "full": found["full"], "default": found[default]}
+
+
+PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
+    "base": lambda options: replayed("base", options),
+    "five": lambda options: replayed("five", options),
+    "growth": growth,
+    "closed": closed,
+    "topk": lambda options: dict(measure(options.size["topk"])),
+}
+
+
+def figures(parts: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """All figures of the parts that there are, flat."""
+    found: dict[str, float | None] = {}
+    trajectories = [name for name in FASTER if name in parts]
+    for name in trajectories:
+        found |= {f"{name}.documents": parts[name]["documents"]}
+        for policy, steps in parts[name]["policies"].items():
+            rows = [Step(**{key: np.nan if v is None else v for key, v in step.items()}) for step in steps]
+            found |= {f"{name}.{policy}.{key}": value for key, value in of_policy(rows).items()}
+    if trajectories:
+        found |= headline(found, trajectories)
+    if "growth" in parts:
+        found |= of_growth(parts["growth"])
+    if "closed" in parts:
+        found |= of_closed(parts["closed"])
+    return found | parts.get("topk", {})
+
+
+def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
+    """Means over the steps after the first; what is held against the oracle, over the audited ones."""
+    later = steps[1:]
+    checked = [step for step in later if np.isfinite(step.reward_error)]
+    bounded = [step for step in checked if np.isfinite(step.bound)]
+    return {
+        "share_reencoded_mean": fmean(step.share for step in later),
+        "token_share_mean": fmean(step.token_share for step in later),
+        "advantage_spearman_mean": fmean(step.spearman for step in checked),
+        "advantage_spearman_min": min(step.spearman for step in checked),
+        "advantage_spearman_last": checked[-1].spearman,
+        "advantage_cosine_mean": fmean(step.cosine for step in checked),
+        "reward_error_mean": fmean(step.reward_error for step in checked),
+        "top10_overlap_mean": fmean(step.top10 for step in checked),
+        "drift_last": checked[-1].drift,
+        "groups_varied_mean": fmean(step.varied for step in checked),
+        "seconds_median": median(step.seconds for step in later),
+        "bound_mean": fmean(step.bound for step in bounded) if bounded else None,
+        "bound_held": fmean(step.reward_error <= step.bound for step in bounded) if bounded else None,
+    }
+
+
+def headline(found: dict[str, float | None], trajectories: Sequence[str]) -> dict[str, float | None]:
+    """Of the default policy, at the worse of the learning rates."""
+
+    def all_of(key: str) -> list[float]:
+        return [float(found[f"{name}.default.{key}"] or 0) for name in trajectories]
+
+    return {
+        "share_reencoded_mean": max(all_of("share_reencoded_mean")),
+        "advantage_spearman_mean": min(all_of("advantage_spearman_mean")),
+        "advantage_spearman_min": min(all_of("advantage_spearman_min")),
+        "advantage_cosine_mean": min(all_of("advantage_cosine_mean")),
+    }
+
+
+def of_growth(part: dict[str, list[list[float]]]) -> dict[str, float | None]:
+    """Rows needed at each size, and their slope over the size, both as logarithms."""
+    found: dict[str, float | None] = {}
+    needed = {}
+    for size, curve in part.items():
+        rows, spearman, seconds = zip(*curve, strict=True)
+        needed[int(size)] = found[f"rows_needed_{size}"] = rows_needed(rows, spearman)
+        found[f"rows_spearman_best_{size}"] = max(spearman)
+        found[f"refresh_seconds_{size}"] = median(seconds)
+    known = {size: rows for size, rows in needed.items() if rows}
+    if len(known) > 1:
+        found["rows_slope"] = float(np.polyfit(np.log(list(known)), np.log(list(known.values())), 1)[0])
+    return found
+
+
+def of_closed(part: dict[str, Any]) -> dict[str, float | None]:
+    """The gap (full − default) with Student's 95 % interval over the seeds, and what was saved."""
+    from scipy.stats import t
+
+    full, default = part["full"], part["default"]
+    gaps = [a["ndcg"] - b["ndcg"] for a, b in zip(full, default, strict=True)]
+    half = float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+    return {
+        "closed_documents": part["documents"],
+        "closed_seeds": len(gaps),
+        "closed_ndcg_full": fmean(one["ndcg"] for one in full),
+        "closed_ndcg_default": fmean(one["ndcg"] for one in default),
+        "final_ndcg_gap": fmean(gaps),
+        "final_ndcg_gap_low": None if half is None else fmean(gaps) - half,
+        "final_ndcg_gap_high": None if half is None else fmean(gaps) + half,
+        "tokens_saved_ratio": sum(one["tokens"] for one in full) / sum(one["tokens"] for one in default),
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--stage1", type=Path, help="stage-1 model; by default the quickstart's is made")
+    parser.add_argument("--data", type=Path, help="its data; by default the folder `data` beside it")
+    parser.add_argument("--work", type=Path, help="default runs/environment or runs/environment-quick")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="only these")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where the two plots go")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the quickstart's recipe")
+    options = parser.parse_args()
+    options.work = options.work or Path("runs") / ("environment-quick" if options.quick else "environment")
+    options.size = QUICK if options.quick else SIZE
+    options.overrides = [*(QUICK_RECIPE if options.quick else ()), *options.overrides]
+    hush_transformers()
+    try:
+        options.dataset, options.start = beginning(
+            options.work, options.overrides, options.stage1, options.data
+        )
+        done = {}
+        for name in options.parts:
+            place = options.work / f"{name}.json"
+            if not place.is_file():
+                write_json(place, PARTS[name](options))
+            done[name] = json.loads(place.read_text(encoding="utf-8"))
+    except SearchR3Error as error:
+        raise SystemExit(f"error: {error}") from None
+    write(options.output, "environment", figures(done))
+    if options.pictures:
+        if all(name in done for name in FASTER):
+            fidelity_picture({name: done[name]["policies"] for name in FASTER}, options.pictures)
+        if "growth" in done:
+            growth_picture(done["growth"], options.pictures)
+
+
+if __name__ == "__main__":
+    main()
