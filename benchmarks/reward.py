@@ -45,17 +45,18 @@ ARMS: dict[str, tuple[str, ...]] = {
     "direct_rollout": ("stage2.direct_rollout=true",),
 }
 QUICK = (
-    "data.max_documents=1500",
-    "data.dev_queries=50",
-    "data.dev_documents=200",
+    "data.max_documents=800",
+    "data.dev_queries=20",
+    "data.dev_documents=100",
     "stage1.steps=10",
     "stage1.evaluate_every=10",
     "stage2.steps=2",
     "stage2.queries=4",
+    "stage2.rollouts=4",
     "stage2.contrastive_pairs=12",
     "stage2.evaluate_every=2",
 )
-SEEDS, QUICK_SEEDS = 3, 2
+SEEDS, QUICK_SEEDS = 3, 1
 QUALITY = ("direct", "reasoned", "mean")  # nDCG@10
 GROUPS = (
     "groups_useful",
