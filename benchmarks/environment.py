@@ -115,7 +115,7 @@ def trajectory_of(name: str, options: Namespace) -> Trajectory:
 
 
 def audited(options: Namespace) -> list[int]:
-    """Steps at which the corpus is encoded afresh, the last one among them, the first (nothing is stale) not."""
+    """Steps at which the corpus is encoded afresh: the last among them, the first, all fresh, not."""
     steps, every = options.size["steps"], options.size["audit_every"]
     return sorted({*range(every, steps, every), steps - 1})
 
