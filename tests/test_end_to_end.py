@@ -30,7 +30,8 @@ data: {source: toy, trace_words: 3, dev_queries: 10, dev_documents: 40}
 model: {base: base, max_length: 96, max_new_tokens: 4}
 stage1: {steps: 40, batch_size: 8, learning_rate: 0.003, evaluate_every: 4, log_every: 2, chat_prompts: 2}
 stage2:
-  {steps: 4, queries: 2, rollouts: 4, evaluate_every: 2, log_every: 1, contrastive: 0.3, episodes_every: 2}
+  {steps: 4, queries: 2, rollouts: 4, evaluate_every: 2, log_every: 1, contrastive: 0.3, episodes_every: 2,
+  environment: {audit_every: 1}}
 report_to: tensorboard
 """
 
@@ -202,7 +203,7 @@ def test_the_report_is_whole_and_needs_nothing_else(whole: Whole) -> None:
         assert re.search(rf"{run}</td>\s*<td>[01]\.\d{{3}}<small>[01]\.\d{{3}} – [01]\.\d{{3}}", report), run
     for _, _, title, _ in CURVES:
         assert re.search(rf"<h3>{re.escape(title)}</h3>\s*<svg", report), title
-    assert report.count("<svg") == len(CURVES) + 1  # and the bars of nDCG@10
+    assert report.count("<svg") == len(CURVES) + 3  # idle queries, ages, and the bars of nDCG@10
     assert report.count('<article class="card query">') == EXAMPLES
 
 

@@ -38,7 +38,10 @@ class Kept(Protocol):
 
 
 class KeptFolder(Protocol):
-    """A part of a run with a large state, which gets a folder of its own in every checkpoint."""
+    """A part of a run with a large state, which gets a folder of its own in every checkpoint.
+
+    In several processes all call both with the same folder, and the part sees to who writes.
+    """
 
     def save(self, folder: Path) -> None: ...
 
@@ -185,7 +188,7 @@ class WholeCheckpoints:
         # Python's own JSON: a figure that is not a number comes back as it was
         write_text(folder / self._own(f"{KEPT}.json"), json.dumps(kept))
         for name, part in self.kept_folders.items():
-            part.save(folder / self._own(name))
+            part.save(folder / name)
 
     # Going on
 
@@ -202,7 +205,7 @@ class WholeCheckpoints:
             if name in kept["parts"]:
                 part.load_state_dict(kept["parts"][name])
         for name, place in self.kept_folders.items():
-            place.load(folder / self._own(name))
+            place.load(folder / name)
 
     def _figures(self) -> dict[str, defaultdict[str, list[float]]]:
         """Noted since the last log line: by us, and by TRL where it trains."""

@@ -1,0 +1,75 @@
+"""The benchmarks: their short forms end and write a whole result; what they reckon with is right."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("_"))
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch):
+    """Imports a file of `benchmarks/` as a module."""
+    import importlib
+
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_short_form_writes_a_result(name: str, tmp_path: Path) -> None:
+    output = tmp_path / f"{name}.json"
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--output", str(output)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert set(result) == {"name", "commit", "command", "machine", "figures"} and result["name"] == name
+    assert result["figures"]
+    assert all(value is None or math.isfinite(value) for value in result["figures"].values())
+
+
+def test_rows_needed_lie_on_the_curve(benchmark) -> None:
+    needed = benchmark("_growth").rows_needed
+    assert needed([10, 100, 1000], [0.9, 0.98, 1.0]) == pytest.approx(10**2.5)
+    assert needed([1000, 10, 100], [1.0, 0.9, 0.98]) == pytest.approx(10**2.5)  # in any order
+    assert needed([10, 100], [0.995, 1.0]) == pytest.approx(10)  # fewer were not tried
+    assert needed([10, 100], [0.5, 0.9]) is None
+
+
+def test_growth_has_a_slope_in_logarithms(benchmark) -> None:
+    curve = [[10, 0.9, 0.1], [100, 0.98, 0.2], [1000, 1.0, 0.3]]
+    doubled = [[2 * rows, *rest] for rows, *rest in curve]
+    found = benchmark("environment").of_growth({"1000": curve, "10000": doubled})
+    assert found["rows_needed_10000"] == pytest.approx(2 * found["rows_needed_1000"])
+    assert found["rows_slope"] == pytest.approx(math.log10(2))
+    assert found["refresh_seconds_1000"] == 0.2
+
+
+def test_the_gap_of_the_closed_loop_is_paired(benchmark) -> None:
+    full = [{"ndcg": value, "tokens": 40.0} for value in (0.50, 0.60, 0.55)]
+    default = [{"ndcg": value, "tokens": 1.0} for value in (0.49, 0.60, 0.53)]
+    found = benchmark("environment").of_closed({"documents": 9, "full": full, "default": default})
+    assert found["final_ndcg_gap"] == pytest.approx(0.01)
+    assert found["final_ndcg_gap_low"] == pytest.approx(0.01 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
+    assert found["tokens_saved_ratio"] == pytest.approx(40)
+
+
+def test_headlines_are_those_of_the_worse_learning_rate(benchmark) -> None:
+    module = benchmark("environment")
+    keys = (
+        "share_reencoded_mean",
+        "advantage_spearman_mean",
+        "advantage_spearman_min",
+        "advantage_cosine_mean",
+    )
+    one = {f"base.default.{key}": value for key, value in zip(keys, (0.01, 0.99, 0.9, 0.98), strict=True)}
+    other = {f"five.default.{key}": value for key, value in zip(keys, (0.02, 0.98, 0.95, 0.97), strict=True)}
+    found = module.headline(one | other, ["base", "five"])
+    assert [found[key] for key in keys] == [0.02, 0.98, 0.9, 0.97]
