@@ -29,7 +29,9 @@ def test_the_whole_audit_is_what_a_fresh_environment_says(world):
     assert found.top10_overlap == pytest.approx(np.mean(shared))
     drift = 1 - (world.at(0) * world.at(5)).sum(axis=1)
     assert found.drift == pytest.approx(drift.mean(), abs=1e-6)
-    assert (found.reward_error_ci, found.drift_ci, found.missed) == (0, 0, 0)
+    assert (found.drift_ci, found.missed) == (0, 0)
+    error = np.abs(ours.reward - oracle.reward).reshape(-1, 8).mean(axis=1)
+    assert found.reward_error_ci == pytest.approx(1.96 * error.std(ddof=1) / len(error) ** 0.5)
     assert found.age_p10 == found.age_p100 == 5
 
 
@@ -86,3 +88,11 @@ def test_metrics_leave_out_what_is_not_defined(world):
     found = audit(environment, vectors, [{world.ids[7]: 1}] * 8, 0, group=8)
     assert np.isnan(found.advantage_spearman) and "advantage_spearman" not in found.metrics()
     assert found.metrics()["reward_error"] == 0
+
+
+def test_relevant_documents_beyond_all_hits_are_looked_at_not_missed(make_world):
+    world = make_world(size=600)
+    environment = world.environment(Frozen(), candidates=1)
+    vectors, relevant = world.at(0, [5, 6]), [{world.ids[300]: 1}, {world.ids[400]: 1}]
+    found = audit(environment, vectors, relevant, 0, group=2, sample=599)
+    assert found.missed == 0 and found.documents <= 600

@@ -18,32 +18,57 @@ def vectors_of(rng, size, dim=16):
 
 
 @given(st.integers(0, 10_000))
-def test_a_linear_drift_is_undone_and_residuals_tell_what_is_left(seed):
+def test_a_linear_drift_is_undone_and_the_error_tells_what_is_left(seed):
     rng = np.random.default_rng(seed)
     old = vectors_of(rng, 600)
     new = drifted(rng, old, 0.05 * rng.standard_normal((16, 16)), noise=0.002)
     corrector = Corrector()
-    residuals = corrector.fit(old[:200], new[:200])
+    corrector.fit(old[:200], new[:200])
     corrected = corrector(np.arange(200, 600), old[200:].astype(np.float32))
-    left = np.linalg.norm(corrected - new[200:], axis=1).mean()
-    assert left < 0.3 * np.linalg.norm(old[200:] - new[200:], axis=1).mean()
-    assert np.linalg.norm(residuals, axis=1).mean() == pytest.approx(left, rel=0.5)
+    left = (np.linalg.norm(corrected - new[200:], axis=1) ** 2).mean()
+    assert left < 0.1 * (np.linalg.norm(old[200:] - new[200:], axis=1) ** 2).mean()
+    assert left < 1.3 * corrector.error  # which counts the lengths too, that are known
 
 
-def test_residuals_are_those_of_fits_without_the_row():
+@pytest.mark.parametrize("size", [12, 60])  # fewer and more rows than dimensions
+def test_the_error_is_that_of_fits_without_the_row_and_the_least_of_all_choices(size):
     rng = np.random.default_rng(3)
-    old = vectors_of(rng, 30)
-    new = drifted(rng, old, 0.1 * rng.standard_normal((16, 16)), noise=0.02)
+    first, old = vectors_of(rng, 40), vectors_of(rng, size)
+    linear = 0.1 * rng.standard_normal((16, 16))
     corrector = Corrector()
-    residuals = corrector.fit(old, new)
-    ridge = corrector.ridge
-    one = np.concatenate([old, np.ones((30, 1))], axis=1)
-    for row in (0, 7, 29):
-        rest = np.delete(np.arange(30), row)
-        gram = one[rest].T @ one[rest] + ridge * np.eye(17)
-        by_hand = np.linalg.solve(gram, one[rest].T @ (new - old)[rest])
-        predicted = old[row] + one[row] @ by_hand
-        assert residuals[row] == pytest.approx(new[row] - predicted / np.linalg.norm(predicted), abs=1e-8)
+    corrector.fit(first, drifted(rng, first, linear, noise=0.02), step=1)
+    before = corrector.state_dict()["map"]
+    new = drifted(rng, old, 0.8 * linear, noise=0.02)
+    corrector.fit(old, new, step=2)
+
+    one = np.concatenate([old, np.ones((size, 1))], axis=1)
+
+    def by_hand(ridge, carry):
+        rest, errors = new - old - carry * one @ before, []
+        for row in range(size):
+            others = np.delete(np.arange(size), row)
+            gram = one[others].T @ one[others] + ridge * np.eye(17)
+            errors.append(rest[row] - one[row] @ np.linalg.solve(gram, one[others].T @ rest[others]))
+        return (np.array(errors) ** 2).sum() / size
+
+    assert corrector.carry > 0 and np.isfinite(corrector.ridge)
+    assert corrector.error == pytest.approx(by_hand(corrector.ridge, corrector.carry))
+    for ridge, carry in [(0.01, 0.0), (1.0, 0.5), (10.0, 1.0), (1.0, 0.0)]:
+        assert corrector.error <= by_hand(ridge, carry) + 1e-12
+
+
+def test_two_fits_within_a_step_are_carried_over_as_one():
+    rng = np.random.default_rng(4)
+    old = vectors_of(rng, 200)
+    new = drifted(rng, old, 0.1 * rng.standard_normal((16, 16)), noise=0.001)
+    corrector = Corrector()
+    corrector.fit(old[:150], new[:150], step=1)
+    whole = corrector.state_dict()["map"].copy()
+    estimated = corrector(np.arange(200), old.astype(np.float32))
+    corrector.fit(estimated[150:], new[150:], step=1)  # next to nothing is left
+    again = corrector(np.arange(200), estimated)
+    assert np.linalg.norm(again - estimated) < 0.2 * np.linalg.norm(estimated - old)
+    assert np.linalg.norm(corrector.state_dict()["map"] - whole) < 0.2 * np.linalg.norm(whole)
 
 
 def test_where_nothing_is_to_be_learnt_little_is_done():
@@ -94,10 +119,12 @@ def test_state_comes_back():
     assert first.state_dict() == {}
     first.fit(old, drifted(rng, old, 0.05 * rng.standard_normal((16, 16)), 0.01))
     second.load_state_dict(first.state_dict())
-    rows = np.arange(40)
-    assert np.array_equal(first(rows, old.astype(np.float32)), second(rows, old.astype(np.float32)))
     fresh = drifted(rng, old, 0.05 * rng.standard_normal((16, 16)), 0.01)
-    assert np.array_equal(first.fit(old, fresh), second.fit(old, fresh))
+    moved = []
+    for corrector in (first, second):
+        corrector.fit(old, fresh)
+        moved.append(corrector(np.arange(40), old.astype(np.float32)))
+    assert np.array_equal(*moved)
 
 
 def test_corrected_vectors_are_nearer_than_stale_ones_and_encoded_ones_stay(make_world):

@@ -78,7 +78,7 @@ def test_long_documents_count_by_their_tokens(world):
 
 
 def test_what_a_policy_has_to_say_is_in_the_report(world):
-    policy = Certified(candidates=100, max_budget=60)
+    policy = Certified(candidates=100, max_budget=100)
     environment = world.environment(policy)
     world.step = 2
     assert environment.refresh(*world.rollouts(2), 2).metrics()["bound"] == policy.certificate.bound

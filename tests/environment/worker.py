@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from searchr3.environment import Neighbourhood, VectorStore
+from searchr3.environment import Certified, Neighbourhood, VectorStore, audit
 from searchr3.group import bounds, current_group
 from searchr3.model import SearchR3, backbone
 from searchr3.sharing import encode_shared
@@ -49,6 +49,18 @@ def work(group, folder, model):
         if corpus.step == 1:
             environment.save(folder / "environment")
     common["encoded"] = np.array(corpus.encoded)
+
+    policy = Certified(candidates=20, max_budget=60, calibration=0.3)
+    certain = corpus.environment(policy, known=False, candidates=20, group=group)
+    for corpus.step in (0, 1, 2):
+        vectors, relevant = corpus.rollouts(corpus.step, queries=5, group=3)
+        vectors, relevant = part(group, vectors), part(group, relevant)
+        common[f"certified {corpus.step}"] = certain.refresh(vectors, relevant, corpus.step).rows
+        common[f"corrected {corpus.step}"] = certain.store.take(np.arange(ROWS))
+        own[f"certified reward {corpus.step}"] = certain.score(vectors, relevant).reward
+        found = audit(certain, vectors, relevant, corpus.step, group=1, sample=20)
+        common[f"audit {corpus.step}"] = np.array([found.drift, found.documents])
+    common["bound"] = np.array([policy.certificate.bound])
 
     store = environment.store
     queries = corpus.rollouts(9)[0][:7]

@@ -19,14 +19,15 @@ class Audit:
 
     Attributes:
         reward_error: mean |reward − oracle's reward| over the rollouts.
-        reward_error_ci: half width of its 95 % interval, groups being drawn; of a sample only, else 0.
+        reward_error_ci: half width of its 95 % interval over queries; NaN for a single one.
         advantage_spearman: see `advantage_spearman`.
         advantage_cosine: see `advantage_cosine`.
         top10_overlap: mean share of a rollout's first ten hits that are the oracle's.
         drift: mean of 1 − cosine between stored and fresh vectors, over uniformly drawn documents or all.
         drift_ci: half width of its 95 % interval; 0 when all documents were encoded.
         missed: share of the uniformly drawn documents, not looked at otherwise, that would have entered the
-            candidates of some rollout: what the sampled oracle cannot see. 0 when all were encoded.
+            candidates of some rollout: what the sampled oracle, and so `reward_error`, cannot see. 0 when all
+            were encoded.
         age_p10, age_p50, age_p90, age_p100: percentiles of the documents' ages in policy steps.
         documents: how many were encoded for this audit.
         seconds: wall time of the audit.
@@ -66,7 +67,8 @@ def audit(
 
     Without `sample` the whole corpus is encoded and the oracle is exact. With it, only a uniform draw of so
     many documents is, for `drift` and `missed`, and what the rollouts see: their relevant documents and their
-    first 4 K hits.
+    first 4 K hits. In a group what the rollouts of any rank see is encoded, and the figures on rewards are
+    those of this rank's.
 
     Args:
         vectors: (n, d) of the rollouts; those of a query stand together, `group` of each.
@@ -86,7 +88,8 @@ def audit(
         drawn = np.sort(draw.choice(len(store), sample, replace=False))
         seen = [store.top_k(vectors, 4 * environment.candidates)[1].ravel()]
         seen += [environment.rows_of([key for key, grade in one.items() if grade > 0]) for one in relevant]
-        rows = np.union1d(drawn, np.concatenate(seen))
+        looked_at = np.unique(np.concatenate(store.group.gather(np.unique(np.concatenate(seen)))))
+        rows = np.union1d(drawn, looked_at)
     ages = store.staleness(step)
     old, version = store.take(rows).copy(), store.version[rows].copy()
     fresh = environment.encoded(rows)
@@ -99,11 +102,11 @@ def audit(
 
     error = np.abs(scores.reward - oracle.reward).reshape(-1, group).mean(axis=1)
     whole = len(rows) == len(store)
-    unseen = np.setdiff1d(drawn, seen[0]) if not whole else drawn[:0]
+    unseen = drawn[:0] if whole else np.setdiff1d(drawn, looked_at)
     overlap = [len(np.intersect1d(a[:10], b[:10])) for a, b in zip(scores.hits, oracle.hits, strict=True)]
     return Audit(
         reward_error=float(error.mean()),
-        reward_error_ci=0.0 if whole else _half_width(error),
+        reward_error_ci=_half_width(error),
         advantage_spearman=advantage_spearman(scores.reward, oracle.reward, group),
         advantage_cosine=advantage_cosine(scores.reward, oracle.reward, group),
         top10_overlap=float(np.mean(overlap)) / min(10, len(store)),

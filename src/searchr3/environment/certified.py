@@ -18,14 +18,16 @@ from searchr3.reward import rank_slope, score_spread, soft_ndcg
 
 MEMORY = 8.0  # steps after which an error has grown to most of its final size, as measured on the quickstart
 
+LEAST = 16  # documents from which a bound can be had: effects are few and large
+
 
 @dataclass(frozen=True)
 class Certificate:
     """What a refresh can say of the rewards that follow.
 
     Attributes:
-        bound: upper bound on the mean error of the batch's rewards; holds in a share 1 − delta of the
-            steps, if the assumptions of `Certified` do.
+        bound: upper bound on the mean error of the batch's rewards, infinity for none; holds in a share
+            1 − delta of the steps, if the assumptions of `Certified` do.
         rows: documents encoded, those of the calibration sample included.
         met: whether the bound is within epsilon; if not, the budget came first.
     """
@@ -52,18 +54,22 @@ class Certified(RefreshPolicy):
        and the reward by that times `rank_slope`; summed over rollouts and relevant documents, and averaged
        over the errors in U, this is a document's part. `a` takes the error from the age of u to that of c:
        errors grow as sqrt(1 − exp(−age / 8)).
-    4. Documents are encoded in falling order of their parts. The N that are left err as those of U do that
-       would be left as well, U′, for these are a uniform sample of them: with Y_u the mean over the rollouts
-       of what the fresh score of u alone did to the reward, rewards are expected to err by at most
+    4. Documents are encoded in falling order of their parts, until the budget is spent. N candidates are left
+       then. Those of U whose parts are as small, U′, are a uniform sample of what is left. With Y_u the mean
+       over the rollouts of what the fresh score of u alone did to the reward, rewards are expected to err by
+       at most
 
            N · mean of Y_u over U′,
 
-       and the bound is the upper end of its one-sided 1 − delta interval. Encoding ends when the bound is
-       under epsilon or the budget is spent.
+       and the bound is the upper end of its one-sided 1 − delta interval (Student's).
+    5. With epsilon > 0 encoding ends sooner where half of U finds a bound under epsilon; the other half, which
+       had no say in where, says what the bound is there. If that is above epsilon, the budget is spent and
+       it says again; each time at half of delta.
 
     It assumes that (1) no document from beyond the candidates comes among them, (2) what several scores do
-    together is at most the sum of what each does, (3) the sample is large enough for its mean to be normal.
-    How often the bound holds is measured: `benchmarks/environment.py`.
+    together is at most the sum of what each does, (3) the mean over U′ is normal. From fewer than 16 documents,
+    or where none of them had any effect, as at temperature 0, there is no bound (infinity). How often the bound
+    holds is measured: `benchmarks/environment.py`.
 
     Args:
         candidates, temperature: of the reward, as in `CorpusEnvironment`.
@@ -71,7 +77,7 @@ class Certified(RefreshPolicy):
         delta: share of the steps in which the bound may fail.
         max_budget: most rows a step, a share of the corpus (float) or a number of documents (int). The
             relevant documents count against it but are never left out.
-        calibration: share of the budget that each of the two draws takes.
+        calibration: share of the budget that each draw takes.
         correct: whether the documents that are not encoded are corrected.
         seed: of the draws.
 
@@ -83,7 +89,7 @@ class Certified(RefreshPolicy):
         self,
         candidates: int = 100,
         temperature: float = 0.2,
-        epsilon: float = 0.01,
+        epsilon: float = 0.0,
         delta: float = 0.05,
         max_budget: float | int | None = 0.01,
         calibration: float = 0.2,
@@ -104,13 +110,15 @@ class Certified(RefreshPolicy):
 
     def rows(self, store: VectorStore, batch: RolloutBatch, step: int) -> Iterator[np.ndarray]:
         room = rows_within(self.max_budget, store, step)
-        share = min(room, max(2, int(self.calibration * room)))
         draw = np.random.default_rng((self.seed, step, room))
+        draws = max(2, int(self.calibration * room))  # rows of each draw
         relevant = np.unique(np.concatenate([judged.rows for judged in batch.relevant]))
         first = relevant[store.version[relevant] != step]
+        room = max(0, room - len(first))
         if self.corrector:
             others = np.setdiff1d(np.flatnonzero(store.version != step), first)
-            first = np.concatenate([first, draw.choice(others, min(share, len(others)), replace=False)])
+            drawn = draw.choice(others, min(draws, room, len(others)), replace=False)
+            first, room = np.concatenate([first, drawn]), room - len(drawn)
             old = store.take(first).copy()
         yield first
         if self.corrector and len(first) > 1:
@@ -121,25 +129,20 @@ class Certified(RefreshPolicy):
         stale = (found.candidates >= 0) & (store.version[found.candidates] != step)
         growth = np.sqrt(1 - np.exp(-np.maximum(store.staleness(step), 0) / MEMORY))
         rows = np.unique(found.candidates[stale])
-        sample = draw.choice(rows, min(share, len(rows)), replace=False)
+        sample = draw.choice(rows, min(draws, room, len(rows)), replace=False)
         if not len(sample):  # nothing is stale, or nothing may be looked at
             self.certificate = Certificate(np.inf if len(rows) else 0.0, len(first), not len(rows))
             return
         old = store.take(sample).copy()
         yield sample
         errors = self._errors(found, stale, batch, sample, store.take(sample) - old) / growth[sample]
-
         order, parts = self._order(found, stale, growth, errors)
         mine = np.isin(order, sample)
         effects = self._effects(found, batch, store, order[mine])
-        most = max(0, room - len(first) - len(sample))
-        bounds = self._bounds(parts[~mine], parts[mine], effects, most)
-        met = np.flatnonzero(bounds <= self.epsilon)
-        enough = int(met[0]) if len(met) else len(bounds) - 1
-        order = order[~mine]
-        yield order[:enough]
-        documents = len(first) + len(sample) + enough
-        self.certificate = Certificate(float(bounds[enough]), documents, bool(len(met)))
+        most = min(room - len(sample), len(rows) - len(sample))
+        enough, bound = self._enough(parts[~mine], parts[mine], effects, most)
+        yield order[~mine][:enough]
+        self.certificate = Certificate(bound, len(first) + len(sample) + enough, bound <= self.epsilon)
 
     def metrics(self) -> dict[str, float]:
         found = self.certificate
@@ -215,26 +218,39 @@ class Certified(RefreshPolicy):
             effects[which] += np.abs(rewards[1:] - rewards[0])
         return effects / len(found.candidates)
 
-    def _bounds(self, parts: np.ndarray, sampled: np.ndarray, effects: np.ndarray, most: int) -> np.ndarray:
-        """The bound once none, one, … `most` documents are encoded.
+    def _enough(
+        self, parts: np.ndarray, sampled: np.ndarray, effects: np.ndarray, most: int
+    ) -> tuple[int, float]:
+        """How many documents to encode, at most `most`, and the bound then.
 
         Args:
             parts: of the documents that are not in the sample, falling, (r,).
             sampled: the sample's parts, falling, (|U|,).
             effects: the sample's Y, (|U|,).
         """
-        bounds = np.zeros(min(most, len(parts)) + 1)
-        quantile = NormalDist().inv_cdf(1 - self.delta)
-        for taken in range(len(bounds)):
-            left = len(parts) - taken
-            if not left:
-                break
-            like = effects[sampled <= parts[taken]]
-            if len(like) < 2:  # too few to tell of those that are left
-                bounds[taken] = np.inf
-                continue
-            bounds[taken] = left * (like.mean() + quantile * like.std(ddof=1) / np.sqrt(len(like)))
-        return bounds
+
+        def bound(taken: int, of: slice) -> float:
+            if taken == len(parts):
+                return 0.0
+            return self._bound(len(parts) - taken, effects[of][sampled[of] <= parts[taken]])
+
+        if not self.epsilon:
+            return most, bound(most, slice(None))
+        chooses, says = slice(0, None, 2), slice(1, None, 2)
+        for taken in range(most):
+            if bound(taken, chooses) <= self.epsilon:
+                said = bound(taken, says)
+                return (taken, said) if said <= self.epsilon else (most, bound(most, says))
+        return most, bound(most, says)
+
+    def _bound(self, left: int, effects: np.ndarray) -> float:
+        """Upper end of the interval of `left` × the mean of `effects`; infinite if they tell too little."""
+        size = len(effects)
+        if size < LEAST or not effects.any():
+            return float("inf")
+        normal = NormalDist().inv_cdf(1 - self.delta / (2 if self.epsilon else 1))  # two looks with epsilon
+        student = normal + (normal**3 + normal) / (4 * (size - 1))  # the quantile's expansion in 1/freedom
+        return float(left * (effects.mean() + student * effects.std(ddof=1) / np.sqrt(size)))
 
 
 def _slopes(found: Scores, temperature: float) -> tuple[np.ndarray, np.ndarray]:

@@ -28,56 +28,64 @@ class Corrector:
     ridge λ and the carry are those with the least squared error when each row is left out in turn, which
     for a ridge needs no second fit (Allen's PRESS). No correction at all is among the choices. Corrected
     vectors keep their length.
+
+    Attributes:
+        ridge, carry: as chosen last; an infinite ridge learns nothing.
+        error: mean squared error of the last fit, each row left out in turn.
     """
 
     def __init__(self) -> None:
-        self._map: np.ndarray | None = None  # A, (d + 1, d)
+        self._map: np.ndarray | None = None  # A of the last fit, (d + 1, d)
+        self._carried: np.ndarray | None = None  # A of the whole step
         self._step: int | None = None
-        self.ridge, self.carry = np.inf, 0.0  # as chosen last
+        self.ridge, self.carry, self.error = np.inf, 0.0, np.nan
 
-    def fit(self, old: np.ndarray, new: np.ndarray, step: int | None = None) -> np.ndarray:
+    def fit(self, old: np.ndarray, new: np.ndarray, step: int | None = None) -> None:
         """Learn from vectors before and after, (r, d) each.
 
         Nothing is carried over within a `step`: what moved since the step before has been corrected then.
-
-        Returns:
-            (r, d), `new` less what the map makes of `old` when it is fitted without that row: an honest
-            sample of the errors that the correction leaves elsewhere.
         """
+        again = step is not None and step == self._step
+        before = None if again else self._carried
         with_one = _with_one(old.astype(np.float64))
         moves = new.astype(np.float64) - old
-        carries = CARRIES if self._map is not None and (step is None or step != self._step) else (0.0,)
-        before = np.zeros((with_one.shape[1], old.shape[1])) if self._map is None else self._map
-        values, rotation = np.linalg.eigh(with_one @ with_one.T)
-        values = values.clip(min=0)
+        left, sizes, right = np.linalg.svd(with_one, full_matrices=False)
+        squares = sizes**2
         best = np.inf
-        for carry in carries:
-            rest = moves - carry * (with_one @ before)
-            turned = rotation.T @ rest
-            for ridge in (*RIDGES, np.inf):
-                if np.isinf(ridge):
-                    dual, left = np.zeros_like(rest), rest
-                else:
-                    dual = rotation @ (turned / (values + ridge)[:, None])
-                    left = dual / (rotation**2 @ (1 / (values + ridge)))[:, None]
-                error = float((left**2).sum())
+        for carry in (0.0,) if before is None else CARRIES:
+            rest = moves if before is None else moves - carry * (with_one @ before)
+            turned = left.T @ rest
+            for ridge in RIDGES:
+                kept = squares / (squares + ridge)
+                leverage = left**2 @ kept
+                error = float(
+                    (((rest - left @ (kept[:, None] * turned)) / (1 - leverage)[:, None]) ** 2).sum()
+                )
                 if error < best:
-                    best, found, residuals = error, carry * before + with_one.T @ dual, left
-                    self.ridge, self.carry = float(ridge), carry
-        self._map, self._step = found, step
-        return new - _lengthened(new - residuals, old)
+                    best, self.ridge, self.carry = error, float(ridge), carry
+                    learnt = right.T @ ((sizes / (squares + ridge))[:, None] * turned)
+            if (rest**2).sum() <= best:  # nothing is learnt better than anything
+                best, self.ridge, self.carry = float((rest**2).sum()), np.inf, carry
+                learnt = np.zeros((with_one.shape[1], old.shape[1]))
+        self.error = best / len(old)
+        self._map = learnt if before is None else self.carry * before + learnt
+        self._carried = self._carried + learnt if again and self._carried is not None else self._map
+        self._step = step
 
     def __call__(self, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """Corrected vectors, (n, d) float32; `rows` is not looked at."""
         if self._map is None:
             return vectors
-        return _lengthened(vectors + _with_one(vectors) @ self._map.astype(np.float32), vectors)
+        moved = vectors + _with_one(vectors) @ self._map.astype(np.float32)
+        lengths, wanted = (np.linalg.norm(side, axis=1, keepdims=True) for side in (moved, vectors))
+        return moved * (wanted / np.maximum(lengths, 1e-12))
 
     def state_dict(self) -> State:
-        return {} if self._map is None else {"map": self._map, "step": self._step}
+        return {} if self._carried is None else {"map": self._carried, "step": self._step}
 
     def load_state_dict(self, state: State) -> None:
-        self._map, self._step = (state["map"].copy(), state["step"]) if "map" in state else (None, None)
+        self._map = None
+        self._carried, self._step = (state["map"].copy(), state["step"]) if "map" in state else (None, None)
 
 
 class Corrected(RefreshPolicy):
@@ -110,12 +118,6 @@ class Corrected(RefreshPolicy):
     def load_state_dict(self, state: State) -> None:
         self.inner.load_state_dict(unnested("inner", state))
         self.corrector.load_state_dict(unnested("corrector", state))
-
-
-def _lengthened(vectors: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Each of `vectors` at the length of the same row of `like`."""
-    lengths, wanted = (np.linalg.norm(side, axis=1, keepdims=True) for side in (vectors, like))
-    return vectors * (wanted / np.maximum(lengths, 1e-12))
 
 
 def _with_one(vectors: np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ class RefreshReport:
         share_reencoded: `documents` over the size of the corpus.
         share_tokens: their tokens over those of the corpus.
         mean_age: mean age of all vectors after the refresh, in policy steps.
-        drift: mean of 1 − cosine between the old and the new vectors of `rows`; None where there were no
-            old ones.
+        drift: mean of 1 − cosine between the old and the new vectors of `rows`, which the policy chose: no
+            figure to compare policies by; None where there were no old ones.
         policy: what the policy itself has to say, see `RefreshPolicy.metrics`.
     """
 
@@ -153,6 +153,7 @@ class CorpusEnvironment:
             done.append(np.arange(len(self)))
         store = self.store
         for wanted in self.policy.rows(store, batch, step):
+            wanted = self.group.gather(wanted)[0]  # ranks on unlike machines may round differently
             for rows in _chunks(wanted):
                 old, new = store.take(rows), self.encoded(rows)
                 cosines.append(cosine(old, new))
@@ -229,13 +230,16 @@ class CorpusEnvironment:
         return store
 
     def encoded(self, rows: np.ndarray) -> np.ndarray:
-        """Fresh vectors of `rows`, (len(rows), d); the store is left alone."""
-        vectors = self.encode([self.texts[row] for row in rows])
-        if vectors.ndim != 2 or len(vectors) != len(rows):
-            raise ValueError(
-                f"encode returned {vectors.shape} for {len(rows)} texts, expected ({len(rows)}, d)"
-            )
-        return vectors
+        """Fresh vectors of `rows`, (len(rows), d), some at a time; the store is left alone."""
+        parts = []
+        for chunk in _chunks(rows):
+            vectors = self.encode([self.texts[row] for row in chunk])
+            if vectors.ndim != 2 or len(vectors) != len(chunk):
+                raise ValueError(
+                    f"encode returned {vectors.shape} for {len(chunk)} texts, expected ({len(chunk)}, d)"
+                )
+            parts.append(vectors)
+        return np.concatenate(parts)
 
     def _batch(self, vectors: np.ndarray, relevant: Relevant) -> RolloutBatch:
         vectors = np.asarray(vectors, dtype=np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import floor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -184,12 +184,13 @@ def rows_within(budget: float | int | None, store: VectorStore, step: int) -> in
     """How many rows `step` may still encode: a step may come in several batches.
 
     Args:
-        budget: most rows a step, a share of the corpus (float up to 1) or a number of documents (int);
-            None: no limit.
+        budget: most rows a step, a share of the corpus (float up to 1, never exceeded but by a first
+            document) or a number of documents (int); None: no limit.
     """
     if budget is None:
         return len(store)
-    limit = ceil(budget * len(store)) if isinstance(budget, float) else budget
+    share = max(budget > 0, floor(budget * len(store) + 1e-9))  # 0.07 · 100 is a little below 7
+    limit = share if isinstance(budget, float) else budget
     return max(0, limit - int((store.version == step).sum()))
 
 
