@@ -1,20 +1,21 @@
-"""How many rows a step must encode as the corpus grows: the same rollouts in 10k, 100k and 1M documents.
+"""How many rows a refresh must encode as the corpus grows: the same rollouts in 10k, 100k and 1M documents.
 
 Up to what is installed the documents and their drift are real. Beyond it they are simulated: document x is
 `a + η (b − c)`, to unit length, for three real documents drawn at random, at every step. So it lies near a,
-as an edited copy would, and drifts by more than any real one does: as a, b and c together.
+as an edited copy would, and drifts as a, b and c together; how far, next to the real ones, is published.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from _trajectory import Trajectory
 
 from searchr3.environment import CorpusEnvironment, Frozen, RefreshPolicy
-from searchr3.environment.fidelity import advantage_spearman
+from searchr3.environment.fidelity import advantage_spearman, cosine
 
 EDIT = 0.4  # η
 _CHUNK = 65_536
@@ -100,15 +101,32 @@ def fidelity(
         yield float(np.mean(rows)), float(np.mean(found)), float(np.mean(seconds))
 
 
+def drift(trajectory: Trajectory, steps: Sequence[int], size: int) -> dict[str, float]:
+    """Mean 1 − cosine of a document's vectors at successive audited steps: of real and simulated ones."""
+    corpus = Corpus(trajectory, steps, size)
+    some = {"real": np.arange(len(corpus.real)), "simulated": np.arange(len(corpus.real), size)}
+    found = {}
+    for name, rows in some.items():
+        rows = rows[:: max(1, len(rows) // 10_000)]
+        moved = [
+            1 - cosine(corpus.at(a, rows), corpus.at(b, rows)).mean() for a, b in pairwise(steps) if len(rows)
+        ]
+        found |= {f"drift_{name}_{size}": float(np.mean(moved))} if moved else {}
+    return found
+
+
 def rows_needed(rows: Sequence[float], spearman: Sequence[float], wanted: float = 0.99) -> float | None:
-    """Where the curve of Spearman over rows first reaches `wanted`, by linear interpolation in log rows."""
+    """From where on the curve of Spearman over rows stays at `wanted`, by linear interpolation in log rows.
+
+    None where its end is below; the least of `rows` where it is nowhere below, an upper bound then.
+    """
     order = np.argsort(rows)
     x, y = np.log(np.asarray(rows)[order]), np.asarray(spearman)[order]
-    above = np.flatnonzero(y >= wanted)
-    if not len(above):
-        return None
-    first = int(above[0])
-    if first == 0:
+    below = np.flatnonzero(y < wanted)
+    if not len(below):
         return float(np.exp(x[0]))
-    share = (wanted - y[first - 1]) / (y[first] - y[first - 1])
-    return float(np.exp(x[first - 1] + share * (x[first] - x[first - 1])))
+    last = int(below[-1])
+    if last == len(y) - 1:
+        return None
+    share = (wanted - y[last]) / (y[last + 1] - y[last])
+    return float(np.exp(x[last] + share * (x[last + 1] - x[last])))

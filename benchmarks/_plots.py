@@ -13,11 +13,13 @@ COLOURS = {
     "certified_plain": "#4f6d8f",
     "corrector": "#9bbf85",
     "neighbourhood_corrected": "#5b8c5a",
+    "certified_early": "#eab676",
     "default": "#d9822b",
 }
 LABELS = {
     "default": "certified + corrector (default)",
-    "certified_plain": "certified",
+    "certified_plain": "certified, nothing corrected",
+    "certified_early": "… stopping early",
     "neighbourhood_corrected": "neighbourhood + corrector",
     "corrector": "random + corrector",
 }
@@ -63,7 +65,7 @@ def growth_picture(growth: Mapping[str, Sequence[Sequence[float]]], folder: Path
         rows, spearman, _ = zip(*curve, strict=True)
         axes.plot(rows, spearman, "o-", color=colour, label=f"{int(size):,} documents", markersize=3)
     axes.axhline(0.99, color="#888888", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", xlabel="documents encoded at a step", ylabel="Spearman of the advantages")
+    axes.set(xscale="log", xlabel="documents encoded at a refresh", ylabel="Spearman of the advantages")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(folder / "environment-growth.png")

@@ -59,14 +59,12 @@ def corpus_environment(trajectory: Trajectory, policy: RefreshPolicy, step: int)
     )
 
 
-def replay(
-    trajectory: Trajectory, policy: RefreshPolicy, oracle: Oracle, last: int | None = None
-) -> list[Step]:
+def replay(trajectory: Trajectory, policy: RefreshPolicy, oracle: Oracle) -> list[Step]:
     """Refresh at every step, compare at the audited ones."""
     environment = corpus_environment(trajectory, policy, 0)
     group = trajectory.recipe.stage2.rollouts
     steps = []
-    for step in range(trajectory.steps if last is None else last):
+    for step in range(trajectory.steps):
         encoding = 0.0
 
         def encode(texts: list[str], step: int = step) -> np.ndarray:

@@ -6,6 +6,7 @@ python benchmarks/_result.py        renders benchmarks/RESULTS.md and the README
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -55,6 +56,14 @@ def _commit() -> str:
     return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
 
 
+def code() -> str:
+    """A digest of the source that benchmarks run, committed or not."""
+    digest = hashlib.sha256()
+    for path in sorted((HERE.parent / "src").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -80,10 +89,33 @@ def render() -> str:
             f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
             "",
         ]
+        pictures = sorted((HERE.parent / "docs").glob(f"{result['name']}-*.png"))
+        parts += [line for path in pictures for line in (f"![{path.stem}](../docs/{path.name})", "")]
+        parts += _compared(result["figures"])
         parts += ["| figure | value |", "|---|--:|"]
-        parts += [f"| `{key}` | {_shown(value)} |" for key, value in result["figures"].items()]
+        flat = {key: value for key, value in result["figures"].items() if key.count(".") != 2}
+        parts += [f"| `{key}` | {_shown(value)} |" for key, value in flat.items()]
         parts.append("")
     return "\n".join(parts)
+
+
+def _compared(figures: Mapping[str, float | None]) -> list[str]:
+    """Figures named `case.arm.figure` as a table a case, an arm a row."""
+    cases: dict[str, dict[str, dict[str, float | None]]] = {}
+    for key, value in figures.items():
+        if key.count(".") == 2:
+            case, arm, figure = key.split(".")
+            cases.setdefault(case, {}).setdefault(arm, {})[figure] = value
+    lines = []
+    for case, arms in cases.items():
+        names = list(dict.fromkeys(name for arm in arms.values() for name in arm))
+        lines += [f"| {case} | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
+        lines += [
+            f"| {arm} | " + " | ".join(_shown(found.get(name)) for name in names) + " |"
+            for arm, found in arms.items()
+        ]
+        lines.append("")
+    return lines
 
 
 def _shown(value: float | None) -> str:

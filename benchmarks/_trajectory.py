@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import RefreshPolicy, RolloutBatch, VectorStore
+from searchr3.errors import SearchR3Error
 from searchr3.files import write_json
 from searchr3.model import SearchR3
 from searchr3.training.recipe import Recipe
@@ -99,6 +100,10 @@ class Trajectory:
             self.search.autocast = torch.bfloat16
         self._loaded: int | None = None
         self._fresh: dict[int, dict[int, np.ndarray]] = {}
+        self._grown: set[int] = set()
+        self._corpus: tuple[int, np.ndarray] | None = None
+        if len(self.ids) != len(self.texts):
+            raise SearchR3Error(f"{folder}: was recorded on other data; choose another folder with --work")
 
     def rollouts(self, step: int) -> tuple[np.ndarray, list[dict[str, float]]]:
         """Vectors (n, d) and relevant documents of each rollout."""
@@ -117,22 +122,28 @@ class Trajectory:
         if not place.is_file():
             vectors = self._encode(step, range(len(self.texts)))
             put(place, {"vectors": vectors.astype(KEPT)})
-        return load_file(place)["vectors"].astype(np.float32)
+        if self._corpus is None or self._corpus[0] != step:
+            self._corpus = step, load_file(place)["vectors"].astype(np.float32)
+        return self._corpus[1]
 
     def fresh(self, step: int, rows: Sequence[int]) -> np.ndarray:
         """Documents `rows` as the policy of `step` encodes them, (r, d) float32. Kept, as policies agree."""
-        known = self._fresh.setdefault(step, self._read(step))
+        if step not in self._fresh:
+            self._fresh[step] = self._read(step)
+        known = self._fresh[step]
         missing = [row for row in rows if row not in known]
         if missing:
             known.update(zip(missing, self._encode(step, missing).astype(KEPT), strict=True))
+            self._grown.add(step)
         return np.stack([known[row] for row in rows]).astype(np.float32)
 
     def keep(self) -> None:
         """Write to disk what `fresh` has encoded."""
-        for step, known in self._fresh.items():
-            if known:
-                rows = np.array(sorted(known))
-                put(self._place(step), {"rows": rows, "vectors": np.stack([known[row] for row in rows])})
+        for step in self._grown:
+            known = self._fresh[step]
+            rows = np.array(sorted(known))
+            put(self._place(step), {"rows": rows, "vectors": np.stack([known[row] for row in rows])})
+        self._grown.clear()
 
     def _place(self, step: int) -> Path:
         return self.folder / f"fresh-{step:04d}.safetensors"
@@ -149,8 +160,6 @@ class Trajectory:
     def _encode(self, step: int, rows: Sequence[int]) -> np.ndarray:
         if self._loaded != step:
             weights = load_file(self.folder / f"weights-{step:04d}.safetensors")
-            self.search.model.load_state_dict(
-                {k: torch.from_numpy(v) for k, v in weights.items()}, strict=False
-            )
+            self.search.model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
             self._loaded = step
         return self.search.encode_document([self.texts[row] for row in rows])

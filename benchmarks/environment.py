@@ -15,6 +15,9 @@ topk         the store's exact search against faiss
 Fidelity of a step is Spearman's correlation of (reward − mean of its group) with the oracle's over all
 rollouts, groups without variance included. The headline figures are those of the default policy at the worse
 of the two learning rates.
+
+On a processor without bf16 arithmetic add model.precision=fp32: it is more than twice as quick there. The
+whole takes hours on two cores, and 10 GB of disk.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ from typing import Any
 
 import numpy as np
 from _closed_loop import closed_loop
-from _growth import fidelity, rows_needed
+from _growth import drift, fidelity, rows_needed
 from _plots import fidelity_picture, growth_picture
 from _replay import Oracle, Step, replay
-from _result import arguments, write
+from _result import arguments, code, write
 from _start import beginning
 from _topk import measure
 from _trajectory import Trajectory, record
@@ -53,7 +56,7 @@ SIZE = {
     "growth": (10_000, 100_000, 1_000_000),
     "rows": (20, 40, 80, 160, 320, 640, 1280),
     "closed_documents": 2000,
-    "closed_steps": 40,
+    "closed_steps": 30,
     "closed_seeds": 5,
     "topk": 1_000_000,
 }
@@ -82,13 +85,15 @@ Makers = dict[str, Callable[[], RefreshPolicy]]
 def policies(recipe: Recipe) -> Makers:
     """Every policy at the budget of the recipe; `default` is the recipe's own."""
     stage, settings = recipe.stage2, recipe.stage2.environment
-    budget, reward = settings.budget, (settings.candidates, stage.reward.temperature)
-    assert isinstance(budget, float)
+    budget, reward = settings.limit, (settings.candidates, stage.reward.temperature)
+    if budget is None:
+        raise SearchR3Error("stage2.environment.budget: policies are compared at a budget; give one")
     return {
         "frozen": Frozen,
         "random": lambda: Random(budget),
         "neighbourhood": lambda: Neighbourhood(settings.neighbours, budget),
         "certified_plain": lambda: Certified(*reward, epsilon=0.0, max_budget=budget, correct=False),
+        "certified_early": lambda: Certified(*reward, epsilon=0.02, max_budget=budget),
         "corrector": lambda: Corrected(Random(budget)),
         "neighbourhood_corrected": lambda: Corrected(Neighbourhood(settings.neighbours, budget)),
         "default": lambda: refresh_policy(settings, stage.reward.temperature),
@@ -139,6 +144,7 @@ def growth(options: Namespace) -> dict[str, Any]:
     trajectory = trajectory_of("base", options)
     settings = trajectory.recipe.stage2.environment
     temperature, found = trajectory.recipe.stage2.reward.temperature, {}
+    steps, moved = [0, *audited(options)], {}
     for size in options.size["growth"]:
         print(f"growth: {size:,} documents", flush=True)
         rows = [count for count in options.size["rows"] if count < size]
@@ -148,8 +154,9 @@ def growth(options: Namespace) -> dict[str, Any]:
             )
             for count in rows
         ]
-        found[str(size)] = list(fidelity(trajectory, [0, *audited(options)], size, makers))
-    return found
+        found[str(size)] = list(fidelity(trajectory, steps, size, makers))
+        moved |= drift(trajectory, steps, size)
+    return {"curves": found, "drift": moved}
 
 
 def closed(options: Namespace) -> dict[str, Any]:
@@ -163,7 +170,10 @@ def closed(options: Namespace) -> dict[str, Any]:
         "data.dev_documents=500",
     )
     recipe = load_recipe("quickstart", [*options.overrides, *overrides])
-    dataset = load_dataset("python", size["closed_documents"], recipe.data.split_by)
+    place = options.work / "closed-data"
+    if not place.is_dir():
+        load_dataset("python", size["closed_documents"], recipe.data.split_by).save(place)
+    dataset = load_dataset(place)
     dev = DevSet.of(options.dataset, 1000, 3000)
     default = recipe.stage2.environment.policy
     seeds = range(size["closed_seeds"])
@@ -191,10 +201,11 @@ def figures(parts: dict[str, dict[str, Any]]) -> dict[str, float | None]:
         for policy, steps in parts[name]["policies"].items():
             rows = [Step(**{key: np.nan if v is None else v for key, v in step.items()}) for step in steps]
             found |= {f"{name}.{policy}.{key}": value for key, value in of_policy(rows).items()}
-    if trajectories:
+        found[f"{name}.audited_steps"] = sum(step["spearman"] is not None for step in steps)
+    if len(trajectories) == len(FASTER):
         found |= headline(found, trajectories)
     if "growth" in parts:
-        found |= of_growth(parts["growth"])
+        found |= of_growth(parts["growth"]["curves"]) | parts["growth"]["drift"]
     if "closed" in parts:
         found |= of_closed(parts["closed"])
     return found | parts.get("topk", {})
@@ -207,6 +218,7 @@ def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
     bounded = [step for step in checked if np.isfinite(step.bound)]
     return {
         "share_reencoded_mean": fmean(step.share for step in later),
+        "share_with_first_mean": (1 + sum(step.share for step in later)) / len(steps),
         "token_share_mean": fmean(step.token_share for step in later),
         "advantage_spearman_mean": fmean(step.spearman for step in checked),
         "advantage_spearman_min": min(step.spearman for step in checked),
@@ -219,25 +231,40 @@ def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
         "seconds_median": median(step.seconds for step in later),
         "bound_mean": fmean(step.bound for step in bounded) if bounded else None,
         "bound_held": fmean(step.reward_error <= step.bound for step in bounded) if bounded else None,
+        "bound_there": len(bounded) / len(checked),
     }
 
 
 def headline(found: dict[str, float | None], trajectories: Sequence[str]) -> dict[str, float | None]:
-    """Of the default policy, at the worse of the learning rates."""
+    """Of the default policy, at the worse of the learning rates; None where one is not defined.
 
-    def all_of(key: str) -> list[float]:
-        return [float(found[f"{name}.default.{key}"] or 0) for name in trajectories]
+    A trajectory counts if `frozen` ends at 0.90 or less and at least a fifth of its groups vary: on another
+    any policy would do.
+    """
 
-    return {
-        "share_reencoded_mean": max(all_of("share_reencoded_mean")),
-        "advantage_spearman_mean": min(all_of("advantage_spearman_mean")),
-        "advantage_spearman_min": min(all_of("advantage_spearman_min")),
-        "advantage_cosine_mean": min(all_of("advantage_cosine_mean")),
+    def worst(key: str, of: Callable[[list[float]], float]) -> float | None:
+        values = [found[f"{name}.default.{key}"] for name in trajectories]
+        known = [value for value in values if value is not None and np.isfinite(value)]
+        return of(known) if len(known) == len(values) else None
+
+    counts = {}
+    for name in trajectories:
+        frozen, varied = (
+            found[f"{name}.frozen.{key}"] for key in ("advantage_spearman_last", "groups_varied_mean")
+        )
+        counts[f"{name}.counts"] = int((frozen or 0) <= 0.9 and (varied or 0) >= 0.2)
+    if not all(counts.values()):
+        return counts
+    return counts | {
+        "share_reencoded_mean": worst("share_reencoded_mean", max),
+        "advantage_spearman_mean": worst("advantage_spearman_mean", min),
+        "advantage_spearman_min": worst("advantage_spearman_min", min),
+        "advantage_cosine_mean": worst("advantage_cosine_mean", min),
     }
 
 
 def of_growth(part: dict[str, list[list[float]]]) -> dict[str, float | None]:
-    """Rows needed at each size, and their slope over the size, both as logarithms."""
+    """Rows needed at each size, and, if all are known, their slope over the size, both as logarithms."""
     found: dict[str, float | None] = {}
     needed = {}
     for size, curve in part.items():
@@ -245,10 +272,10 @@ def of_growth(part: dict[str, list[list[float]]]) -> dict[str, float | None]:
         needed[int(size)] = found[f"rows_needed_{size}"] = rows_needed(rows, spearman)
         found[f"rows_spearman_best_{size}"] = max(spearman)
         found[f"refresh_seconds_{size}"] = median(seconds)
-    known = {size: rows for size, rows in needed.items() if rows}
-    if len(known) > 1:
-        found["rows_slope"] = float(np.polyfit(np.log(list(known)), np.log(list(known.values())), 1)[0])
-    return found
+    known = [rows for rows in needed.values() if rows is not None]
+    whole = len(known) == len(needed) > 1
+    slope = float(np.polyfit(np.log(list(needed)), np.log(known), 1)[0]) if whole else None
+    return {**found, "rows_slope": slope}
 
 
 def of_closed(part: dict[str, Any]) -> dict[str, float | None]:
@@ -263,11 +290,28 @@ def of_closed(part: dict[str, Any]) -> dict[str, float | None]:
         "closed_seeds": len(gaps),
         "closed_ndcg_full": fmean(one["ndcg"] for one in full),
         "closed_ndcg_default": fmean(one["ndcg"] for one in default),
+        "closed_ndcg_frozen": fmean(one["ndcg"] for one in part["frozen"]),
         "final_ndcg_gap": fmean(gaps),
         "final_ndcg_gap_low": None if half is None else fmean(gaps) - half,
         "final_ndcg_gap_high": None if half is None else fmean(gaps) + half,
         "tokens_saved_ratio": sum(one["tokens"] for one in full) / sum(one["tokens"] for one in default),
     }
+
+
+def refuse_another(options: Namespace) -> None:
+    """Parts that were made with other settings or another code are not passed off as this one's."""
+    place = options.work / "about.json"
+    about = {
+        "stage1": str(options.start.resolve()),
+        "recipe": load_recipe("quickstart", options.overrides).dump(),
+        "size": options.size,
+        "code": code(),
+    }
+    about = json.loads(json.dumps(about))
+    if not place.is_file():
+        write_json(place, about)
+    elif json.loads(place.read_text(encoding="utf-8")) != about:
+        raise SearchR3Error(f"{options.work}: holds parts of another run or code; choose another with --work")
 
 
 def main() -> None:
@@ -287,6 +331,7 @@ def main() -> None:
         options.dataset, options.start = beginning(
             options.work, options.overrides, options.stage1, options.data
         )
+        refuse_another(options)
         done = {}
         for name in options.parts:
             place = options.work / f"{name}.json"
@@ -300,7 +345,7 @@ def main() -> None:
         if all(name in done for name in FASTER):
             fidelity_picture({name: done[name]["policies"] for name in FASTER}, options.pictures)
         if "growth" in done:
-            growth_picture(done["growth"], options.pictures)
+            growth_picture(done["growth"]["curves"], options.pictures)
 
 
 if __name__ == "__main__":

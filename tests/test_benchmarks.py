@@ -41,6 +41,7 @@ def test_rows_needed_lie_on_the_curve(benchmark) -> None:
     assert needed([1000, 10, 100], [1.0, 0.9, 0.98]) == pytest.approx(10**2.5)  # in any order
     assert needed([10, 100], [0.995, 1.0]) == pytest.approx(10)  # fewer were not tried
     assert needed([10, 100], [0.5, 0.9]) is None
+    assert needed([10, 100, 1000], [0.98, 0.991, 0.97]) is None  # it does not stay there
 
 
 def test_growth_has_a_slope_in_logarithms(benchmark) -> None:
@@ -50,12 +51,15 @@ def test_growth_has_a_slope_in_logarithms(benchmark) -> None:
     assert found["rows_needed_10000"] == pytest.approx(2 * found["rows_needed_1000"])
     assert found["rows_slope"] == pytest.approx(math.log10(2))
     assert found["refresh_seconds_1000"] == 0.2
+    never = [[10, 0.5, 0.1], [100, 0.9, 0.2]]
+    assert benchmark("environment").of_growth({"1000": curve, "10000": never})["rows_slope"] is None
 
 
 def test_the_gap_of_the_closed_loop_is_paired(benchmark) -> None:
     full = [{"ndcg": value, "tokens": 40.0} for value in (0.50, 0.60, 0.55)]
     default = [{"ndcg": value, "tokens": 1.0} for value in (0.49, 0.60, 0.53)]
-    found = benchmark("environment").of_closed({"documents": 9, "full": full, "default": default})
+    part = {"documents": 9, "full": full, "default": default, "frozen": default}
+    found = benchmark("environment").of_closed(part)
     assert found["final_ndcg_gap"] == pytest.approx(0.01)
     assert found["final_ndcg_gap_low"] == pytest.approx(0.01 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
     assert found["tokens_saved_ratio"] == pytest.approx(40)
@@ -69,7 +73,16 @@ def test_headlines_are_those_of_the_worse_learning_rate(benchmark) -> None:
         "advantage_spearman_min",
         "advantage_cosine_mean",
     )
-    one = {f"base.default.{key}": value for key, value in zip(keys, (0.01, 0.99, 0.9, 0.98), strict=True)}
-    other = {f"five.default.{key}": value for key, value in zip(keys, (0.02, 0.98, 0.95, 0.97), strict=True)}
-    found = module.headline(one | other, ["base", "five"])
+
+    def of(name: str, frozen: float, *values: float) -> dict[str, float]:
+        found = {f"{name}.default.{key}": value for key, value in zip(keys, values, strict=True)}
+        found[f"{name}.frozen.advantage_spearman_last"] = frozen
+        return found | {f"{name}.frozen.groups_varied_mean": 0.8}
+
+    base = of("base", 0.7, 0.01, 0.99, 0.9, 0.98)
+    found = module.headline(base | of("five", 0.4, 0.02, 0.98, 0.95, 0.97), ["base", "five"])
     assert [found[key] for key in keys] == [0.02, 0.98, 0.9, 0.97]
+    lost = module.headline(base | of("five", 0.4, 0.02, math.nan, 0.95, 0.97), ["base", "five"])
+    assert lost["advantage_spearman_mean"] is None
+    tame = module.headline(base | of("five", 0.95, 0.02, 0.98, 0.95, 0.97), ["base", "five"])
+    assert tame == {"base.counts": 1, "five.counts": 0}

@@ -50,3 +50,8 @@ def test_who_draws_needs_a_budget() -> None:
     for name in ("random", "corrector"):
         with pytest.raises(ValidationError, match="`full` encodes everything"):
             EnvironmentRecipe(policy=name, budget=None)
+
+
+def test_a_budget_of_one_and_a_half_documents_is_refused() -> None:
+    with pytest.raises(ValidationError, match="neither a share below 1 nor a whole number"):
+        EnvironmentRecipe(budget=1.5)

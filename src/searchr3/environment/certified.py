@@ -54,22 +54,22 @@ class Certified(RefreshPolicy):
        and the reward by that times `rank_slope`; summed over rollouts and relevant documents, and averaged
        over the errors in U, this is a document's part. `a` takes the error from the age of u to that of c:
        errors grow as sqrt(1 − exp(−age / 8)).
-    4. Documents are encoded in falling order of their parts, until the budget is spent. N candidates are left
-       then. Those of U whose parts are as small, U′, are a uniform sample of what is left. With Y_u the mean
-       over the rollouts of what the fresh score of u alone did to the reward, rewards are expected to err by
-       at most
+    4. Documents are encoded in falling order of their parts, until the budget is spent. N candidates are
+       left then. Those of U whose parts are as small, U′, are a uniform sample of what is left. With Y_u the
+       mean over the rollouts of what the fresh score of u alone did to the reward, rewards are expected to
+       err by at most
 
            N · mean of Y_u over U′,
 
        and the bound is the upper end of its one-sided 1 − delta interval (Student's).
-    5. With epsilon > 0 encoding ends sooner where half of U finds a bound under epsilon; the other half, which
-       had no say in where, says what the bound is there. If that is above epsilon, the budget is spent and
-       it says again; each time at half of delta.
+    5. With epsilon > 0 encoding ends sooner where half of U finds a bound under epsilon; the other half,
+       which had no say in where, says what the bound is there. If that is above epsilon, the budget is
+       spent and it says again; each time at half of delta.
 
     It assumes that (1) no document from beyond the candidates comes among them, (2) what several scores do
-    together is at most the sum of what each does, (3) the mean over U′ is normal. From fewer than 16 documents,
-    or where none of them had any effect, as at temperature 0, there is no bound (infinity). How often the bound
-    holds is measured: `benchmarks/environment.py`.
+    together is at most the sum of what each does, (3) the mean over U′ is normal. From fewer than 16
+    documents, or where none of them had any effect, as at temperature 0, there is no bound (infinity). How
+    often the bound holds is measured: `benchmarks/environment.py`.
 
     Args:
         candidates, temperature: of the reward, as in `CorpusEnvironment`.

@@ -46,10 +46,19 @@ class EnvironmentRecipe(Section):
         "null: the whole corpus, exact",
     )
 
+    @property
+    def limit(self) -> float | int | None:
+        """The budget as the policies take it: a share as float, a number of documents as int."""
+        return self.budget if self.budget is None or self.budget < 1 else int(self.budget)
+
     @model_validator(mode="after")
     def _draws_end(self) -> EnvironmentRecipe:
         if self.budget is None and self.policy in ("random", "corrector"):
             raise ValueError(f"policy {self.policy} needs a budget; `full` encodes everything")
+        if self.budget is not None and self.budget > 1 and self.budget != int(self.budget):
+            raise ValueError(
+                f"budget {self.budget} is neither a share below 1 nor a whole number of documents"
+            )
         return self
 
 
@@ -62,7 +71,7 @@ def refresh_policy(recipe: EnvironmentRecipe, temperature: float, seed: int = 0)
     """
     from searchr3.environment import Certified, Corrected, Frozen, Full, Neighbourhood, Random
 
-    budget = recipe.budget if recipe.budget is None or recipe.budget < 1 else int(recipe.budget)
+    budget = recipe.limit
     if recipe.policy == "full":
         return Full()
     if recipe.policy == "frozen":
