@@ -177,10 +177,15 @@ def closed(options: Namespace) -> dict[str, Any]:
     dev = DevSet.of(options.dataset, 1000, 3000)
     default = recipe.stage2.environment.policy
     seeds = range(size["closed_seeds"])
-    found = closed_loop(
-        options.work / "closed", options.start, dataset, dev, recipe, ("full", default), seeds
-    )
-    return {"documents": len(dataset.training_corpus()), "full": found["full"], "default": found[default]}
+    arms = ("full", default, "frozen")
+    found = closed_loop(options.work / "closed", options.start, dataset, dev, recipe, arms, seeds)
+    documents = len(dataset.training_corpus())
+    return {
+        "documents": documents,
+        "full": found["full"],
+        "default": found[default],
+        "frozen": found["frozen"],
+    }
 
 
 PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
