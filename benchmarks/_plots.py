@@ -66,6 +66,8 @@ def growth_picture(growth: Mapping[str, Sequence[Sequence[float]]], folder: Path
         axes.plot(rows, spearman, "o-", color=colour, label=f"{int(size):,} documents", markersize=3)
     axes.axhline(0.99, color="#888888", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="documents encoded at a refresh", ylabel="Spearman of the advantages")
+    axes.set_xticks(rows, [f"{count:.0f}" for count in rows])
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(folder / "environment-growth.png")
