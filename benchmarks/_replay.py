@@ -9,7 +9,7 @@ import numpy as np
 from _trajectory import Trajectory
 
 from searchr3.environment import CorpusEnvironment, Frozen, RefreshPolicy, Scores
-from searchr3.environment.fidelity import advantage_cosine, advantage_spearman, cosine
+from searchr3.environment.fidelity import advantage_cosine, advantage_spearman, cosine, top10_overlap
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def corpus_environment(trajectory: Trajectory, policy: RefreshPolicy, step: int)
         stage.reward.temperature,
         trajectory.corpus(step),
         step,
+        lengths=trajectory.tokens,
     )
 
 
@@ -82,7 +83,7 @@ def replay(trajectory: Trajectory, policy: RefreshPolicy, oracle: Oracle) -> lis
             step=step,
             rows=report.documents,
             share=report.share_reencoded,
-            token_share=float(trajectory.tokens[report.rows].sum() / trajectory.tokens.sum()),
+            token_share=report.share_tokens,
             seconds=report.seconds - encoding,
             bound=certificate.bound if certificate else float("nan"),
         )
@@ -103,13 +104,12 @@ def compare(
     """Scores by the environment against the oracle's."""
     scores, true = environment.score(vectors, relevant), oracle.scores(step)
     spread = true.reward.reshape(-1, group).std(axis=1)
-    overlap = [len(np.intersect1d(a[:10], b[:10])) for a, b in zip(scores.hits, true.hits, strict=True)]
     return {
         "reward": float(true.reward.mean()),
         "reward_error": float(np.abs(scores.reward - true.reward).mean()),
         "spearman": advantage_spearman(scores.reward, true.reward, group),
         "cosine": advantage_cosine(scores.reward, true.reward, group),
-        "top10": float(np.mean(overlap)) / 10,
+        "top10": top10_overlap(scores.hits, true.hits),
         "drift": float(
             1 - cosine(environment.store.take(slice(None)), oracle.trajectory.corpus(step)).mean()
         ),

@@ -12,8 +12,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 from searchr3.files import write_json, write_text
 
@@ -54,6 +55,17 @@ def _commit() -> str:
         ["git", "status", "--porcelain", "src"], cwd=HERE.parent, capture_output=True, text=True, check=False
     )
     return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean of paired differences and Student's 95 % interval; no interval for a single pair."""
+    from scipy.stats import t
+
+    mean = fmean(differences)
+    if len(differences) < 2:
+        return mean, None, None
+    half = float(t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def code() -> str:

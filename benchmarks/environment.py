@@ -27,7 +27,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from _closed_loop import closed_loop
 from _growth import drift, fidelity, rows_needed
 from _plots import fidelity_picture, growth_picture
 from _replay import Oracle, Step, replay
-from _result import arguments, code, write
+from _result import arguments, code, interval, write
 from _start import beginning
 from _topk import measure
 from _trajectory import Trajectory, record
@@ -179,13 +179,8 @@ def closed(options: Namespace) -> dict[str, Any]:
     seeds = range(size["closed_seeds"])
     arms = ("full", default, "frozen")
     found = closed_loop(options.work / "closed", options.start, dataset, dev, recipe, arms, seeds)
-    documents = len(dataset.training_corpus())
-    return {
-        "documents": documents,
-        "full": found["full"],
-        "default": found[default],
-        "frozen": found["frozen"],
-    }
+    outcomes = {"full": found["full"], "default": found[default], "frozen": found["frozen"]}
+    return {"documents": len(dataset.training_corpus()), **outcomes}
 
 
 PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
@@ -285,20 +280,18 @@ def of_growth(part: dict[str, list[list[float]]]) -> dict[str, float | None]:
 
 def of_closed(part: dict[str, Any]) -> dict[str, float | None]:
     """The gap (full − default) with Student's 95 % interval over the seeds, and what was saved."""
-    from scipy.stats import t
-
     full, default = part["full"], part["default"]
     gaps = [a["ndcg"] - b["ndcg"] for a, b in zip(full, default, strict=True)]
-    half = float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+    gap, low, high = interval(gaps)
     return {
         "closed_documents": part["documents"],
         "closed_seeds": len(gaps),
         "closed_ndcg_full": fmean(one["ndcg"] for one in full),
         "closed_ndcg_default": fmean(one["ndcg"] for one in default),
         "closed_ndcg_frozen": fmean(one["ndcg"] for one in part["frozen"]),
-        "final_ndcg_gap": fmean(gaps),
-        "final_ndcg_gap_low": None if half is None else fmean(gaps) - half,
-        "final_ndcg_gap_high": None if half is None else fmean(gaps) + half,
+        "final_ndcg_gap": gap,
+        "final_ndcg_gap_low": low,
+        "final_ndcg_gap_high": high,
         "tokens_saved_ratio": sum(one["tokens"] for one in full) / sum(one["tokens"] for one in default),
     }
 

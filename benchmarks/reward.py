@@ -19,11 +19,11 @@ import shutil
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _result import arguments, write
+from _result import arguments, interval, write
 from _start import beginning
 
 from searchr3.dataset import RetrievalDataset
@@ -166,17 +166,6 @@ def start(
         raise SearchR3Error(f"{place.parent}: holds another study; choose another folder with --work")
     kept = [key not in dataset.held_out for key in dataset.corpus]
     return known["figures"], load_file(vectors)["documents"][kept]
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean of paired differences and Student's 95 % interval; no interval for a single pair."""
-    from scipy.stats import t
-
-    mean = fmean(differences)
-    if len(differences) < 2:
-        return mean, None, None
-    half = float(t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
-    return mean, mean - half, mean + half
 
 
 def figures(

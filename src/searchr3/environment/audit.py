@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from searchr3.environment.environment import CorpusEnvironment, Relevant
-from searchr3.environment.fidelity import advantage_cosine, advantage_spearman, cosine
+from searchr3.environment.fidelity import advantage_cosine, advantage_spearman, cosine, top10_overlap
 
 AGES = (10, 50, 90, 100)  # percentiles of the ages that an audit reports
 
@@ -103,13 +103,12 @@ def audit(
     error = np.abs(scores.reward - oracle.reward).reshape(-1, group).mean(axis=1)
     whole = len(rows) == len(store)
     unseen = drawn[:0] if whole else np.setdiff1d(drawn, looked_at)
-    overlap = [len(np.intersect1d(a[:10], b[:10])) for a, b in zip(scores.hits, oracle.hits, strict=True)]
     return Audit(
         reward_error=float(error.mean()),
         reward_error_ci=_half_width(error),
         advantage_spearman=advantage_spearman(scores.reward, oracle.reward, group),
         advantage_cosine=advantage_cosine(scores.reward, oracle.reward, group),
-        top10_overlap=float(np.mean(overlap)) / min(10, len(store)),
+        top10_overlap=top10_overlap(scores.hits, oracle.hits),
         drift=float(moved.mean()),
         drift_ci=0.0 if whole else _half_width(moved),
         missed=float(np.isin(unseen, oracle.candidates).mean()) if len(unseen) else 0.0,

@@ -38,6 +38,12 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", a, b) / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
+def top10_overlap(hits: np.ndarray, oracle: np.ndarray) -> float:
+    """Mean share of the oracle's first ten hits, (n, k) rows each, that are among the first ten of `hits`."""
+    pairs = [(a[:10], b[:10]) for a, b in zip(hits, oracle, strict=True)]
+    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in pairs]))
+
+
 def _centred(rewards: np.ndarray, group: int) -> np.ndarray:
     """Rewards less the mean of their group, (n / group, group) float64, rounded so that equal ones tie."""
     groups = np.asarray(rewards, dtype=np.float64).reshape(-1, group)
