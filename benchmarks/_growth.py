@@ -7,11 +7,11 @@ as an edited copy would, and drifts as a, b and c together; how far, next to the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
+from _replay import Timed
 from _trajectory import Trajectory
 
 from searchr3.environment import CorpusEnvironment, Frozen, RefreshPolicy
@@ -83,19 +83,10 @@ def fidelity(
         played = environment(make(), start, steps[0])
         rows, found, seconds = [], [], []
         for step in steps[1:]:
-            encoding = 0.0
-
-            def encode(texts: list[str], step: int = step) -> np.ndarray:
-                nonlocal encoding
-                started = time.perf_counter()
-                vectors = corpus.at(step, np.array([int(text) for text in texts]))
-                encoding += time.perf_counter() - started
-                return vectors
-
-            played.encode = encode
+            played.encode = encode = Timed(lambda rows, step=step: corpus.at(step, rows))
             report = played.refresh(*trajectory.rollouts(step), step)
             rows.append(report.documents)
-            seconds.append(report.seconds - encoding)
+            seconds.append(report.seconds - encode.seconds)
             scores = played.score(*trajectory.rollouts(step))
             found.append(advantage_spearman(scores.reward, oracle[step], group))
         yield float(np.mean(rows)), float(np.mean(found)), float(np.mean(seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +30,19 @@ class Step:
     top10: float = float("nan")
     drift: float = float("nan")
     varied: float = float("nan")
+
+
+class Timed:
+    """An environment's `encode` that looks vectors up by row number, and how long it took."""
+
+    def __init__(self, look_up: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.look_up, self.seconds = look_up, 0.0
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        started = time.perf_counter()
+        vectors = self.look_up(np.array([int(text) for text in texts]))
+        self.seconds += time.perf_counter() - started
+        return vectors
 
 
 class Oracle:
@@ -66,16 +80,7 @@ def replay(trajectory: Trajectory, policy: RefreshPolicy, oracle: Oracle) -> lis
     group = trajectory.recipe.stage2.rollouts
     steps = []
     for step in range(trajectory.steps):
-        encoding = 0.0
-
-        def encode(texts: list[str], step: int = step) -> np.ndarray:
-            nonlocal encoding
-            started = time.perf_counter()
-            vectors = trajectory.fresh(step, [int(text) for text in texts])
-            encoding += time.perf_counter() - started
-            return vectors
-
-        environment.encode = encode
+        environment.encode = encode = Timed(lambda rows, step=step: trajectory.fresh(step, rows.tolist()))
         vectors, relevant = trajectory.rollouts(step)
         report = environment.refresh(vectors, relevant, step)
         certificate = getattr(policy, "certificate", None)
@@ -84,7 +89,7 @@ def replay(trajectory: Trajectory, policy: RefreshPolicy, oracle: Oracle) -> lis
             rows=report.documents,
             share=report.share_reencoded,
             token_share=report.share_tokens,
-            seconds=report.seconds - encoding,
+            seconds=report.seconds - encode.seconds,
             bound=certificate.bound if certificate else float("nan"),
         )
         if step in oracle.audited:
