@@ -13,6 +13,19 @@ from searchr3.errors import DataError, ModelError
 from searchr3.ranking import METRICS, greatest_length, highest, merged, top_k, trec_metrics
 
 
+def peak_of_top_k(queries: np.ndarray, documents: np.ndarray, **limits: int) -> int:
+    """Bytes at the peak of a search for ten hits, with other limits of `searchr3.ranking`."""
+    with pytest.MonkeyPatch.context() as monkey:
+        for name, limit in limits.items():
+            monkey.setattr(f"searchr3.ranking.{name}", limit)
+        tracemalloc.start()
+        try:
+            top_k(queries, documents, 10)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
 def brute(queries, documents, k):
     exact = (queries.astype(np.float64) @ documents.astype(np.float64).T).astype(np.float32)
     rows = np.argsort(-exact, axis=1, kind="stable")[:, :k]
@@ -86,17 +99,7 @@ def test_float16_documents_are_never_all_widened():
     documents = np.random.default_rng(4).normal(size=(40_000, 64)).astype(np.float16)
     queries = documents[:3].astype(np.float32)
     top_k(queries, documents[:100], 10)  # imports are not counted
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr("searchr3.ranking._BLOCK", 2**16)
-    monkey.setattr("searchr3.ranking._ROWS", 1024)
-    tracemalloc.start()
-    try:
-        top_k(queries, documents, 10)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-        monkey.undo()
-    assert peak < 0.2 * documents.size * 4
+    assert peak_of_top_k(queries, documents, _BLOCK=2**16, _ROWS=1024) < 0.2 * documents.size * 4
 
 
 def test_faiss_is_left_as_it_was():
@@ -142,16 +145,7 @@ def test_top_k_never_holds_the_whole_matrix(equal):
         documents[:] = documents[0]
     queries = rng.normal(size=(4000, 8)).astype(np.float32)[: 400 if equal else None]
     top_k(queries[:1], documents, 10)  # imports are not counted
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr("searchr3.ranking._SCAN", 2**20)
-    tracemalloc.start()
-    try:
-        top_k(queries, documents, 10)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-        monkey.undo()
-    assert peak < 0.5 * queries.shape[0] * documents.shape[0] * 4
+    assert peak_of_top_k(queries, documents, _SCAN=2**20) < 0.5 * queries.shape[0] * documents.shape[0] * 4
 
 
 def test_top_k_refuses_what_it_cannot_rank():
