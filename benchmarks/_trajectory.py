@@ -21,6 +21,7 @@ from searchr3.environment import RefreshPolicy, RolloutBatch, VectorStore
 from searchr3.errors import SearchR3Error
 from searchr3.files import write_json
 from searchr3.model import SearchR3
+from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
 from searchr3.training.stage2 import train_stage2
@@ -96,8 +97,7 @@ class Trajectory:
         self.tokens = np.array(meta["tokens"])
         self.steps = len(list(folder.glob("rollouts-*.safetensors")))
         self.search = SearchR3(start, batch_size=self.recipe.model.batch_size, dtype="float32")
-        if self.recipe.model.precision == "bf16":
-            self.search.autocast = torch.bfloat16
+        self.search.autocast = precision(self.recipe)
         self._loaded: int | None = None
         self._fresh: dict[int, dict[int, np.ndarray]] = {}
         self._grown: set[int] = set()

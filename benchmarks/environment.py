@@ -16,8 +16,7 @@ Fidelity of a step is Spearman's correlation of (reward − mean of its group) w
 rollouts, groups without variance included. The headline figures are those of the default policy at the worse
 of the two learning rates.
 
-On a processor without bf16 arithmetic add model.precision=fp32: it is more than twice as quick there. The
-whole takes hours on two cores, and 10 GB of disk.
+The whole takes hours on two cores, and 10 GB of disk.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def measure(
 def evaluated(search: SearchR3, dataset: RetrievalDataset, recipe: Recipe) -> Results:
     """The whole dev split against the whole corpus."""
     from searchr3.evaluation import evaluate
-    from searchr3.training.common import precision
+    from searchr3.training.precision import precision
 
     search.autocast = precision(recipe)
     return evaluate(search, dataset, split="dev", baselines=(), max_new_tokens=recipe.model.max_new_tokens)

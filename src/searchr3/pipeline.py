@@ -196,7 +196,7 @@ class RunFolder:
         self, name: str, model: SearchR3, dataset: RetrievalDataset, baselines: tuple[Run, ...] | None
     ) -> Results:
         from searchr3.evaluation import evaluate
-        from searchr3.training.common import precision
+        from searchr3.training.precision import precision
 
         model.autocast = precision(self.recipe)
         return evaluate(

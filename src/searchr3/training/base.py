@@ -28,6 +28,7 @@ from transformers import (
 
 from searchr3.errors import DataError
 from searchr3.files import new_folder
+from searchr3.training.precision import computes_bf16
 
 CHATML = (
     "{% for message in messages %}"
@@ -196,7 +197,7 @@ def make_base(
         weight_decay=0.1,
         adam_beta2=0.98,
         max_grad_norm=1.0,
-        bf16=True,
+        bf16=computes_bf16(),
         use_cpu=not torch.cuda.is_available(),
         logging_steps=20,
         dataloader_drop_last=True,

@@ -23,15 +23,11 @@ from searchr3.errors import DataError, RecipeError
 from searchr3.model import SearchR3
 from searchr3.training.checkpoints import BEST, WholeCheckpoints
 from searchr3.training.dev import DevSet
+from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe, SelectionRecipe
 
 Tell = Callable[[dict[str, Any]], None]
 """Receives progress: `stage`, `step`, `steps`, and the newest figures."""
-
-
-def precision(recipe: Recipe) -> torch.dtype | None:
-    """Autocast type of forward passes, None for float32."""
-    return torch.bfloat16 if recipe.model.precision == "bf16" else None
 
 
 def arguments(recipe: Recipe, stage: SelectionRecipe, folder: Path) -> dict[str, Any]:
@@ -45,7 +41,7 @@ def arguments(recipe: Recipe, stage: SelectionRecipe, folder: Path) -> dict[str,
         "lr_scheduler_type": stage.schedule,
         "weight_decay": stage.weight_decay,
         "max_grad_norm": stage.max_grad_norm,
-        "bf16": recipe.model.precision == "bf16",
+        "bf16": precision(recipe) is not None,
         "use_cpu": not torch.cuda.is_available(),
         "eval_strategy": "steps",
         "eval_steps": stage.evaluate_every,

@@ -57,8 +57,10 @@ class ModelRecipe(Section):
     )
     max_length: Count = Field(1024, description="most tokens of template and text; reasoning comes on top")
     max_new_tokens: Count = Field(128, description="most tokens of reasoning")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="of forward passes; weights and optimizer stay float32"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="of forward passes (weights and optimizer stay float32); `auto`: `bf16` where the "
+        "processor computes in it, else `fp32`",
     )
     lora: LoraRecipe | None = Field(None, description="train adapters instead of all weights")
     batch_size: Count = Field(64, description="most texts in one encoding forward")

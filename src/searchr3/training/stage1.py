@@ -36,10 +36,10 @@ from searchr3.training.common import (
     arguments,
     callbacks,
     curve,
-    precision,
 )
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, Outputs, forward
+from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 
 CHAT_REPLY_TOKENS = 24

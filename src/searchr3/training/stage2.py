@@ -40,7 +40,6 @@ from searchr3.training.common import (
     arguments,
     callbacks,
     curve,
-    precision,
     relevant_documents,
 )
 from searchr3.training.contrastive import CachedTerm, ContrastiveTerm
@@ -49,6 +48,7 @@ from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, forward
 from searchr3.training.groups import Rollouts, with_direct
 from searchr3.training.health import HealthMonitor
+from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
 
