@@ -112,37 +112,30 @@ class Certified(RefreshPolicy):
         room = rows_within(self.max_budget, store, step)
         draw = np.random.default_rng((self.seed, step, room))
         draws = max(2, int(self.calibration * room))  # rows of each draw
+        stale = store.version != step
         relevant = np.unique(np.concatenate([judged.rows for judged in batch.relevant]))
-        first = relevant[store.version[relevant] != step]
-        room = max(0, room - len(first))
+        first = relevant[stale[relevant]]
         if self.corrector:
-            others = np.setdiff1d(np.flatnonzero(store.version != step), first)
-            drawn = draw.choice(others, min(draws, room, len(others)), replace=False)
-            first, room = np.concatenate([first, drawn]), room - len(drawn)
-            old = store.take(first).copy()
+            others = np.setdiff1d(np.flatnonzero(stale), first)
+            size = min(draws, max(0, room - len(first)), len(others))
+            first = np.concatenate([first, draw.choice(others, size, replace=False)])
+        old = store.take(first).copy()
         yield first
-        if self.corrector and len(first) > 1:
-            self.corrector.fit(old, store.take(first), step)
-            store.transform(self.corrector, skip=np.flatnonzero(store.version == step))
+        self._correct(store, first, old, step)
 
-        found = score_rollouts(store, batch, self.candidates, self.temperature)
-        stale = (found.candidates >= 0) & (store.version[found.candidates] != step)
-        growth = np.sqrt(1 - np.exp(-np.maximum(store.staleness(step), 0) / MEMORY))
-        rows = np.unique(found.candidates[stale])
-        sample = draw.choice(rows, min(draws, room, len(rows)), replace=False)
+        room = max(0, room - len(first))
+        seen = _Seen.of(store, batch, step, self.candidates, self.temperature)
+        sample = draw.choice(seen.rows, min(draws, room, len(seen.rows)), replace=False)
         if not len(sample):  # nothing is stale, or nothing may be looked at
-            self.certificate = Certificate(np.inf if len(rows) else 0.0, len(first), not len(rows))
+            rest = len(seen.rows)
+            self.certificate = Certificate(np.inf if rest else 0.0, len(first), not rest)
             return
         old = store.take(sample).copy()
         yield sample
-        errors = self._errors(found, stale, batch, sample, store.take(sample) - old) / growth[sample]
-        order, parts = self._order(found, stale, growth, errors)
-        mine = np.isin(order, sample)
-        effects = self._effects(found, batch, store, order[mine])
-        most = min(room - len(sample), len(rows) - len(sample))
-        enough, bound = self._enough(parts[~mine], parts[mine], effects, most)
-        yield order[~mine][:enough]
-        self.certificate = Certificate(bound, len(first) + len(sample) + enough, bound <= self.epsilon)
+        last, bound = self._last(store, seen, sample, store.take(sample) - old, room - len(sample))
+        yield last
+        rows = len(first) + len(sample) + len(last)
+        self.certificate = Certificate(bound, rows, bound <= self.epsilon)
 
     def metrics(self) -> dict[str, float]:
         found = self.certificate
@@ -155,68 +148,25 @@ class Certified(RefreshPolicy):
         if self.corrector:
             self.corrector.load_state_dict(unnested("corrector", state))
 
-    def _errors(
-        self, found: Scores, stale: np.ndarray, batch: RolloutBatch, sample: np.ndarray, moved: np.ndarray
-    ) -> np.ndarray:
-        """How far the score of each of `sample` was off, (|U|,): the mean over the rollouts it counts for.
+    def _correct(self, store: VectorStore, rows: np.ndarray, old: np.ndarray, step: int) -> None:
+        if self.corrector and len(rows) > 1:
+            self.corrector.fit(old, store.take(rows), step)
+            store.transform(self.corrector, skip=np.flatnonzero(store.version == step))
+
+    def _last(
+        self, store: VectorStore, seen: _Seen, sample: np.ndarray, moved: np.ndarray, room: int
+    ) -> tuple[np.ndarray, float]:
+        """What to encode after the sample, at most `room` rows, and the bound then.
 
         Args:
-            moved: (|U|, d), its vectors' moves.
+            moved: (|U|, d), how far the sample's vectors were off.
         """
-        total, count = np.zeros(len(sample)), np.zeros(len(sample))
-        order = np.argsort(sample)
-        for i, rows in enumerate(found.candidates):
-            mine = rows[stale[i] & np.isin(rows, sample)]
-            place = order[np.searchsorted(sample, mine, sorter=order)]
-            total[place] += moved[place] @ batch.vectors[i]
-            count[place] += 1
-        return total / np.maximum(count, 1)
-
-    def _order(
-        self, found: Scores, stale: np.ndarray, growth: np.ndarray, errors: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Stale candidates by falling part, (r,) rows, and these parts, (r,).
-
-        Args:
-            stale: (n, c), which candidates are, the sample among them.
-            growth: (m,), how errors grow with the age of each document.
-            errors: (|U|,), those of the sample at full growth.
-        """
-        slopes, widths = _slopes(found, self.temperature)
-        parts = np.zeros(len(growth))
-        for i, rows in enumerate(found.candidates):
-            columns = np.flatnonzero(stale[i])
-            shift = growth[rows[columns], None] * errors
-            for d in np.flatnonzero(found.grades[i] > 0):
-                gap = (found.scores[i, columns] - found.scores[i, d])[:, None]
-                moved = np.abs(_sigmoid((gap + shift) / widths[i]) - _sigmoid(gap / widths[i]))
-                parts[rows[columns]] += slopes[i, d] * moved.mean(axis=1)
-        rows = np.unique(found.candidates[stale])
-        rows = rows[np.lexsort((rows, -parts[rows]))]
-        return rows, parts[rows]
-
-    def _effects(
-        self, found: Scores, batch: RolloutBatch, store: VectorStore, sample: np.ndarray
-    ) -> np.ndarray:
-        """Y: what the fresh score of each of `sample` alone does to the mean reward, (|U|,)."""
-        effects = np.zeros(len(sample))
-        place = {row: u for u, row in enumerate(sample.tolist())}
-        fresh = store.take(sample)
-        for i, rows in enumerate(found.candidates):
-            columns = np.flatnonzero(np.isin(rows, sample))
-            if not len(columns):
-                continue
-            which = np.array([place[row] for row in rows[columns].tolist()])
-            lists = np.tile(found.scores[i], (1 + len(columns), 1))  # as it was, then with each one mended
-            lists[1 + np.arange(len(columns)), columns] = fresh[which] @ batch.vectors[i]
-            rewards = soft_ndcg(
-                torch.from_numpy(lists),
-                torch.from_numpy(np.tile(found.grades[i], (len(lists), 1))),
-                self.temperature,
-                torch.from_numpy(np.tile(rows >= 0, (len(lists), 1))),
-            ).numpy()
-            effects[which] += np.abs(rewards[1:] - rewards[0])
-        return effects / len(found.candidates)
+        order, parts = seen.order(seen.errors(sample, moved))
+        mine = np.isin(order, sample)
+        effects = seen.effects(order[mine], store.take(order[mine]))
+        most = min(room, len(order) - len(sample))
+        enough, bound = self._enough(parts[~mine], parts[mine], effects, most)
+        return order[~mine][:enough], bound
 
     def _enough(
         self, parts: np.ndarray, sampled: np.ndarray, effects: np.ndarray, most: int
@@ -251,6 +201,92 @@ class Certified(RefreshPolicy):
         normal = NormalDist().inv_cdf(1 - self.delta / (2 if self.epsilon else 1))  # two looks with epsilon
         student = normal + (normal**3 + normal) / (4 * (size - 1))  # the quantile's expansion in 1/freedom
         return float(left * (effects.mean() + student * effects.std(ddof=1) / np.sqrt(size)))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the rollouts see of the corpus before the sample is encoded.
+
+    Attributes:
+        stale: (n, c) bool, which candidates are.
+        growth: (m,), how the errors of each document grow with its age.
+        rows: (r,), the stale candidates of all rollouts.
+    """
+
+    batch: RolloutBatch
+    temperature: float
+    found: Scores
+    stale: np.ndarray
+    growth: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(
+        cls, store: VectorStore, batch: RolloutBatch, step: int, candidates: int, temperature: float
+    ) -> _Seen:
+        found = score_rollouts(store, batch, candidates, temperature)
+        stale = (found.candidates >= 0) & (store.version[found.candidates] != step)
+        growth = np.sqrt(1 - np.exp(-np.maximum(store.staleness(step), 0) / MEMORY))
+        return cls(batch, temperature, found, stale, growth, np.unique(found.candidates[stale]))
+
+    def errors(self, sample: np.ndarray, moved: np.ndarray) -> np.ndarray:
+        """How far the score of each of `sample` was off, at full growth, (|U|,): the mean over its rollouts.
+
+        Args:
+            moved: (|U|, d), its vectors' moves.
+        """
+        total, count = np.zeros(len(sample)), np.zeros(len(sample))
+        order = np.argsort(sample)
+        for i, rows in enumerate(self.found.candidates):
+            mine = rows[self.stale[i] & np.isin(rows, sample)]
+            place = order[np.searchsorted(sample, mine, sorter=order)]
+            total[place] += moved[place] @ self.batch.vectors[i]
+            count[place] += 1
+        return total / np.maximum(count, 1) / self.growth[sample]
+
+    def order(self, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Stale candidates by falling part, (r,) rows, and these parts, (r,).
+
+        Args:
+            errors: (|U|,), those of the sample at full growth.
+        """
+        found = self.found
+        slopes, widths = _slopes(found, self.temperature)
+        parts = np.zeros(len(self.growth))
+        for i, rows in enumerate(found.candidates):
+            columns = np.flatnonzero(self.stale[i])
+            shift = self.growth[rows[columns], None] * errors
+            for d in np.flatnonzero(found.grades[i] > 0):
+                gap = (found.scores[i, columns] - found.scores[i, d])[:, None]
+                moved = np.abs(_sigmoid((gap + shift) / widths[i]) - _sigmoid(gap / widths[i]))
+                parts[rows[columns]] += slopes[i, d] * moved.mean(axis=1)
+        rows = self.rows[np.lexsort((self.rows, -parts[self.rows]))]
+        return rows, parts[rows]
+
+    def effects(self, sample: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+        """Y: what the fresh score of each of `sample` alone does to the mean reward, (|U|,).
+
+        Args:
+            fresh: (|U|, d), its vectors.
+        """
+        found = self.found
+        effects = np.zeros(len(sample))
+        place = {row: u for u, row in enumerate(sample.tolist())}
+        for i, rows in enumerate(found.candidates):
+            columns = np.flatnonzero(np.isin(rows, sample))
+            if not len(columns):
+                continue
+            which = np.array([place[row] for row in rows[columns].tolist()])
+            lists = np.tile(found.scores[i], (1 + len(columns), 1))  # as it was, then with each one mended
+            lists[1 + np.arange(len(columns)), columns] = fresh[which] @ self.batch.vectors[i]
+            rewards = soft_ndcg(
+                torch.from_numpy(lists),
+                torch.from_numpy(np.tile(found.grades[i], (len(lists), 1))),
+                self.temperature,
+                torch.from_numpy(np.tile(rows >= 0, (len(lists), 1))),
+            ).numpy()
+            effects[which] += np.abs(rewards[1:] - rewards[0])
+        return effects / len(found.candidates)
 
 
 def _slopes(found: Scores, temperature: float) -> tuple[np.ndarray, np.ndarray]:
