@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from searchr3.dataset import RetrievalDataset
@@ -30,8 +30,9 @@ def closed_loop(
 ) -> dict[str, list[Outcome]]:
     """What each policy ends with, seed by seed. Finished runs are read from `folder`, interrupted ones go on.
 
-    An outcome is `ndcg`, the mean of `direct` and `reasoned` nDCG@10 on `dev` at the last checkpoint; and
-    `tokens`, what the refreshes encoded in units of the corpus.
+    An outcome is `ndcg`, the mean of `direct` and `reasoned` nDCG@10 on `dev` at the last checkpoint; and, in
+    units of the corpus, `tokens`, what the refreshes encoded, the first encoding included, and
+    `contrastive_tokens`, what the contrastive term had to, for it takes no stale vector.
     """
     found: dict[str, list[Outcome]] = {policy: [] for policy in policies}
     for seed in seeds:  # seed by seed: a loop cut short still holds whole pairs
@@ -60,5 +61,10 @@ def _run(folder: Path, start: Path, dataset: RetrievalDataset, dev: DevSet, reci
         "ndcg": (figures["direct"] + figures["reasoned"]) / 2,
         "direct": figures["direct"],
         "reasoned": figures["reasoned"],
-        "tokens": sum(row["environment_share_tokens"] for row in curve if "environment_share_tokens" in row),
+        "tokens": _total(curve, "environment_share_tokens"),
+        "contrastive_tokens": _total(curve, "contrastive_share_tokens"),
     }
+
+
+def _total(curve: Sequence[Mapping[str, float]], name: str) -> float:
+    return sum(row.get(name, 0.0) for row in curve)

@@ -3,6 +3,8 @@
 Up to what is installed the documents and their drift are real. Beyond it they are simulated: document x is
 `a + η (b − c)`, to unit length, for three real documents drawn at random, at every step. So it lies near a,
 as an edited copy would, and drifts as a, b and c together; how far, next to the real ones, is published.
+Every training step is played, with its own drift; only what a policy asks for is encoded between the audited
+steps.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ _CHUNK = 65_536
 
 
 class Corpus:
-    """`size` documents at any audited step: first real ones, those that the rollouts want among them."""
+    """`size` documents at any step: first real ones, those that the rollouts of `steps` want among them."""
 
-    def __init__(self, trajectory: Trajectory, steps: Sequence[int], size: int, seed: int = 0) -> None:
+    def __init__(
+        self, trajectory: Trajectory, steps: Sequence[int], audited: Sequence[int], size: int, seed: int = 0
+    ) -> None:
         draw = np.random.default_rng((seed, size))
         ids = {key for step in steps for one in trajectory.rollouts(step)[1] for key in one}
         place = {key: row for row, key in enumerate(trajectory.ids)}
@@ -32,20 +36,28 @@ class Corpus:
         others = draw.permutation(np.setdiff1d(np.arange(len(place)), wanted))
         self.real = np.concatenate([wanted, others])[:size]
         self.parents = draw.integers(len(self.real), size=(max(0, size - len(self.real)), 3))
-        self.trajectory, self.size = trajectory, size
+        self.trajectory, self.audited, self.size = trajectory, set(audited), size
         self.ids = [trajectory.ids[row] for row in self.real]
         self.ids += [f"simulated-{row}" for row in range(len(self.parents))]
 
     def at(self, step: int, rows: np.ndarray) -> np.ndarray:
-        """Vectors of `rows` at an audited step, (r, d) float32."""
-        source = self.trajectory.corpus(step)[self.real]
-        found = np.empty((len(rows), source.shape[1]), dtype=np.float32)
+        """Vectors of `rows` as the policy of `step` encodes them, (r, d) float32."""
         known = rows < len(self.real)
-        found[known] = source[rows[known]]
-        a, b, c = (source[parent] for parent in self.parents[rows[~known] - len(self.real)].T)
+        parents = self.parents[rows[~known] - len(self.real)]
+        sources, place = np.unique(np.concatenate([rows[known], parents.ravel()]), return_inverse=True)
+        source = self._real(step, self.real[sources])
+        here = int(known.sum())
+        found = np.empty((len(rows), source.shape[1]), dtype=np.float32)
+        found[known] = source[place[:here]]
+        a, b, c = (source[parent] for parent in place[here:].reshape(-1, 3).T)
         edited = a + EDIT * (b - c)
         found[~known] = edited / np.linalg.norm(edited, axis=1, keepdims=True)
         return found
+
+    def _real(self, step: int, rows: np.ndarray) -> np.ndarray:
+        if step in self.audited:
+            return self.trajectory.corpus(step)[rows]
+        return self.trajectory.fresh(step, rows.tolist())
 
     def whole(self, step: int) -> np.ndarray:
         chunks = (np.arange(start, min(start + _CHUNK, self.size)) for start in range(0, self.size, _CHUNK))
@@ -57,17 +69,18 @@ class Corpus:
 
 def fidelity(
     trajectory: Trajectory,
-    steps: Sequence[int],
+    steps: int,
+    audited: Sequence[int],
     size: int,
     policies: Sequence[Callable[[], RefreshPolicy]],
 ) -> Iterator[tuple[float, float, float]]:
-    """For each policy: rows a step, mean Spearman over `steps` after the first, seconds a step.
+    """For each policy: rows a step, mean Spearman over the `audited` steps, seconds a step without encoding.
 
-    Seconds are without encoding. One refresh stands for all the training steps between two audited ones, so
-    the drift that it meets is as many times larger.
+    The corpus is as of step 0; all steps from 1 to `steps` are played.
     """
-    corpus, group = Corpus(trajectory, steps, size), trajectory.recipe.stage2.rollouts
-    stage = trajectory.recipe.stage2
+    group, stage = trajectory.recipe.stage2.rollouts, trajectory.recipe.stage2
+    played = range(1, steps + 1)
+    corpus = Corpus(trajectory, played, [0, *audited], size)
 
     def environment(policy: RefreshPolicy, vectors: np.ndarray, step: int) -> CorpusEnvironment:
         texts = {key: str(row) for row, key in enumerate(corpus.ids)}
@@ -76,31 +89,35 @@ def fidelity(
 
     oracle = {
         step: environment(Frozen(), corpus.whole(step), step).score(*trajectory.rollouts(step)).reward
-        for step in steps[1:]
+        for step in audited
     }
-    start = corpus.whole(steps[0])
+    start = corpus.whole(0)
     for make in policies:
-        played = environment(make(), start, steps[0])
+        refreshed = environment(make(), start, 0)
         rows, found, seconds = [], [], []
-        for step in steps[1:]:
-            played.encode = encode = Timed(lambda rows, step=step: corpus.at(step, rows))
-            report = played.refresh(*trajectory.rollouts(step), step)
+        for step in played:
+            refreshed.encode = encode = Timed(lambda rows, step=step: corpus.at(step, rows))
+            report = refreshed.refresh(*trajectory.rollouts(step), step)
             rows.append(report.documents)
             seconds.append(report.seconds - encode.seconds)
-            scores = played.score(*trajectory.rollouts(step))
-            found.append(advantage_spearman(scores.reward, oracle[step], group))
+            if step in oracle:
+                scores = refreshed.score(*trajectory.rollouts(step))
+                found.append(advantage_spearman(scores.reward, oracle[step], group))
+        trajectory.keep()
         yield float(np.mean(rows)), float(np.mean(found)), float(np.mean(seconds))
 
 
-def drift(trajectory: Trajectory, steps: Sequence[int], size: int) -> dict[str, float]:
+def drift(trajectory: Trajectory, audited: Sequence[int], size: int) -> dict[str, float]:
     """Mean 1 − cosine of a document's vectors at successive audited steps: of real and simulated ones."""
-    corpus = Corpus(trajectory, steps, size)
+    corpus = Corpus(trajectory, audited, audited, size)
     some = {"real": np.arange(len(corpus.real)), "simulated": np.arange(len(corpus.real), size)}
     found = {}
     for name, rows in some.items():
         rows = rows[:: max(1, len(rows) // 10_000)]
         moved = [
-            1 - cosine(corpus.at(a, rows), corpus.at(b, rows)).mean() for a, b in pairwise(steps) if len(rows)
+            1 - cosine(corpus.at(a, rows), corpus.at(b, rows)).mean()
+            for a, b in pairwise(audited)
+            if len(rows)
         ]
         found |= {f"drift_{name}_{size}": float(np.mean(moved))} if moved else {}
     return found

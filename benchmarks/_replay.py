@@ -83,14 +83,13 @@ def replay(trajectory: Trajectory, policy: RefreshPolicy, oracle: Oracle) -> lis
         environment.encode = encode = Timed(lambda rows, step=step: trajectory.fresh(step, rows.tolist()))
         vectors, relevant = trajectory.rollouts(step)
         report = environment.refresh(vectors, relevant, step)
-        certificate = getattr(policy, "certificate", None)
         found = Step(
             step=step,
             rows=report.documents,
             share=report.share_reencoded,
             token_share=report.share_tokens,
             seconds=report.seconds - encode.seconds,
-            bound=certificate.bound if certificate else float("nan"),
+            bound=report.policy.get("bound", float("nan")),
         )
         if step in oracle.audited:
             found = replace(found, **compare(environment, vectors, relevant, step, oracle, group))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ class Recorder(RefreshPolicy):
             },
         )
         yield from self.inner.rows(store, batch, step)
+
+    def metrics(self) -> dict[str, float]:
+        return self.inner.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
@@ -136,6 +140,14 @@ class Trajectory:
             known.update(zip(missing, self._encode(step, missing).astype(KEPT), strict=True))
             self._grown.add(step)
         return np.stack([known[row] for row in rows]).astype(np.float32)
+
+    def seconds_a_document(self, count: int = 512) -> float:
+        """What encoding costs, measured on documents spread over the corpus."""
+        rows = np.linspace(0, len(self.texts) - 1, min(count, len(self.texts)), dtype=int).tolist()
+        self._encode(0, rows[:32])  # the first forward is slower
+        started = time.perf_counter()
+        self._encode(0, rows)
+        return (time.perf_counter() - started) / len(rows)
 
     def keep(self) -> None:
         """Write to disk what `fresh` has encoded."""

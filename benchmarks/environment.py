@@ -6,15 +6,21 @@
 Five parts, each kept in the work folder once it is done; what was interrupted goes on where it was.
 
 base, five   a stage-2 run each, recorded step by step: the quickstart's recipe over all Python code installed
-             here, for 100 steps, at its learning rate and at five times it. The corpus is encoded afresh
-             at every tenth step, and every refresh policy is replayed on the same steps with the same budget.
-growth       rows a step needs for a Spearman correlation of 0.99, as the corpus grows
+             here, for 100 steps, at its learning rate and at five times it (the peak: the rate falls to zero
+             over the run, as in the recipe). The corpus is encoded afresh at every tenth step, and every
+             refresh policy is replayed on all steps with the same budget.
+growth       rows a step needs for a Spearman correlation of 0.99, as the corpus grows; over the first 30
+             steps, where the rate is highest
 closed       runs under the default policy against runs under `full`, paired by seed
 topk         the store's exact search against faiss
 
 Fidelity of a step is Spearman's correlation of (reward − mean of its group) with the oracle's over all
 rollouts, groups without variance included. The headline figures are those of the default policy at the worse
 of the two learning rates.
+
+Seconds of a refresh are without encoding, for vectors are looked up; `document_seconds` is what one costs.
+What a run encodes besides, for the contrastive term and for dev, is no part of `share_reencoded`; the closed
+loop's `tokens_saved_ratio_with_contrastive` counts the former.
 
 The whole takes hours on two cores, and 10 GB of disk.
 """
@@ -23,18 +29,17 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 from _closed_loop import closed_loop
-from _growth import drift, fidelity, rows_needed
+from _figures import FASTER, figures
+from _growth import drift, fidelity
 from _plots import fidelity_picture, growth_picture
-from _replay import Oracle, Step, replay
-from _result import arguments, code, interval, write
+from _replay import Oracle, replay
+from _result import arguments, code, write
 from _start import beginning
 from _topk import measure
 from _trajectory import Trajectory, record
@@ -48,12 +53,12 @@ from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe, load_recipe
 from searchr3.training.refresh import refresh_policy
 
-FASTER = {"base": 1, "five": 5}  # trajectory → times the recipe's learning rate
 SIZE = {
     "steps": 100,
     "audit_every": 10,
     "growth": (10_000, 100_000, 1_000_000),
-    "rows": (20, 40, 80, 160, 320, 640, 1280),
+    "growth_steps": 30,
+    "rows": (20, 40, 80, 160, 320, 640),
     "closed_documents": 2000,
     "closed_steps": 30,
     "closed_seeds": 5,
@@ -63,6 +68,7 @@ QUICK = {
     "steps": 5,
     "audit_every": 2,
     "growth": (400, 800, 1600),
+    "growth_steps": 4,
     "rows": (20, 80, 320),
     "closed_documents": 600,
     "closed_steps": 2,
@@ -142,8 +148,9 @@ def growth(options: Namespace) -> dict[str, Any]:
     """Part `growth`, on the trajectory of the recipe's own learning rate."""
     trajectory = trajectory_of("base", options)
     settings = trajectory.recipe.stage2.environment
-    temperature, found = trajectory.recipe.stage2.reward.temperature, {}
-    steps, moved = [0, *audited(options)], {}
+    temperature, found, moved = trajectory.recipe.stage2.reward.temperature, {}, {}
+    steps = options.size["growth_steps"]
+    checked = [step for step in audited(options) if step <= steps]
     for size in options.size["growth"]:
         print(f"growth: {size:,} documents", flush=True)
         rows = [count for count in options.size["rows"] if count < size]
@@ -153,9 +160,9 @@ def growth(options: Namespace) -> dict[str, Any]:
             )
             for count in rows
         ]
-        found[str(size)] = list(fidelity(trajectory, steps, size, makers))
-        moved |= drift(trajectory, steps, size)
-    return {"curves": found, "drift": moved}
+        found[str(size)] = list(fidelity(trajectory, steps, checked, size, makers))
+        moved |= drift(trajectory, [0, *checked], size)
+    return {"curves": found, "drift": moved, "document_seconds": trajectory.seconds_a_document()}
 
 
 def closed(options: Namespace) -> dict[str, Any]:
@@ -189,110 +196,6 @@ PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
     "closed": closed,
     "topk": lambda options: dict(measure(options.size["topk"])),
 }
-
-
-def figures(parts: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """All figures of the parts that there are, flat."""
-    found: dict[str, float | None] = {}
-    trajectories = [name for name in FASTER if name in parts]
-    for name in trajectories:
-        found |= {f"{name}.documents": parts[name]["documents"]}
-        for policy, steps in parts[name]["policies"].items():
-            rows = [Step(**{key: np.nan if v is None else v for key, v in step.items()}) for step in steps]
-            found |= {f"{name}.{policy}.{key}": value for key, value in of_policy(rows).items()}
-        found[f"{name}.audited_steps"] = sum(step["spearman"] is not None for step in steps)
-    if len(trajectories) == len(FASTER):
-        found |= headline(found, trajectories)
-    if "growth" in parts:
-        found |= of_growth(parts["growth"]["curves"]) | parts["growth"]["drift"]
-    if "closed" in parts:
-        found |= of_closed(parts["closed"])
-    return found | parts.get("topk", {})
-
-
-def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
-    """Means over the steps after the first; what is held against the oracle, over the audited ones."""
-    later = steps[1:]
-    checked = [step for step in later if np.isfinite(step.reward_error)]
-    bounded = [step for step in checked if np.isfinite(step.bound)]
-    return {
-        "share_reencoded_mean": fmean(step.share for step in later),
-        "share_with_first_mean": (1 + sum(step.share for step in later)) / len(steps),
-        "token_share_mean": fmean(step.token_share for step in later),
-        "advantage_spearman_mean": fmean(step.spearman for step in checked),
-        "advantage_spearman_min": min(step.spearman for step in checked),
-        "advantage_spearman_last": checked[-1].spearman,
-        "advantage_cosine_mean": fmean(step.cosine for step in checked),
-        "reward_error_mean": fmean(step.reward_error for step in checked),
-        "top10_overlap_mean": fmean(step.top10 for step in checked),
-        "drift_last": checked[-1].drift,
-        "groups_varied_mean": fmean(step.varied for step in checked),
-        "seconds_median": median(step.seconds for step in later),
-        "bound_mean": fmean(step.bound for step in bounded) if bounded else None,
-        "bound_held": fmean(step.reward_error <= step.bound for step in bounded) if bounded else None,
-        "bound_there": len(bounded) / len(checked),
-    }
-
-
-def headline(found: dict[str, float | None], trajectories: Sequence[str]) -> dict[str, float | None]:
-    """Of the default policy, at the worse of the learning rates; None where one is not defined.
-
-    A trajectory counts if `frozen` ends at 0.90 or less and at least a fifth of its groups vary: on another
-    any policy would do.
-    """
-
-    def worst(key: str, of: Callable[[list[float]], float]) -> float | None:
-        values = [found[f"{name}.default.{key}"] for name in trajectories]
-        known = [value for value in values if value is not None and np.isfinite(value)]
-        return of(known) if len(known) == len(values) else None
-
-    counts = {}
-    for name in trajectories:
-        frozen, varied = (
-            found[f"{name}.frozen.{key}"] for key in ("advantage_spearman_last", "groups_varied_mean")
-        )
-        counts[f"{name}.counts"] = int((frozen or 0) <= 0.9 and (varied or 0) >= 0.2)
-    if not all(counts.values()):
-        return counts
-    return counts | {
-        "share_reencoded_mean": worst("share_reencoded_mean", max),
-        "advantage_spearman_mean": worst("advantage_spearman_mean", min),
-        "advantage_spearman_min": worst("advantage_spearman_min", min),
-        "advantage_cosine_mean": worst("advantage_cosine_mean", min),
-    }
-
-
-def of_growth(part: dict[str, list[list[float]]]) -> dict[str, float | None]:
-    """Rows needed at each size, and, if all are known, their slope over the size, both as logarithms."""
-    found: dict[str, float | None] = {}
-    needed = {}
-    for size, curve in part.items():
-        rows, spearman, seconds = zip(*curve, strict=True)
-        needed[int(size)] = found[f"rows_needed_{size}"] = rows_needed(rows, spearman)
-        found[f"rows_spearman_best_{size}"] = max(spearman)
-        found[f"refresh_seconds_{size}"] = median(seconds)
-    known = [rows for rows in needed.values() if rows is not None]
-    whole = len(known) == len(needed) > 1
-    slope = float(np.polyfit(np.log(list(needed)), np.log(known), 1)[0]) if whole else None
-    return {**found, "rows_slope": slope}
-
-
-def of_closed(part: dict[str, Any]) -> dict[str, float | None]:
-    """The gap (full − default) with Student's 95 % interval over the seeds, and what was saved."""
-    full, default = part["full"], part["default"]
-    gaps = [a["ndcg"] - b["ndcg"] for a, b in zip(full, default, strict=True)]
-    gap, low, high = interval(gaps)
-    return {
-        "closed_documents": part["documents"],
-        "closed_seeds": len(gaps),
-        "closed_ndcg_full": fmean(one["ndcg"] for one in full),
-        "closed_ndcg_default": fmean(one["ndcg"] for one in default),
-        "closed_ndcg_frozen": fmean(one["ndcg"] for one in part["frozen"]),
-        "final_ndcg_gap": gap,
-        "final_ndcg_gap_low": low,
-        "final_ndcg_gap_high": high,
-        "tokens_saved_ratio": sum(one["tokens"] for one in full) / sum(one["tokens"] for one in default),
-    }
 
 
 def refuse_another(options: Namespace) -> None:

@@ -5,8 +5,12 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from searchr3.environment import Frozen, Full, Random
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("_"))
@@ -44,29 +48,84 @@ def test_rows_needed_lie_on_the_curve(benchmark) -> None:
     assert needed([10, 100, 1000], [0.98, 0.991, 0.97]) is None  # it does not stay there
 
 
+class Drifting:
+    """A trajectory of 80 documents in 6 dimensions whose encoder turns a little at every step."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.ids = [f"d{row}" for row in range(80)]
+        self.start, self.course = rng.standard_normal((2, 80, 6))
+        self.encoded: dict[int, set[int]] = {}
+        reward = SimpleNamespace(temperature=0.3)
+        environment = SimpleNamespace(candidates=20)
+        stage2 = SimpleNamespace(rollouts=4, reward=reward, environment=environment)
+        self.recipe = SimpleNamespace(stage2=stage2)
+
+    def corpus(self, step: int) -> np.ndarray:
+        moved = self.start + 0.1 * step * self.course
+        return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
+
+    def fresh(self, step: int, rows: list[int]) -> np.ndarray:
+        self.encoded.setdefault(step, set()).update(rows)
+        return self.corpus(step)[rows]
+
+    def rollouts(self, step: int) -> tuple[np.ndarray, list[dict[str, float]]]:
+        rng = np.random.default_rng(step)
+        wanted = np.repeat(rng.choice(80, 3, replace=False), 4)
+        noise = 0.3 * rng.standard_normal((12, 6))
+        vectors = (self.corpus(step)[wanted] + noise).astype(np.float32)
+        return vectors, [{self.ids[row]: 1.0} for row in wanted]
+
+    def keep(self) -> None: ...
+
+
+@pytest.mark.parametrize("size", [60, 300])  # fewer documents than there are, and more
+def test_growth_plays_every_step_and_encodes_only_what_is_asked_for(benchmark, size) -> None:
+    growth, trajectory = benchmark("_growth"), Drifting()
+    policies = (Full, Frozen, lambda: Random(10))
+    full, frozen, random = growth.fidelity(trajectory, 6, [3, 6], size, policies)
+    assert full[:2] == (size, pytest.approx(1)) and frozen[0] == 0 and random[0] == 10
+    assert frozen[1] < 0.95 and random[1] < 1
+
+    trajectory.encoded.clear()
+    list(growth.fidelity(trajectory, 6, [3, 6], size, [lambda: Random(2)]))
+    assert set(trajectory.encoded) == {1, 2, 4, 5}  # the audited ones are known
+    assert all(len(rows) <= 2 * 3 for rows in trajectory.encoded.values())  # simulated ones have 3 parents
+
+
+def test_simulated_documents_are_one_step_s_whether_all_or_some_are_asked_for(benchmark) -> None:
+    corpus = benchmark("_growth").Corpus(Drifting(), range(1, 5), [0, 4], 300)
+    rows = np.array([250, 3, 299, 80, 79, 250])
+    some = corpus.at(2, rows)
+    corpus.audited.add(2)
+    assert np.array_equal(some, corpus.whole(2)[rows])
+    assert np.linalg.norm(some, axis=1) == pytest.approx(1, abs=1e-6)
+
+
 def test_growth_has_a_slope_in_logarithms(benchmark) -> None:
     curve = [[10, 0.9, 0.1], [100, 0.98, 0.2], [1000, 1.0, 0.3]]
     doubled = [[2 * rows, *rest] for rows, *rest in curve]
-    found = benchmark("environment").of_growth({"1000": curve, "10000": doubled})
+    found = benchmark("_figures").of_growth({"1000": curve, "10000": doubled})
     assert found["rows_needed_10000"] == pytest.approx(2 * found["rows_needed_1000"])
     assert found["rows_slope"] == pytest.approx(math.log10(2))
     assert found["refresh_seconds_1000"] == 0.2
     never = [[10, 0.5, 0.1], [100, 0.9, 0.2]]
-    assert benchmark("environment").of_growth({"1000": curve, "10000": never})["rows_slope"] is None
+    assert benchmark("_figures").of_growth({"1000": curve, "10000": never})["rows_slope"] is None
 
 
 def test_the_gap_of_the_closed_loop_is_paired(benchmark) -> None:
-    full = [{"ndcg": value, "tokens": 40.0} for value in (0.50, 0.60, 0.55)]
-    default = [{"ndcg": value, "tokens": 1.0} for value in (0.49, 0.60, 0.53)]
+    full = [{"ndcg": value, "tokens": 40.0, "contrastive_tokens": 0.0} for value in (0.50, 0.60, 0.55)]
+    default = [{"ndcg": value, "tokens": 1.0, "contrastive_tokens": 3.0} for value in (0.49, 0.60, 0.53)]
     part = {"documents": 9, "full": full, "default": default, "frozen": default}
-    found = benchmark("environment").of_closed(part)
+    found = benchmark("_figures").of_closed(part)
     assert found["final_ndcg_gap"] == pytest.approx(0.01)
     assert found["final_ndcg_gap_low"] == pytest.approx(0.01 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
     assert found["tokens_saved_ratio"] == pytest.approx(40)
+    assert found["tokens_saved_ratio_with_contrastive"] == pytest.approx(10)
 
 
 def test_headlines_are_those_of_the_worse_learning_rate(benchmark) -> None:
-    module = benchmark("environment")
+    module = benchmark("_figures")
     keys = (
         "share_reencoded_mean",
         "advantage_spearman_mean",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def test_equal_rollouts_share_their_gradient_without_loss() -> None:
 @pytest.mark.parametrize("parts", [1, 2, 3, 50])
 def test_every_text_is_in_exactly_one_part(parts: int, tiny_model: Path) -> None:
     texts = SearchR3(tiny_model).conversation.queries([f"text {i}" for i in range(7)])
-    term = CachedTerm(0.0, {}, texts, torch.arange(7.0)[:, None])
+    term = CachedTerm(0.0, {}, texts, torch.arange(7.0)[:, None], np.arange(0))
 
     shares = [term.share(part, parts) for part in range(parts)]
 
@@ -115,7 +116,9 @@ def test_gradients_of_weights_are_those_of_the_loss_whatever_the_parts(parts: in
     )
     keys = [rollout_key(each.ids, ()) for each in rendered["rollouts"]]
     texts = [*rendered["direct"], *rendered["documents"]]
-    term = CachedTerm(loss, by_rollout(keys, of_rollouts), texts, torch.cat([of_direct, of_documents]))
+    term = CachedTerm(
+        loss, by_rollout(keys, of_rollouts), texts, torch.cat([of_direct, of_documents]), np.arange(0)
+    )
     for part in range(parts):
         for key, each in list(zip(keys, rendered["rollouts"], strict=True))[part::parts]:
             (term.rollouts[key] @ embed(model, [each], pad_id)[0]).backward()

@@ -26,7 +26,7 @@ Relevant = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What one refresh did.
+    """What one refresh did. What else is encoded, for an audit or a contrastive loss, is not in it.
 
     Attributes:
         rows: rows that were encoded, (r,) int64.
@@ -132,6 +132,10 @@ class CorpusEnvironment:
                 f"document {error.args[0]!r} is not in the corpus; add it or drop the judgements that name it"
             ) from None
 
+    def share_of_tokens(self, rows: np.ndarray) -> float:
+        """The tokens of the documents `rows` over those of the corpus."""
+        return float(self._lengths[rows].sum() / self._lengths.sum())
+
     def refresh(self, vectors: np.ndarray, relevant: Relevant, step: int) -> RefreshReport:
         """Encode again what the policy asks for, before the rollouts are scored.
 
@@ -165,7 +169,7 @@ class CorpusEnvironment:
             documents=len(rows),
             seconds=time.perf_counter() - started,
             share_reencoded=len(rows) / len(self),
-            share_tokens=float(self._lengths[rows].sum() / self._lengths.sum()),
+            share_tokens=self.share_of_tokens(rows),
             mean_age=float(store.staleness(step).mean()),
             drift=float(1 - np.concatenate(cosines).mean()) if cosines else None,
             policy=self.policy.metrics(),

@@ -40,12 +40,14 @@ class CachedTerm:
         rollouts: gradient of each rollout's vector, by its ids, see `by_rollout`.
         texts: conversations (direct queries and documents) that still need a forward with gradient.
         gradients: theirs, shape (len(texts), d).
+        encoded: rows of the documents that were encoded for it, the environment's vectors being stale.
     """
 
     loss: float
     rollouts: dict[Key, Tensor]
     texts: list[Rendered]
     gradients: Tensor
+    encoded: np.ndarray
 
     def share(self, part: int, parts: int) -> tuple[list[Rendered], Tensor]:
         """The texts of micro-batch `part` of `parts` and their gradients."""
@@ -122,7 +124,7 @@ class ContrastiveTerm:
         direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
         others = search.encode_rendered(direct[len(asked) :])
-        fresh = self._fresh(search, documents, contents, step)
+        fresh, encoded = self._fresh(search, documents, contents, step)
         place = {key: row for row, key in enumerate(documents)}
         loss, of_rollouts, of_direct, of_documents = cached_term(
             torch.from_numpy(vectors[counted]),
@@ -139,6 +141,7 @@ class ContrastiveTerm:
             by_rollout([keys[row] for row in counted], of_rollouts.to(device)),
             [*direct, *contents],
             torch.cat([of_direct, of_documents]).to(device),
+            encoded,
         )
 
     def more_pairs(self, generation: int) -> list[str]:
@@ -156,13 +159,16 @@ class ContrastiveTerm:
 
     def _fresh(
         self, search: SearchR3, documents: Sequence[str], contents: Sequence[Rendered], step: int
-    ) -> np.ndarray:
-        """Vectors of this step; the environment gets none of them: what it refreshes its policy decides."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of this step, and the rows that were encoded for them.
+
+        The environment gets none of them: what it refreshes its policy decides.
+        """
         store, rows = self.environment.store, self.environment.rows_of(documents)
         vectors = store.take(rows).copy()
         old = np.flatnonzero(store.version[rows] != step)
         vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
-        return vectors
+        return vectors, rows[old]
 
 
 def cached_term(

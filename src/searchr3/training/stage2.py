@@ -183,7 +183,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.note(**{f"alarm_{name}": 1.0 for name in self.health.active})
         if self.contrastive:
             self._term = self.contrastive.of(search, rollouts, vectors, plain, scores.hits, step)
-            self.note(contrastive=self._term.loss)
+            encoded = self.environment.share_of_tokens(self._term.encoded)
+            self.note(contrastive=self._term.loss, contrastive_share_tokens=encoded)
         if self.episodes and step % self.stage.episodes_every < self.stage.updates:
             thoughts = self.conversation.tokenizer.batch_decode(rollouts.thoughts, skip_special_tokens=True)
             self.episodes.write(
