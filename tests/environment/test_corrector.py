@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr3.environment import Corrected, Corrector, Frozen, Random, audit
+from searchr3.environment import Certified, Corrected, Corrector, Frozen, Random, audit
 
 
 def drifted(rng, vectors, linear, noise):
@@ -143,3 +143,11 @@ def test_corrected_vectors_are_nearer_than_stale_ones_and_encoded_ones_stay(make
         assert np.array_equal(environment.store.take(report.rows), world.at(7, report.rows))
         drift[name] = audit(environment, vectors, relevant, 7, group=8).drift
     assert drift["corrected"] < 0.9 * drift["random"] < drift["none"]
+
+
+def test_what_the_inner_policy_says_is_passed_on(world):
+    inner = Certified(candidates=40, max_budget=100, calibration=0.5, correct=False)
+    environment = world.environment(Corrected(inner), candidates=40)
+    world.step = 3
+    report = environment.refresh(*world.rollouts(3), 3)
+    assert report.policy == {"bound": inner.certificate.bound}

@@ -109,6 +109,9 @@ class Corrected(RefreshPolicy):
             self.corrector.fit(before, after, step)
             store.transform(self.corrector, skip=np.flatnonzero(store.version == step))
 
+    def metrics(self) -> dict[str, float]:
+        return self.inner.metrics()
+
     def state_dict(self) -> State:
         return {
             **nested("inner", self.inner.state_dict()),
