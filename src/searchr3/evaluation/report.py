@@ -28,6 +28,7 @@ CURVES = (
     ("stage2", "eval_direct", "Direct nDCG@10 on dev, stage 2", "direct"),
     ("stage2", "eval_reasoned", "Reasoned nDCG@10 on dev, stage 2", "reasoned"),
     ("stage2", "environment_share_tokens", "Share of the corpus encoded again, in tokens", "accent"),
+    ("stage2", "environment_seconds", "Seconds of a refresh, encoding included", "baseline"),
     ("stage2", "audit_advantage_spearman", "Advantages against a fresh corpus, Spearman", "accent"),
     ("stage2", "audit_reward_error", "Error of the rewards against a fresh corpus", "baseline"),
     ("stage2", "audit_top10_overlap", "Share of the ten first hits that a fresh corpus has", "accent"),

@@ -24,11 +24,11 @@ class EnvironmentRecipe(Section):
     )
     epsilon: Weight = Field(
         0.0,
-        description="`certified`: stop early once the mean reward is known to err by no more; "
+        description="`certified`: stop early once the rewards are known to err by no more on average; "
         "0 spends the whole budget",
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.05, description="`certified`: share of the steps in which it may err by more"
+        0.05, description="`certified`: share of the steps in which they may err by more"
     )
     calibration: Share = Field(0.2, description="`certified`: share of the budget of each of its two draws")
     correct: bool = Field(True, description="`certified`: predict what is not re-encoded")
