@@ -33,21 +33,25 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def write(output: Path, name: str, figures: Mapping[str, float | None]) -> None:
-    """Write `{"name", "commit", "command", "machine", "figures"}`."""
+def write(
+    output: Path, name: str, figures: Mapping[str, float | None], notes: Mapping[str, str] | None = None
+) -> None:
+    """Write `{"name", "commit", "command", "machine", "notes", "figures"}`."""
     cores = len(os.sched_getaffinity(0))
     result = {
         "name": name,
-        "commit": _commit(),
+        "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{_processor()}, {cores} cores, Python {platform.python_version()}",
+        "notes": dict(notes or {}),
         "figures": dict(figures),
     }
     write_json(output, result)
     print(f"{output}: {len(result['figures'])} figures")
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit at hand, with "+changes" where the source differs from it."""
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
     )
@@ -98,7 +102,12 @@ def render() -> str:
         parts += [
             f"## {result['name']}",
             "",
-            f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
+            "; ".join(
+                [
+                    f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
+                    *(f"{name} {text}" for name, text in result.get("notes", {}).items()),
+                ]
+            ),
             "",
         ]
         pictures = sorted((HERE.parent / "docs").glob(f"{result['name']}-*.png"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _result import commit
 from safetensors.numpy import load_file, save_file
 
 from searchr3.dataset import RetrievalDataset
@@ -70,19 +71,20 @@ def put(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def record(folder: Path, start: Path, dataset: RetrievalDataset, recipe: Recipe) -> None:
     """Run stage 2 from the model in `start` and note every step. Goes on where it was interrupted."""
+    meta = folder / "meta.json"
+    if meta.is_file():
+        known = json.loads(meta.read_text(encoding="utf-8"))["recipe"]
+        if known != json.loads(json.dumps(recipe.dump())):
+            raise SearchR3Error(f"{folder}: was recorded with another recipe; choose another with --work")
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     search = SearchR3(start, batch_size=recipe.model.batch_size, dtype="float32")
-    texts = [document.content for document in dataset.training_corpus().values()]
-    write_json(
-        folder / "meta.json",
-        {
-            "recipe": recipe.dump(),
-            "ids": list(dataset.training_corpus()),
-            "tokens": [len(one.ids) for one in search.conversation.documents(texts)],
-        },
-    )
+    if not meta.is_file():
+        texts = [document.content for document in dataset.training_corpus().values()]
+        tokens = [len(one.ids) for one in search.conversation.documents(texts)]
+        about = {"commit": commit(), "recipe": recipe.dump()}
+        write_json(meta, {**about, "ids": list(dataset.training_corpus()), "tokens": tokens})
     stage = recipe.stage2
     policy = refresh_policy(stage.environment, stage.reward.temperature, recipe.seed)
     recorder = Recorder(policy, folder, search)

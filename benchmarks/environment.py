@@ -3,7 +3,8 @@
     python benchmarks/environment.py --output benchmarks/results/environment.json --pictures docs
     python benchmarks/environment.py --stage1 RUN/stage1 --output …       from a finished stage 1
 
-Five parts, each kept in the work folder once it is done; what was interrupted goes on where it was.
+Five parts, each kept in the work folder once it is done; what was interrupted goes on where it was. Stage 1
+and the recorded runs serve whatever code comes later, all else is measured anew when the code has changed.
 
 base, five   a stage-2 run each, recorded step by step: the quickstart's recipe over all Python code installed
              here, for 100 steps, at its learning rate and at five times it (the peak: the rate falls to zero
@@ -27,6 +28,7 @@ The whole takes hours on two cores, and 10 GB of disk.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Callable
@@ -135,7 +137,7 @@ def replayed(name: str, options: Namespace) -> dict[str, Any]:
     trajectory = trajectory_of(name, options)
     oracle, found = Oracle(trajectory, audited(options)), {}
     for policy, make in policies(trajectory.recipe).items():
-        place = options.work / name / f"replay-{policy}.json"
+        place = options.made / f"{name}-{policy}.json"
         if not place.is_file():
             print(f"{name}: {policy}", flush=True)
             write_json(place, [asdict(step) for step in replay(trajectory, make(), oracle)])
@@ -176,7 +178,7 @@ def closed(options: Namespace) -> dict[str, Any]:
         "data.dev_documents=500",
     )
     recipe = load_recipe("quickstart", [*options.overrides, *overrides])
-    place = options.work / "closed-data"
+    place = options.made / "closed-data"
     if not place.is_dir():
         load_dataset("python", size["closed_documents"], recipe.data.split_by).save(place)
     dataset = load_dataset(place)
@@ -184,7 +186,7 @@ def closed(options: Namespace) -> dict[str, Any]:
     default = recipe.stage2.environment.policy
     seeds = range(size["closed_seeds"])
     arms = ("full", default, "frozen")
-    found = closed_loop(options.work / "closed", options.start, dataset, dev, recipe, arms, seeds)
+    found = closed_loop(options.made / "closed", options.start, dataset, dev, recipe, arms, seeds)
     outcomes = {"full": found["full"], "default": found[default], "frozen": found["frozen"]}
     return {"documents": len(dataset.training_corpus()), **outcomes}
 
@@ -198,20 +200,41 @@ PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
 }
 
 
+def recorded(options: Namespace) -> dict[str, str]:
+    """At which commit each of the trajectories was recorded."""
+    places = {name: options.work / name / "meta.json" for name in FASTER}
+    return {
+        f"{name} recorded at commit": json.loads(place.read_text(encoding="utf-8"))["commit"]
+        for name, place in places.items()
+        if place.is_file()
+    }
+
+
 def refuse_another(options: Namespace) -> None:
-    """Parts that were made with other settings or another code are not passed off as this one's."""
-    place = options.work / "about.json"
+    """What was recorded from another model or with another recipe is not passed off as this one's."""
     about = {
         "stage1": str(options.start.resolve()),
         "recipe": load_recipe("quickstart", options.overrides).dump(),
-        "size": options.size,
-        "code": code(),
     }
-    about = json.loads(json.dumps(about))
+    if not _is(options.work / "about.json", about):
+        raise SearchR3Error(f"{options.work}: holds another model's or recipe's; choose another with --work")
+
+
+def folder_of_parts(options: Namespace) -> Path:
+    """Where this code puts what it measures, at this size; another's parts are never taken for its own."""
+    about = {"code": code(), "size": options.size}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    folder: Path = options.work / f"by-{digest}"
+    _is(folder / "about.json", about)
+    return folder
+
+
+def _is(place: Path, about: dict[str, Any]) -> bool:
+    """Whether the file holds `about`; written where there is none."""
     if not place.is_file():
         write_json(place, about)
-    elif json.loads(place.read_text(encoding="utf-8")) != about:
-        raise SearchR3Error(f"{options.work}: holds parts of another run or code; choose another with --work")
+    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return found == json.loads(json.dumps(about))
 
 
 def main() -> None:
@@ -232,15 +255,16 @@ def main() -> None:
             options.work, options.overrides, options.stage1, options.data
         )
         refuse_another(options)
+        options.made = folder_of_parts(options)
         done = {}
         for name in options.parts:
-            place = options.work / f"{name}.json"
+            place = options.made / f"{name}.json"
             if not place.is_file():
                 write_json(place, PARTS[name](options))
             done[name] = json.loads(place.read_text(encoding="utf-8"))
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None
-    write(options.output, "environment", figures(done))
+    write(options.output, "environment", figures(done), recorded(options))
     if options.pictures:
         if all(name in done for name in FASTER):
             fidelity_picture({name: done[name]["policies"] for name in FASTER}, options.pictures)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from searchr3.environment import Frozen, Full, Random
+from searchr3.errors import SearchR3Error
+from searchr3.training.recipe import load_recipe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("_"))
@@ -34,9 +36,30 @@ def test_the_short_form_writes_a_result(name: str, tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(output.read_text(encoding="utf-8"))
-    assert set(result) == {"name", "commit", "command", "machine", "figures"} and result["name"] == name
+    assert set(result) == {"name", "commit", "command", "machine", "notes", "figures"}
+    assert result["name"] == name
     assert result["figures"]
     assert all(value is None or math.isfinite(value) for value in result["figures"].values())
+
+
+def test_parts_of_another_code_or_size_are_not_taken(benchmark, monkeypatch, tmp_path: Path) -> None:
+    environment = benchmark("environment")
+    options = SimpleNamespace(work=tmp_path, size={"steps": 5})
+    first = environment.folder_of_parts(options)
+    assert environment.folder_of_parts(options) == first
+    monkeypatch.setattr(environment, "code", lambda: "another")
+    second = environment.folder_of_parts(options)
+    options.size = {"steps": 6}
+    assert len({first, second, environment.folder_of_parts(options)}) == 3
+
+
+def test_a_run_recorded_with_another_recipe_is_refused(benchmark, tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps({"recipe": load_recipe("quickstart", ["seed=1"]).dump()}))
+    (tmp_path / "done").touch()
+    record = benchmark("_trajectory").record
+    record(tmp_path, tmp_path, None, load_recipe("quickstart", ["seed=1"]))  # is done
+    with pytest.raises(SearchR3Error, match="recorded with another recipe"):
+        record(tmp_path, tmp_path, None, load_recipe("quickstart"))
 
 
 def test_rows_needed_lie_on_the_curve(benchmark) -> None:
