@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,14 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.model import SearchR3
 from searchr3.training import checkpoints, stage1, stage2
-from searchr3.training.checkpoints import HIDDEN, is_whole, last_checkpoint, resume_point, rotate
+from searchr3.training.checkpoints import (
+    HIDDEN,
+    WholeCheckpoints,
+    is_whole,
+    last_checkpoint,
+    resume_point,
+    rotate,
+)
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Pairs, Stage1Trainer, train_stage1
@@ -409,6 +417,37 @@ def test_a_checkpoint_holds_no_pickle_but_the_trainers_own(
         if path.suffix in (".bin", ".pkl", ".pickle", ".pt", ".pth") and path.name not in ALLOWED
     ]
     assert read == {(name, True) for name in ALLOWED}
+
+
+class Second:
+    """What the second of two processes does where it is no more than transformers' trainer."""
+
+    def __init__(self, folder: Path):
+        self.args = SimpleNamespace(output_dir=str(folder), should_save=False, world_size=2, process_index=1)
+        self.state = SimpleNamespace(global_step=4, max_steps=8, best_global_step=4, best_model_checkpoint="")
+        self.control = SimpleNamespace(should_training_stop=False)
+        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+        self._tr_loss, self._globalstep_last_logged = torch.zeros(()), 4
+
+    def add_callback(self, callback: object) -> None: ...
+
+    def _get_output_dir(self, trial: object) -> str:
+        return self.args.output_dir
+
+    def _save_checkpoint(self, model: object, trial: object) -> None:
+        self.state.best_model_checkpoint = f"{self._get_output_dir(trial)}/checkpoint-4"
+
+
+def test_every_process_knows_where_the_best_checkpoint_lies(tmp_path: Path) -> None:
+    """Each loads it at the end, not only the one that saved it."""
+
+    class Trainer(WholeCheckpoints, Second):
+        pass
+
+    trainer = Trainer(tmp_path)
+    trainer._save_checkpoint(None, None)
+
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
 
 
 # Killed

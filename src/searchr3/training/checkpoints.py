@@ -147,8 +147,8 @@ class WholeCheckpoints:
                 self._saving = None
             self._save_kept(hidden)
             best = self._best(folder)
+            self.state.best_model_checkpoint = best and str(best)  # not its hidden place
             if self.args.should_save:
-                self.state.best_model_checkpoint = best and str(best)  # not its hidden place
                 self.state.save_to_json(str(hidden / TRAINER_STATE_NAME))
         if self.args.should_save:
             rotate(folder, self.args.save_total_limit or 1, best)
