@@ -249,3 +249,11 @@ def test_a_state_of_another_corpus_is_refused(make_world):
         make_world().environment(Full()).load_state_dict(
             make_world(size=1000).environment(Full()).state_dict()
         )
+
+
+@pytest.mark.parametrize("part", ["ids", "vectors", "version"])
+def test_a_state_of_which_a_part_is_lost_is_refused(make_world, part):
+    state = make_world(size=50).environment(Full()).state_dict()
+    del state[f"store.{part}"]
+    with pytest.raises(DataError, match=f"lacks {part}"):
+        make_world(size=50).environment(Full()).load_state_dict(state)

@@ -62,6 +62,10 @@ def test_missing_and_damaged_files_are_named(tmp_path, name):
     with pytest.raises(DataError, match=name) as caught:
         load_state(tmp_path / "s")
     assert "\n" not in str(caught.value)
+    if name == "state.json":
+        file.write_text("[]")
+        with pytest.raises(DataError, match=name):
+            load_state(tmp_path / "s")
     file.unlink()
     with pytest.raises(DataError, match=f"{name}: no such file"):
         load_state(tmp_path / "s")

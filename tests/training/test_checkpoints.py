@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,17 @@ from torch import Tensor
 from transformers import Trainer
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.errors import SearchR3Error
+from searchr3.errors import DataError, SearchR3Error
 from searchr3.model import SearchR3
 from searchr3.training import checkpoints, stage1, stage2
-from searchr3.training.checkpoints import HIDDEN, is_whole, last_checkpoint, resume_point, rotate
+from searchr3.training.checkpoints import (
+    HIDDEN,
+    WholeCheckpoints,
+    is_whole,
+    last_checkpoint,
+    resume_point,
+    rotate,
+)
 from searchr3.training.dev import DevSet
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Pairs, Stage1Trainer, train_stage1
@@ -113,9 +121,11 @@ def make(checkpoint: Path) -> Path:
         lambda folder: (folder / checkpoints.FILES).unlink(),
         lambda folder: (folder / checkpoints.FILES).write_text('{"model.saf'),
         lambda folder: (folder / checkpoints.FILES).write_text('{"model.safetensors": 7}'),
+        lambda folder: (folder / checkpoints.FILES).write_text("null"),
+        lambda folder: (folder / checkpoints.FILES).write_text('["trainer_state.json"]'),
         shutil.rmtree,
     ],
-    ids=["cut off", "a file less", "no list", "half a list", "no trainer's state", "gone"],
+    ids=["cut off", "a file less", "no list", "half a list", "no trainer's state", "null", "names", "gone"],
 )
 def test_only_a_whole_checkpoint_is_gone_on_from(damage: Callable[[Path], Any], tmp_path: Path) -> None:
     older, newer = (make(tmp_path / f"checkpoint-{step}") for step in (8, 16))
@@ -138,6 +148,18 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
 
     assert resume_point(tmp_path) == tmp_path / "checkpoint-16"
     assert names(tmp_path) == {"checkpoint-0", "checkpoint-8", "checkpoint-16", "runs"}
+
+
+def test_what_a_user_puts_beside_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    for name in ("checkpoint-8", "checkpoint-16", "checkpoint-8-copy", "checkpoint-24.old"):
+        make(tmp_path / name)
+    (tmp_path / "checkpoint-16.tar.gz").write_text("packed")
+
+    assert resume_point(tmp_path) == tmp_path / "checkpoint-16"
+    rotate(tmp_path, 1, None)
+
+    beside = {"checkpoint-8-copy", "checkpoint-24.old", "checkpoint-16.tar.gz"}
+    assert names(tmp_path) == {"checkpoint-16", *beside}
 
 
 @settings(max_examples=30)
@@ -295,6 +317,23 @@ def test_a_run_that_is_over_makes_no_further_step(
     assert (figures(again), same_episodes) == (figures(curve), episodes)
 
 
+def test_another_number_of_processes_is_refused_in_one_line(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("stage2", "stage2.steps=4", folder="run", tell=interrupting(3))
+    checkpoint = last_checkpoint(tmp_path / "run")
+    assert checkpoint
+    kept = (checkpoint / "kept.json").read_bytes()
+    for rank in range(2):
+        (checkpoint / f"kept-{rank}.json").write_bytes(kept)
+    files = json.loads((checkpoint / checkpoints.FILES).read_text())
+    files["kept-0.json"] = files["kept-1.json"] = files.pop("kept.json")
+    (checkpoint / checkpoints.FILES).write_text(json.dumps(files))
+    (checkpoint / "kept.json").unlink()
+
+    with pytest.raises(DataError, match=r"saved by 2 process\(es\); resume with as many"):
+        train("stage2", "stage2.steps=4", folder="run")
+
+
 def test_after_the_last_step_nothing_is_trained(train: Train, steps_made: list[int]) -> None:
     overrides = ("stage1.steps=3", "stage1.evaluate_every=2")
     weights, curve, _ = train("stage1", *overrides, folder="run")
@@ -378,6 +417,37 @@ def test_a_checkpoint_holds_no_pickle_but_the_trainers_own(
         if path.suffix in (".bin", ".pkl", ".pickle", ".pt", ".pth") and path.name not in ALLOWED
     ]
     assert read == {(name, True) for name in ALLOWED}
+
+
+class Second:
+    """What the second of two processes does where it is no more than transformers' trainer."""
+
+    def __init__(self, folder: Path):
+        self.args = SimpleNamespace(output_dir=str(folder), should_save=False, world_size=2, process_index=1)
+        self.state = SimpleNamespace(global_step=4, max_steps=8, best_global_step=4, best_model_checkpoint="")
+        self.control = SimpleNamespace(should_training_stop=False)
+        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+        self._tr_loss, self._globalstep_last_logged = torch.zeros(()), 4
+
+    def add_callback(self, callback: object) -> None: ...
+
+    def _get_output_dir(self, trial: object) -> str:
+        return self.args.output_dir
+
+    def _save_checkpoint(self, model: object, trial: object) -> None:
+        self.state.best_model_checkpoint = f"{self._get_output_dir(trial)}/checkpoint-4"
+
+
+def test_every_process_knows_where_the_best_checkpoint_lies(tmp_path: Path) -> None:
+    """Each loads it at the end, not only the one that saved it."""
+
+    class Trainer(WholeCheckpoints, Second):
+        pass
+
+    trainer = Trainer(tmp_path)
+    trainer._save_checkpoint(None, None)
+
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
 
 
 # Killed

@@ -1,6 +1,8 @@
 """The cached term: its gradients are those of the plain loss, whatever the parts it is computed in."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +11,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr3.dataset import RetrievalDataset
+from searchr3.environment import CorpusEnvironment, Frozen
+from searchr3.group import Group
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
-from searchr3.training.contrastive import CachedTerm, by_rollout, cached_term
+from searchr3.training.contrastive import CachedTerm, ContrastiveTerm, by_rollout, cached_term
 from searchr3.training.forward import Item, forward
 from searchr3.training.groups import rollout_key
+from searchr3.training.recipe import Recipe
 
 TEMPERATURE = 0.1
 
@@ -68,6 +74,29 @@ def test_equal_rollouts_share_their_gradient_without_loss() -> None:
     assert len(found) == 2
     torch.testing.assert_close(sum(found[key] for key in keys), gradients.sum(dim=0))
     torch.testing.assert_close(found[keys[1]], gradients[1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_each_rank_has_the_vectors_of_its_own_documents(
+    size: int, toy: RetrievalDataset, toy_recipe: Callable[..., Recipe], on_ranks: Callable[..., list]
+) -> None:
+    """Ranks have rollouts, and so documents, of their own; the store is shared out among them."""
+    vectors = np.arange(4.0 * len(toy.corpus), dtype=np.float32).reshape(-1, 4)
+    wanted = [["d149", "d3", "d80"], ["d7", "d0", "d110"], ["d75"]]
+    made = SimpleNamespace(encode_rendered=lambda some: np.array([-vectors[row] for row in some]))
+
+    def fresh(group: Group) -> np.ndarray:
+        corpus = {key: document.content for key, document in toy.corpus.items()}
+        environment = CorpusEnvironment(corpus, lambda _: vectors, Frozen(), vectors=vectors, group=group)
+        environment.store.update(np.array([3, 110]), vectors[[3, 110]], step=1)
+        term = ContrastiveTerm(toy, environment, None, {}, toy_recipe())  # type: ignore[arg-type]
+        rows = environment.rows_of(wanted[group.rank])
+        return term._fresh(made, wanted[group.rank], rows, step=1)  # type: ignore[arg-type]
+
+    for rank, found in enumerate(on_ranks(size, fresh)):
+        rows = [int(key[1:]) for key in wanted[rank]]
+        expected = [vectors[row] if row in (3, 110) else -vectors[row] for row in rows]
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 50])

@@ -50,7 +50,7 @@ def write(log: EpisodeLog, step: int) -> None:
 
 
 def lines(log: EpisodeLog) -> list[dict]:
-    return [json.loads(line) for line in log.path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in log.path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def test_a_line_a_query_with_its_rollouts_from_best_to_worst(log: EpisodeLog) -> None:
@@ -86,6 +86,19 @@ def test_a_resumed_run_keeps_what_was_before_its_checkpoint(log: EpisodeLog) -> 
     write(log, 4)
 
     assert [line["step"] for line in lines(log)] == [0, 0, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\r", "\x1c"])
+def test_what_others_take_for_the_end_of_a_line_is_kept(log: EpisodeLog, mark: str) -> None:
+    """A thought may hold any character; only a line feed ends an episode."""
+    log.dataset.queries["q1"] = Query(f"open{mark}the door")
+    log.start()
+    write(log, 1)
+    written = log.path.read_bytes()
+
+    log.start(5)
+
+    assert log.path.read_bytes() == written and lines(log)[0]["query"] == f"open{mark}the door"
 
 
 def test_a_line_that_was_cut_off_is_dropped(log: EpisodeLog) -> None:

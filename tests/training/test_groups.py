@@ -1,5 +1,6 @@
 """Rollouts in groups: what counts as thinking, what a group teaches, and why it does not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from searchr3.training.groups import (
     Rollouts,
     gain_figures,
     group_figures,
+    of_all,
     rollout_key,
     with_direct,
 )
@@ -133,3 +135,18 @@ def test_one_thought_said_by_all_is_told_as_such(tiny_model: Path) -> None:
 
     assert cause([[7], [7]]) == "zero_variance_same"
     assert cause([[7], [8]]) == "zero_variance_other"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_all_processes_have_the_same_figures(size: int, on_ranks: Callable[..., list]) -> None:
+    """Else the health monitor would end the stage on some of them only, and the others wait for ever."""
+    own = [{"emission_rate": 0.1, "gain": -1 / 3}, {"emission_rate": 0.4, "gain": 0.0}]
+    own.append({"emission_rate": 1.0, "gain": 1.0})
+
+    found = on_ranks(size, lambda group: of_all(own[group.rank], group))
+
+    assert all(figures == found[0] for figures in found)
+    if size == 1:
+        assert found[0] == own[0]
+    else:
+        assert found[0] == pytest.approx({"emission_rate": 0.5, "gain": 2 / 9})

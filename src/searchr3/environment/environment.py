@@ -193,7 +193,7 @@ class CorpusEnvironment:
             DataError: the state is of another corpus, or of a policy with other settings.
         """
         stored = unnested("store", state)
-        if stored and stored["ids"] != self.ids:
+        if stored and stored.get("ids", self.ids) != self.ids:
             raise DataError(
                 "the checkpoint's environment holds other documents than this corpus; resume on the same data"
             )

@@ -79,6 +79,8 @@ def load_state(folder: str | Path, in_parts: Collection[str] = ()) -> State:
             raise DataError(f"{file}: no such file, so this is no saved state; check the path")
     try:
         state = json.loads(values.read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError
         with safe_open(arrays, framework="np") as stored:
             for name in stored.keys():  # noqa: SIM118, it is no dict
                 state[name] = StoredRows(arrays, name) if name in in_parts else stored.get_tensor(name)

@@ -239,7 +239,14 @@ class VectorStore:
 
     @classmethod
     def from_state(cls, state: State, **settings: Any) -> VectorStore:
-        """The store of `state_dict`, in its dtype unless `settings`, those of the class, name another."""
+        """The store of `state_dict`, in its dtype unless `settings`, those of the class, name another.
+
+        Raises:
+            DataError: a part of it is missing.
+        """
+        if missing := {"ids", "vectors", "version"} - state.keys():
+            lost = ", ".join(sorted(missing))
+            raise DataError(f"the saved state of the store lacks {lost}; go back to an earlier checkpoint")
         settings.setdefault("dtype", state["vectors"].dtype.name)
         return cls(state["ids"], state["vectors"], state["version"], **settings)
 

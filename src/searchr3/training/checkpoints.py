@@ -9,6 +9,7 @@ each keeps its own part, as the trainer does with random states.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
+from searchr3.errors import DataError
 from searchr3.files import disk_errors, put_folder, write_text
 
 BEST = "eval_ndcg@10"  # what chooses the best checkpoint
@@ -60,7 +62,7 @@ def is_whole(checkpoint: Path) -> bool:
         return TRAINER_STATE_NAME in sizes and all(
             (checkpoint / name).stat().st_size == size for name, size in sizes.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):  # not there, no JSON, no object
         return False
 
 
@@ -90,7 +92,8 @@ def rotate(folder: Path, limit: int, best: Path | None) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return list(folder.glob("checkpoint-[0-9]*"))
+    """Those of a run; what a user keeps beside them, such as `checkpoint-40-copy`, is none."""
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
 
 
 class WholeCheckpoints:
@@ -144,8 +147,8 @@ class WholeCheckpoints:
                 self._saving = None
             self._save_kept(hidden)
             best = self._best(folder)
+            self.state.best_model_checkpoint = best and str(best)  # not its hidden place
             if self.args.should_save:
-                self.state.best_model_checkpoint = best and str(best)  # not its hidden place
                 self.state.save_to_json(str(hidden / TRAINER_STATE_NAME))
         if self.args.should_save:
             rotate(folder, self.args.save_total_limit or 1, best)
@@ -193,8 +196,16 @@ class WholeCheckpoints:
     # Going on
 
     def load_kept(self, folder: Path) -> None:
-        """Take over what `_save_kept` wrote."""
-        kept = json.loads((folder / self._own(f"{KEPT}.json")).read_text(encoding="utf-8"))
+        """Take over what `_save_kept` wrote.
+
+        Raises:
+            DataError: another number of processes saved it.
+        """
+        file = folder / self._own(f"{KEPT}.json")
+        if not file.is_file():
+            saved = max(1, len(list(folder.glob(f"{KEPT}-[0-9]*.json"))))
+            raise DataError(f"{folder}: was saved by {saved} process(es); resume with as many")
+        kept = json.loads(file.read_text(encoding="utf-8"))
         for name, figures in self._figures().items():
             figures.clear()
             figures.update(kept["figures"].get(name, {}))

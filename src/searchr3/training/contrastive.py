@@ -24,6 +24,7 @@ from torch import Tensor
 from searchr3.conversation import Conversation, Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment
+from searchr3.group import together
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3
 from searchr3.training.batches import Cycle, NeighbourSampler
@@ -165,7 +166,8 @@ class ContrastiveTerm:
         The environment gets none of them: what it refreshes its policy decides.
         """
         store, rows = self.environment.store, self.environment.rows_of(documents)
-        vectors = store.take(rows).copy()
+        (asked,), own = together(store.group, rows)  # each rank has documents of its own
+        vectors = store.take(asked)[own].copy()
         old = np.flatnonzero(store.version[rows] != step)
         vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
         return vectors, rows[old]

@@ -69,7 +69,7 @@ class EpisodeLog:
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Lines of a file whose writer may have been stopped in the middle of the last one."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for line in lines:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.split("\n"):  # a thought may hold what else `splitlines` takes for an end
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line)

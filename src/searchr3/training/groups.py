@@ -12,6 +12,7 @@ from torch import Tensor
 
 from searchr3.conversation import Conversation, Rendered
 from searchr3.generation import split_completion
+from searchr3.group import Group
 
 Key = tuple[int, ...]
 
@@ -180,6 +181,15 @@ def group_figures(ndcg: Tensor, rank: Tensor, candidates: int, alike: Tensor) ->
         figures[f"zero_variance_{cause}"] = _share(flat & holds)
         flat = flat & ~holds
     return figures | {"zero_variance_other": _share(flat)}
+
+
+def of_all(figures: dict[str, float], group: Group) -> dict[str, float]:
+    """The mean of each figure over the processes, so that all judge alike; collective.
+
+    They have equally many rollouts. (The mean of their medians stands for the median.)
+    """
+    parts = group.gather(np.array([list(figures.values())], dtype=np.float64))
+    return dict(zip(figures, np.concatenate(parts).mean(axis=0).tolist(), strict=True))
 
 
 def _share(which: Tensor) -> float:

@@ -46,7 +46,7 @@ from searchr3.training.contrastive import CachedTerm, ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, forward
-from searchr3.training.groups import Rollouts, with_direct
+from searchr3.training.groups import Rollouts, of_all, with_direct
 from searchr3.training.health import HealthMonitor
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
@@ -177,6 +177,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             torch.from_numpy(without.reward).float(),
             self.environment.candidates,
         )
+        figures = of_all(figures, self.environment.group)
         self.note(**figures, **{f"environment_{name}": value for name, value in refreshed.metrics().items()})
         self._audit(vectors, relevant, step)
         self.health.observe(step + 1, figures)
