@@ -44,7 +44,7 @@ def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
         "share_with_first_mean": (1 + sum(step.share for step in later)) / len(steps),
         "token_share_mean": fmean(step.token_share for step in later),
         "advantage_spearman_mean": fmean(step.spearman for step in checked),
-        "advantage_spearman_min": min(step.spearman for step in checked),
+        "advantage_spearman_min": float(np.min([step.spearman for step in checked])),  # NaN if any is
         "advantage_spearman_last": checked[-1].spearman,
         "advantage_cosine_mean": fmean(step.cosine for step in checked),
         "reward_error_mean": fmean(step.reward_error for step in checked),

@@ -213,7 +213,7 @@ def recorded(options: Namespace) -> dict[str, str]:
 def refuse_another(options: Namespace) -> None:
     """What was recorded from another model or with another recipe is not passed off as this one's."""
     about = {
-        "stage1": str(options.start.resolve()),
+        "stage1": str(options.stage1.resolve()) if options.stage1 else "its own",
         "recipe": load_recipe("quickstart", options.overrides).dump(),
     }
     if not _is(options.work / "about.json", about):
@@ -251,10 +251,10 @@ def main() -> None:
     options.overrides = [*(QUICK_RECIPE if options.quick else ()), *options.overrides]
     hush_transformers()
     try:
+        refuse_another(options)
         options.dataset, options.start = beginning(
             options.work, options.overrides, options.stage1, options.data
         )
-        refuse_another(options)
         options.made = folder_of_parts(options)
         done = {}
         for name in options.parts:

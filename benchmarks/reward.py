@@ -194,7 +194,9 @@ def figures(
 
 def study(options: Namespace) -> dict[str, float | None]:
     overrides = (*(QUICK if options.quick else ()), *options.overrides)
-    seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
+    seeds = options.seeds if options.seeds is not None else QUICK_SEEDS if options.quick else SEEDS
+    if seeds < 1:
+        raise SearchR3Error(f"--seeds is {seeds}; at least 1")
     dataset, model = beginning(options.work, overrides, options.stage1, options.data)
     plain = recipe_of(DEFAULT, 0, overrides)
     hush_transformers()

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from searchr3.environment import Certified, Frozen, Random, audit
+from searchr3.environment.certified import LEAST, _student
 
 
 def run(world, policy, steps=range(1, 9), **settings):
@@ -130,3 +132,9 @@ def test_runs_are_repeatable_and_resumable(make_world):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         Certified(**wrong)
+
+
+@pytest.mark.parametrize("freedom", [LEAST - 1, 30, 1000])
+@pytest.mark.parametrize("share", [0.1, 0.05, 0.025, 0.001])
+def test_the_interval_is_students(share: float, freedom: int) -> None:
+    assert _student(share, freedom) == pytest.approx(stats.t.isf(share, freedom), rel=4e-3)

@@ -67,9 +67,11 @@ class Certified(RefreshPolicy):
        spent and it says again; each time at half of delta.
 
     It assumes that (1) no document from beyond the candidates comes among them, (2) what several scores do
-    together is at most the sum of what each does, (3) the mean over U′ is normal. From fewer than 16
-    documents, or where none of them had any effect, as at temperature 0, there is no bound (infinity). How
-    often the bound holds is measured: `benchmarks/environment.py`.
+    together is at most the sum of what each does, (3) the mean over U′ is normal. The third
+    is the weakest: effects are skewed, so the interval covers their sum less often than it should (0.82 for
+    0.90 in a simulation), but that sum overstates the error of the rewards. From fewer than 16 documents, or
+    where none of them had any effect, as at temperature 0, there is no bound (infinity). How often the bound
+    holds is measured: `benchmarks/environment.py`.
 
     Args:
         candidates, temperature: of the reward, as in `CorpusEnvironment`.
@@ -198,8 +200,7 @@ class Certified(RefreshPolicy):
         size = len(effects)
         if size < LEAST or not effects.any():
             return float("inf")
-        normal = NormalDist().inv_cdf(1 - self.delta / (2 if self.epsilon else 1))  # two looks with epsilon
-        student = normal + (normal**3 + normal) / (4 * (size - 1))  # the quantile's expansion in 1/freedom
+        student = _student(self.delta / (2 if self.epsilon else 1), size - 1)  # two looks with epsilon
         return float(left * (effects.mean() + student * effects.std(ddof=1) / np.sqrt(size)))
 
 
@@ -300,3 +301,9 @@ def _slopes(found: Scores, temperature: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x.clip(-60, 60)))
+
+
+def _student(share: float, freedom: int) -> float:
+    """What Student's t exceeds in `share` of the cases, by its expansion in 1/freedom."""
+    z = -NormalDist().inv_cdf(share)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -207,7 +207,7 @@ class EvaluationRecipe(Section):
 
 class Recipe(Section):
     name: str = Field("run", description="name of the run")
-    seed: int = Field(0, description="seed of everything random")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything random")
     data: DataRecipe = DataRecipe()
     model: ModelRecipe = ModelRecipe()
     stage1: Stage1Recipe = Stage1Recipe()
