@@ -35,7 +35,10 @@ def figures(parts: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 
 
 def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
-    """Means over the steps after the first; what is held against the oracle, over the audited ones."""
+    """Means over the steps after the first; what is held against the oracle, over the audited ones.
+
+    The first half is where the learning rate, falling to zero, is highest.
+    """
     later = steps[1:]
     checked = [step for step in later if np.isfinite(step.reward_error)]
     bounded = [step for step in checked if np.isfinite(step.bound)]
@@ -45,6 +48,7 @@ def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
         "token_share_mean": fmean(step.token_share for step in later),
         "advantage_spearman_mean": fmean(step.spearman for step in checked),
         "advantage_spearman_min": float(np.min([step.spearman for step in checked])),  # NaN if any is
+        "advantage_spearman_first_half": fmean(step.spearman for step in checked[: (len(checked) + 1) // 2]),
         "advantage_spearman_last": checked[-1].spearman,
         "advantage_cosine_mean": fmean(step.cosine for step in checked),
         "reward_error_mean": fmean(step.reward_error for step in checked),

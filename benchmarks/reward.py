@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _result import arguments, interval, write
+from _result import arguments, code, interval, write
 from _start import beginning
 
 from searchr3.dataset import RetrievalDataset
@@ -152,7 +152,7 @@ def start(
 
     from searchr3.model import SearchR3
 
-    about = {"stage1": str(model.resolve()), "data": dataset.name, "recipe": recipe.dump()}
+    about = {"stage1": str(model.resolve()), "data": dataset.name, "recipe": recipe.dump(), "code": code()}
     vectors = place.with_suffix(".safetensors")
     if not place.is_file():
         search = SearchR3(model, batch_size=recipe.model.batch_size, dtype="float32")
@@ -163,7 +163,9 @@ def start(
         write_json(place, {"about": about, "figures": quality(results)})
     known = json.loads(place.read_text(encoding="utf-8"))
     if known["about"] != about:
-        raise SearchR3Error(f"{place.parent}: holds another study; choose another folder with --work")
+        raise SearchR3Error(
+            f"{place.parent}: holds another study, or another code's; choose another folder with --work"
+        )
     kept = [key not in dataset.held_out for key in dataset.corpus]
     return known["figures"], load_file(vectors)["documents"][kept]
 

@@ -168,3 +168,17 @@ def test_headlines_are_those_of_the_worse_learning_rate(benchmark) -> None:
     assert lost["advantage_spearman_mean"] is None
     tame = module.headline(base | of("five", 0.95, 0.02, 0.98, 0.95, 0.97), ["base", "five"])
     assert tame == {"base.counts": 1, "five.counts": 0}
+
+
+def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path: Path) -> None:
+    result = benchmark("_result")
+    monkeypatch.setattr(result, "HERE", tmp_path / "benchmarks")
+    (tmp_path / "src").mkdir()
+
+    def digest(text: str) -> str:
+        (tmp_path / "src" / "one.py").write_text(text, encoding="utf-8")
+        return result.code()
+
+    plain = digest('def f(x):\n    """What it does."""\n    return x + 1\n')
+    assert digest('"""About."""\n\ndef f(x):\n    """More of it."""\n    return x + 1  # why\n') == plain
+    assert digest('def f(x):\n    """What it does."""\n    return x + 2\n') != plain
