@@ -34,17 +34,14 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def write(
-    output: Path, name: str, figures: Mapping[str, float | None], notes: Mapping[str, str] | None = None
-) -> None:
-    """Write `{"name", "commit", "command", "machine", "notes", "figures"}`."""
+def write(output: Path, name: str, figures: Mapping[str, float | None]) -> None:
+    """Write `{"name", "commit", "command", "machine", "figures"}`."""
     cores = len(os.sched_getaffinity(0))
     result = {
         "name": name,
         "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{_processor()}, {cores} cores, Python {platform.python_version()}",
-        "notes": dict(notes or {}),
         "figures": dict(figures),
     }
     write_json(output, result)
@@ -107,12 +104,7 @@ def render() -> str:
         parts += [
             f"## {result['name']}",
             "",
-            "; ".join(
-                [
-                    f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
-                    *(f"{name} {text}" for name, text in result.get("notes", {}).items()),
-                ]
-            ),
+            f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
             "",
         ]
         pictures = sorted((HERE.parent / "docs").glob(f"{result['name']}-*.png"))

@@ -204,7 +204,7 @@ def recorded(options: Namespace) -> dict[str, str]:
     """At which commit each of the trajectories was recorded."""
     places = {name: options.work / name / "meta.json" for name in FASTER}
     return {
-        f"{name} recorded at commit": json.loads(place.read_text(encoding="utf-8"))["commit"]
+        name: json.loads(place.read_text(encoding="utf-8"))["commit"]
         for name, place in places.items()
         if place.is_file()
     }
@@ -264,7 +264,9 @@ def main() -> None:
             done[name] = json.loads(place.read_text(encoding="utf-8"))
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None
-    write(options.output, "environment", figures(done), recorded(options))
+    write(options.output, "environment", figures(done))
+    for name, at in recorded(options).items():
+        print(f"{name}: recorded at commit {at}")
     if options.pictures:
         if all(name in done for name in FASTER):
             fidelity_picture({name: done[name]["policies"] for name in FASTER}, options.pictures)

@@ -36,7 +36,7 @@ def test_the_short_form_writes_a_result(name: str, tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(output.read_text(encoding="utf-8"))
-    assert set(result) == {"name", "commit", "command", "machine", "notes", "figures"}
+    assert set(result) == {"name", "commit", "command", "machine", "figures"}
     assert result["name"] == name
     assert result["figures"]
     assert all(value is None or math.isfinite(value) for value in result["figures"].values())
