@@ -66,7 +66,7 @@ def _check_adapter(model: SearchR3, recipe: Recipe) -> None:
     import torch
 
     from searchr3.model import SearchR3
-    from searchr3.training.stage1 import add_adapter
+    from searchr3.training.adapter import add_adapter
 
     with torch.device("meta"):
         shape = type(model.model)(model.model.config)

@@ -1,5 +1,6 @@
 """Stage 1: what is in a batch, what each loss sees, which checkpoint remains, going on when interrupted."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,11 +17,13 @@ from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning
 from searchr3.losses import sft
 from searchr3.model import SearchR3
-from searchr3.training import stage1
+from searchr3.training import stage1, stage1_batch
+from searchr3.training.adapter import add_adapter
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
+from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import Recipe
-from searchr3.training.stage1 import Pairs, Stage1Trainer, add_adapter, train_stage1
+from searchr3.training.stage1 import Stage1Trainer, train_stage1
 
 MakeRecipe = Callable[..., Recipe]
 SAID = Reasoning("own words", (5, 6, 7), True)
@@ -46,7 +49,7 @@ def make_trainer(
 
 def loss_of(trainer: Stage1Trainer, rows: list[int]) -> Tensor:
     pairs = torch.stack([trainer.pairs[row] for row in rows])
-    return trainer.compute_loss(trainer.model, {"pairs": pairs})
+    return trainer.training_step(trainer.model, {"pairs": pairs})
 
 
 @pytest.fixture
@@ -108,6 +111,11 @@ def test_a_split_without_relevant_documents_is_refused(toy: RetrievalDataset) ->
         Pairs(nothing, "stage1")
 
 
+def negatives_of(trainer: Stage1Trainer, queries: list[int]) -> Counter[str]:
+    drawn = [trainer.maker.hard_negatives(query, random.Random(query)) for query in queries]
+    return Counter(trainer.pairs.document_ids[row] for rows in drawn for row in rows)
+
+
 def test_held_out_documents_are_never_trained_on(
     make_trainer: Callable[..., Stage1Trainer], toy: RetrievalDataset
 ) -> None:
@@ -117,8 +125,7 @@ def test_held_out_documents_are_never_trained_on(
     trainer = make_trainer("stage1.hard_negatives=3", dataset=dataset)
 
     used = {trainer.pairs.document_ids[document] for _, document in trainer.pairs.pairs}
-    queries = [query for query, _ in trainer.pairs.pairs]
-    used |= set(trainer._hard_negatives(queries, stage1.random.Random(0)))
+    used |= negatives_of(trainer, [query for query, _ in trainer.pairs.pairs]).keys()
 
     assert len(trainer.pairs) > 10
     assert "d1" in used
@@ -134,10 +141,7 @@ def test_hard_negatives_are_never_relevant_ones(
     trainer = make_trainer("stage1.hard_negatives=2", dataset=replace(toy, queries=queries))
     rows = [row for row, known in enumerate(trainer.pairs.relevant) if not known & {"d7", "d8"}]
 
-    assert Counter(trainer._hard_negatives(rows, stage1.random.Random(0))) == {
-        "d7": len(rows),
-        "d8": len(rows),
-    }
+    assert negatives_of(trainer, rows) == {"d7": len(rows), "d8": len(rows)}
 
 
 def test_false_negatives_are_masked(
@@ -176,20 +180,20 @@ def test_false_negatives_are_masked(
 @pytest.fixture
 def marked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noisy traces and own samples that can be told from true traces."""
-    monkeypatch.setattr(stage1, "noisy_trace", lambda trace, others, rng: "noisy")
+    monkeypatch.setattr(stage1_batch, "noisy_trace", lambda trace, others, rng: "noisy")
     monkeypatch.setattr(stage1, "reason", lambda model, chat, prompts, *_: [SAID] * len(prompts))
 
 
-def sources(trainer: Stage1Trainer, rounds: int = 20) -> Counter[str]:
+def sources(trainer: Stage1Trainer, rounds: int = 20, own_samples: bool = True) -> Counter[str]:
     """Which source the reasoning of each query comes from, over many draws."""
     rows = range(len(trainer.pairs.query_ids))
-    texts = ["text"] * len(rows)
     chat = trainer.conversation
     noisy = tuple(chat.thought_ids(["noisy"])[0])
-    traces = {tuple(ids) for ids in chat.thought_ids(trainer.trace_pool)}
+    traces = {tuple(ids) for ids in chat.thought_ids(trainer.maker.trace_pool)}
     found: Counter[str] = Counter()
     for seed in range(rounds):
-        for thought, learn in trainer._thoughts(rows, texts, stage1.random.Random(seed)).values():
+        draws = [random.Random(f"{seed}:{row}") for row in rows]
+        for thought, learn in trainer.maker.thoughts(rows, draws, own_samples).values():
             ids = tuple(thought)
             kind = {noisy: "noisy", SAID.token_ids: "own"}.get(ids, "trace" if ids in traces else "unknown")
             assert learn == (kind == "trace")
@@ -220,9 +224,9 @@ def test_own_samples_wait_until_the_model_has_something_to_say(
     trainer.state.max_steps = 10
 
     trainer.state.global_step = 4
-    early = sources(trainer)
+    early = sources(trainer, own_samples=trainer.may_sample)
     trainer.state.global_step = 5
-    late = sources(trainer)
+    late = sources(trainer, own_samples=trainer.may_sample)
 
     assert early["own"] == 0
     assert early["noisy"] / early["queries"] == pytest.approx(0.7, abs=0.05)
@@ -269,7 +273,7 @@ def test_instead_of_noisy_traces_and_own_samples_the_true_traces_are_learnt(
     direct_only = labels_of_sft(make_trainer("stage1.reasoned_share=0"), calls, monkeypatch)
 
     assert len(calls["info_nce"]) == 3  # direct and reasoned, then direct: the reasoned were in the batch
-    traces = [trainer.traces[query] for query, _ in trainer.pairs.pairs[:3]]
+    traces = [trainer.maker.traces[query] for query, _ in trainer.pairs.pairs[:3]]
     expected = Counter(one for ids in chat.thought_ids(traces) for one in ids)
     # of the noisy or own thought itself the end alone, beside that of the true trace
     expected += Counter({chat.embed_id: 6, chat.tokenizer.eos_token_id: 6})
@@ -287,7 +291,7 @@ def test_true_traces_are_learnt_with_the_token_and_the_end_of_the_turn(
     learnt = labels_of_sft(true_only, calls, monkeypatch)
     direct_only = labels_of_sft(make_trainer("stage1.reasoned_share=0"), calls, monkeypatch)
 
-    traces = [true_only.traces[query] for query, _ in true_only.pairs.pairs[:3]]
+    traces = [true_only.maker.traces[query] for query, _ in true_only.pairs.pairs[:3]]
     expected = Counter(one for ids in chat.thought_ids(traces) for one in ids)
     expected += Counter({chat.embed_id: 3, chat.tokenizer.eos_token_id: 3})
     assert learnt - direct_only == expected
@@ -357,9 +361,7 @@ def test_kl_is_taken_on_replies_to_chat_prompts_too(
     make_trainer: Callable[..., Stage1Trainer], search: SearchR3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer("stage1.kl=1", "stage1.chat_prompts=3", base=search.model)
-    chats = [
-        item for item in trainer._items([0], ["d0"], stage1.random.Random(0))[0] if item.position is None
-    ]
+    chats = [item for item in trainer.maker.of([(0, 0)], 0, False).items if item.position is None]
 
     assert len(chats) == 3
     assert all(item.anchor and not item.learn for item in chats)
@@ -451,7 +453,7 @@ def test_every_pair_is_seen_once_an_epoch_in_another_order(
         seen.extend(map(tuple, inputs["pairs"].tolist()))
         return 0.0 * next(model.parameters()).sum()
 
-    monkeypatch.setattr(Stage1Trainer, "compute_loss", no_loss)
+    monkeypatch.setattr(Stage1Trainer, "training_step", no_loss)
     scripted(monkeypatch, [0.0], [])
     some = dict(list(toy.split("stage1").items())[:32])
     less = replace(toy, qrels={**toy.qrels, "stage1": some})

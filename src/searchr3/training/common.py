@@ -35,7 +35,6 @@ def arguments(recipe: Recipe, stage: SelectionRecipe, folder: Path) -> dict[str,
     return {
         "output_dir": str(folder),
         "max_steps": stage.steps,
-        "gradient_accumulation_steps": stage.accumulation,
         "learning_rate": stage.learning_rate,
         "warmup_steps": math.ceil(stage.warmup_share * stage.steps),
         "lr_scheduler_type": stage.schedule,

@@ -1,9 +1,15 @@
-"""One differentiable pass over mixed conversations: their vectors, and logits where the assistant speaks."""
+"""Differentiable passes over mixed conversations: their vectors, and logits where the assistant speaks.
+
+The pass goes through the model as the trainer has wrapped it (DDP, FSDP, PEFT). A hook on the language head
+reads the last hidden states, and hands on to the head only the places that are to be predicted: of most
+conversations these are few or none, and the head is the largest matrix of a small model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3.conversation import Rendered
-from searchr3.generation import pad_ids
-from searchr3.model import TOKENS_PER_BATCH, backbone, length_batches
+from searchr3.generation import pad_ids, without_wrapper
+from searchr3.model import TOKENS_PER_BATCH, length_batches
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,19 @@ class Item:
         ids = [*rendered.ids, *after]
         return cls(ids, rendered.position, rendered.answer_start, learn, anchor, learn_from)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether its assistant tokens are predicted."""
+        return self.learn or self.anchor
+
+    def learns(self, t: int) -> bool:
+        """Whether the language loss applies to token t, an assistant's."""
+        return self.learn and t >= self.learn_from
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """What `forward` returns for n items with t chosen assistant tokens in all, in the order of the items.
+    """What a pass returns for n items with t chosen assistant tokens in all, in the order of the items.
 
     Attributes:
         vectors: unit vectors, shape (n, d), float32; zeros for items without an embed token.
@@ -61,59 +76,55 @@ class Outputs:
     learn: Tensor
 
 
-def forward(
+def run(
     model: PreTrainedModel, items: Sequence[Item], pad_id: int, speak: Sequence[bool] | None = None
 ) -> Outputs:
-    """Run the model over `items` in chunks of like length.
+    """One padded pass over `items`.
 
     Args:
-        speak: for which items logits are wanted; by default where `learn` or `anchor` is set.
+        model: as the trainer has wrapped it.
+        speak: for which items logits are wanted; by default those that learn or are anchored.
     """
-    speak = [item.learn or item.anchor for item in items] if speak is None else speak
-    device = next(model.parameters()).device
-    network = backbone(model)
-    vectors: list[Tensor] = []
-    spoken: list[Tensor] = []
-    row_of: list[int] = []
-    token_of: list[tuple[int, int]] = []
-    for rows in length_batches(items, batch_size=len(items), tokens=TOKENS_PER_BATCH // 2):
-        chunk = [items[row] for row in rows]
-        ids, mask = pad_ids([item.ids for item in chunk], pad_id)
-        hidden = network(
-            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-        ).last_hidden_state
-        place = torch.tensor([item.position or 0 for item in chunk], device=device)
-        has = torch.tensor([[item.position is not None] for item in chunk], device=device)
-        vectors.append(
-            F.normalize(hidden[torch.arange(len(rows), device=device), place].float(), dim=-1) * has
-        )
-        row_of += rows
-        chosen = [
-            (i, t)
-            for i, row in enumerate(rows)
-            if speak[row]
-            for t in range(items[row].answer_start, len(items[row].ids))
-        ]
-        if chosen:
-            at = torch.tensor(chosen, device=device)
-            spoken.append(hidden[at[:, 0], at[:, 1] - 1])
-            token_of += [(rows[i], t) for i, t in chosen]
-    order = torch.tensor(sorted(range(len(row_of)), key=row_of.__getitem__), device=device)
-    token_order = sorted(range(len(token_of)), key=token_of.__getitem__)
-    token_of = [token_of[i] for i in token_order]
-    if spoken:
-        states = torch.cat(spoken)[torch.tensor(token_order, device=device)]
-    else:
-        states = hidden.new_zeros((0, hidden.shape[-1]))
-    head = model.get_output_embeddings()
+    speak = [item.speaks for item in items] if speak is None else speak
+    inner = without_wrapper(getattr(model, "module", model))
+    device = next(inner.parameters()).device
+    ids, mask = pad_ids([item.ids for item in items], pad_id)
+    chosen = [
+        (row, t)
+        for row, item in enumerate(items)
+        if speak[row]
+        for t in range(item.answer_start, len(item.ids))
+    ]
+    at = torch.tensor(chosen, dtype=torch.long, device=device).reshape(-1, 2)
+    seen: list[Tensor] = []
+
+    def choose(head: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+        (hidden,) = inputs
+        seen.append(hidden)
+        return (hidden[at[:, 0], at[:, 1] - 1],)
+
+    hook = inner.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    finally:
+        hook.remove()
+    (hidden,) = seen
+    place = torch.tensor([item.position or 0 for item in items], device=device)
+    has = torch.tensor([[item.position is not None] for item in items], device=device)
+    rows = torch.arange(len(items), device=device)
+    learn = [items[row].learns(t) for row, t in chosen]
     return Outputs(
-        vectors=torch.cat(vectors)[order],
-        logits=head(states),
-        labels=torch.tensor([items[row].ids[t] for row, t in token_of], dtype=torch.long, device=device),
-        item=torch.tensor([row for row, _ in token_of], dtype=torch.long, device=device),
-        learn=torch.tensor(
-            [items[row].learn and t >= items[row].learn_from for row, t in token_of],
-            dtype=torch.bool,
-            device=device,
-        ),
+        vectors=F.normalize(hidden[rows, place].float(), dim=-1) * has,
+        logits=output.logits,
+        labels=torch.tensor([items[row].ids[t] for row, t in chosen], dtype=torch.long, device=device),
+        item=at[:, 0],
+        learn=torch.tensor(learn, dtype=torch.bool, device=device),
     )
+
+
+def embed_items(model: PreTrainedModel, items: Sequence[Item], pad_id: int) -> Tensor:
+    """Vectors of `items` alone, (n, d), in passes of like length."""
+    chunks = list(length_batches(items, batch_size=len(items), tokens=TOKENS_PER_BATCH // 2))
+    found = [run(model, [items[row] for row in rows], pad_id, [False] * len(rows)).vectors for rows in chunks]
+    order = torch.tensor([row for rows in chunks for row in rows], device=found[0].device)
+    return torch.cat(found)[order.argsort()]

@@ -78,7 +78,6 @@ class OptimizerRecipe(Section):
 
 class SelectionRecipe(OptimizerRecipe):
     steps: Annotated[int, Field(ge=0)] = Field(1000, description="optimizer steps; 0 skips the stage")
-    accumulation: Count = Field(1, description="micro-batches of one optimizer step")
     evaluate_every: Count = Field(
         100, description="steps between dev evaluations, each with a checkpoint; the best is kept"
     )
@@ -87,7 +86,12 @@ class SelectionRecipe(OptimizerRecipe):
 
 
 class Stage1Recipe(SelectionRecipe):
-    batch_size: Count = Field(64, description="query-document pairs in one optimizer step")
+    batch_size: Count = Field(64, description="query-document pairs in one optimizer step, of all processes")
+    micro_tokens: Count | None = Field(
+        None,
+        description="most tokens, padding included, in one pass with gradient: a batch that needs several is "
+        "learnt with cached gradients, in memory that does not grow with it; `null` keeps the whole batch",
+    )
     neighbours: Count = Field(
         8, description="pairs in a group of like documents; batches are made of groups, 1 is a plain shuffle"
     )
@@ -129,8 +133,6 @@ class Stage1Recipe(SelectionRecipe):
     def _sources_fit(self) -> Stage1Recipe:
         if self.noisy_traces + self.own_samples > 1:
             raise ValueError("noisy_traces + own_samples must not exceed 1: the rest are true traces")
-        if self.batch_size % self.accumulation:
-            raise ValueError("batch_size must be a multiple of accumulation")
         return self
 
 
@@ -152,6 +154,7 @@ class RewardRecipe(Section):
 class Stage2Recipe(SelectionRecipe):
     queries: Count = Field(16, description="queries in one generation, by default one optimizer step")
     rollouts: Annotated[int, Field(ge=2)] = Field(8, description="G: rollouts a query")
+    accumulation: Count = Field(1, description="micro-batches of one optimizer step")
     updates: Count = Field(
         1, description="optimizer steps on one generation, a share of it each; `epsilon` clips the later ones"
     )

@@ -11,65 +11,36 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.dataset.traces import noisy_trace
-from searchr3.errors import DataError
-from searchr3.generation import generate_ids, padding_id, reason
+from searchr3.errors import RecipeError
+from searchr3.generation import Reasoning, generate_ids, padding_id, reason
+from searchr3.group import current_group
 from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
-from searchr3.model import SearchR3
+from searchr3.model import TOKENS_PER_BATCH, SearchR3, length_batches
+from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import NeighbourSampler
+from searchr3.training.cached import backward
 from searchr3.training.checkpoints import resume_point
-from searchr3.training.common import (
-    DevEvaluation,
-    Tell,
-    arguments,
-    callbacks,
-    curve,
-)
+from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, curve
 from searchr3.training.dev import DevSet
-from searchr3.training.forward import Item, Outputs, forward
+from searchr3.training.forward import Item, Outputs, run
+from searchr3.training.pairs import Pairs
+from searchr3.training.parallel import gathered, sum_gradients, unsynced
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
+from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts
 
 CHAT_REPLY_TOKENS = 24
-
-
-class Pairs(torch.utils.data.Dataset):
-    """Judged pairs of a split as row numbers: (number of the query, number of the document)."""
-
-    def __init__(self, dataset: RetrievalDataset, split: str):
-        self.query_ids = list(dataset.split(split))
-        self.document_ids = list(dataset.training_corpus())
-        number = {key: row for row, key in enumerate(self.document_ids)}
-        self.relevant = [
-            {document for document, grade in dataset.split(split)[key].items() if grade > 0}
-            for key in self.query_ids
-        ]
-        self.pairs = [
-            (row, number[document])
-            for row, known in enumerate(self.relevant)
-            for document in sorted(known)
-            if document in number
-        ]
-        if not self.pairs:
-            raise DataError(f"{dataset.name}: split {split!r} has no relevant document to train on")
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.tensor(self.pairs[index])
 
 
 class Stage1Trainer(DevEvaluation, Trainer):
@@ -96,17 +67,16 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.pad_id = padding_id(search.conversation)
         self.dataset, self.pairs = dataset, Pairs(dataset, "stage1")
         self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
-        self.traces = [dataset.queries[key].reasoning for key in self.pairs.query_ids]
-        self.trace_pool = [trace for trace in self.traces if trace]
-        self.think_on_dev = bool(self.trace_pool) and self.stage.reasoned_share > 0
         self.base = base
+        args = TrainingArguments(
+            **arguments(recipe, self.stage, folder),
+            dataloader_drop_last=len(self.pairs) >= self.stage.batch_size,
+        )
+        args.per_device_train_batch_size = share_of(self.stage.batch_size, args.world_size)
+        self.group = current_group()
         super().__init__(
             model=search.model,
-            args=TrainingArguments(
-                **arguments(recipe, self.stage, folder),
-                per_device_train_batch_size=max(1, self.stage.batch_size // self.stage.accumulation),
-                dataloader_drop_last=len(self.pairs) >= self.stage.batch_size,
-            ),
+            args=args,
             train_dataset=self.pairs,
             eval_dataset=self.pairs,
             data_collator=lambda rows: {"pairs": torch.stack(rows)},
@@ -115,162 +85,173 @@ class Stage1Trainer(DevEvaluation, Trainer):
         )
         self.loss_is_scaled_for_ga = False
         self.remove_callback(PrinterCallback)
-        self.chats = self._chat_items()
+        self.maker = BatchMaker(
+            dataset, self.pairs, self.conversation, recipe, self._say, self._chat_items(), self.group
+        )
+        self.think_on_dev = bool(self.maker.trace_pool) and self.stage.reasoned_share > 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> NeighbourSampler:
         ids = [self.pairs.document_ids[document] for _, document in self.pairs.pairs]
         texts = [self.dataset.corpus[key].content for key in ids]
         return NeighbourSampler(texts, self.stage.neighbours, self.recipe.seed)
 
-    def compute_loss(
-        self,
-        model: PreTrainedModel,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+    def training_step(
+        self, model: PreTrainedModel, inputs: dict[str, Tensor], num_items_in_batch: Any = None
     ) -> Tensor:
-        pairs = inputs["pairs"].tolist()
-        rng = random.Random(f"{self.recipe.seed}:{self.state.global_step}:{pairs}")
-        stage = self.stage
-        queries = [query for query, _ in pairs]
-        documents = [self.pairs.document_ids[document] for _, document in pairs] + self._hard_negatives(
-            queries, rng
+        """One optimizer step's gradients: the batch of all processes, in passes that the memory bears."""
+        model.train()
+        batch = self.maker.of(inputs["pairs"].tolist(), self.state.global_step, self.may_sample)
+        items, stage = batch.items, self.stage
+        chunks = list(length_batches(items, len(items), stage.micro_tokens or TOKENS_PER_BATCH // 2))
+        tokens = self._token_counts(batch)
+        figures = {"sft": 0.0, "kl": 0.0}
+
+        def run_some(rows: Sequence[int], speak: bool) -> Outputs:
+            chosen = [items[row] for row in rows]
+            with self.accelerator.autocast():
+                return run(model, chosen, self.pad_id, None if speak else [False] * len(rows))
+
+        def of_tokens(rows: Sequence[int], outputs: Outputs) -> Tensor:
+            reasoned = torch.tensor([row >= batch.reasoned_from for row in rows], device=outputs.item.device)
+            language = self._language(outputs, reasoned[outputs.item], tokens)
+            figures["sft"] += language.item()
+            if not stage.kl:
+                return stage.sft * language
+            kl = self._kl(model, [items[row] for row in rows], outputs, tokens)
+            figures["kl"] += kl.item()
+            return stage.sft * language + stage.kl * kl
+
+        cache = stage.micro_tokens is not None and len(chunks) > 1
+        with unsynced(model):
+            backward(
+                chunks,
+                run_some,
+                lambda vectors: self._of_vectors(vectors, batch, figures),
+                of_tokens,
+                self.accelerator.backward,
+                cache,
+            )
+        sum_gradients(model)
+        for name in ("sft", "kl"):  # of this process's tokens so far, over the number of all
+            figures[name] = sum(float(one[0]) for one in self.group.gather(np.array([figures[name]])))
+        self.note(**figures)
+        weights = {"sft": stage.sft, "kl": stage.kl, "info_nce": stage.info_nce, "triplet": stage.triplet}
+        loss = sum(weight * figures[name] for name, weight in weights.items())
+        return torch.tensor(loss, device=self.args.device)
+
+    def _of_vectors(self, vectors: Tensor, batch: Batch, figures: dict[str, float]) -> tuple[float, Tensor]:
+        """The contrastive losses over the batch of all processes, and their gradient for our vectors.
+
+        Every process works out the whole: beside the forwards it is next to nothing.
+        """
+        stage, n, m = self.stage, len(batch.queries), len(batch.documents)
+        own = [vectors[:n], vectors[n : n + m], vectors[n + m : n + m + len(batch.reasoned)]]
+        leaves = [part.clone().requires_grad_(True) for part in own]
+        direct, documents, reasoned = (gathered(leaf, self.group) for leaf in leaves)
+        queries, rows, of_reasoned, positive = self._numbers(batch)
+        ids = [self.pairs.document_ids[row] for row in rows]
+        allowed = allowed_negatives(ids, [self.pairs.relevant[query] for query in queries])
+        allowed, place = allowed.to(vectors.device), torch.from_numpy(positive).to(vectors.device)
+        share = stage.reasoned_share if len(of_reasoned) else 0.0
+        contrastive = (1 - share) * info_nce(direct, documents, place, stage.temperature, allowed)
+        triplet = (1 - share) * triplet_margin(direct, documents, place, stage.margin, allowed)
+        if len(of_reasoned):
+            which = torch.from_numpy(of_reasoned).to(vectors.device)
+            thinking = (reasoned, documents, place[which])
+            contrastive = contrastive + share * info_nce(*thinking, stage.temperature, allowed[which])
+            triplet = triplet + share * triplet_margin(*thinking, stage.margin, allowed[which])
+        figures |= {"info_nce": contrastive.item(), "triplet": triplet.item()}
+        total = stage.info_nce * contrastive + stage.triplet * triplet
+        gradient = torch.zeros_like(vectors)
+        if total.requires_grad:
+            found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            gradient[: n + m + len(batch.reasoned)] = torch.cat(found)
+        return total.item(), gradient
+
+    def _numbers(self, batch: Batch) -> tuple[list[int], list[int], np.ndarray, np.ndarray]:
+        """Of the batch of all processes: queries, documents, the queries that are reasoned, and the place
+        of each query's positive among the documents.
+        """
+        queries, documents, reasoned = (
+            self.group.gather(np.array(rows, dtype=np.int64))
+            for rows in (batch.queries, batch.documents, batch.reasoned)
         )
-        items, reasoned_rows = self._items(queries, documents, rng)
-        with self.accelerator.autocast():
-            outputs = forward(model, items, self.pad_id)
-        n, m = len(queries), len(documents)
-        direct, document_vectors = outputs.vectors[:n], outputs.vectors[n : n + m]
-        reasoned = outputs.vectors[n + m : n + m + len(reasoned_rows)]
-        positive = torch.arange(n, device=direct.device)
-        allowed = allowed_negatives(documents, [self.pairs.relevant[query] for query in queries]).to(
-            direct.device
+        of_query = np.cumsum([0, *map(len, queries)])
+        of_document = np.cumsum([0, *map(len, documents)])
+        positive = [start + np.arange(len(own)) for start, own in zip(of_document, queries, strict=False)]
+        which = [start + own for start, own in zip(of_query, reasoned, strict=False)]
+        return (
+            np.concatenate(queries).tolist(),
+            np.concatenate(documents).tolist(),
+            np.concatenate(which),
+            np.concatenate(positive),
         )
 
-        share = stage.reasoned_share if reasoned_rows else 0.0
-        contrastive = (1 - share) * info_nce(direct, document_vectors, positive, stage.temperature, allowed)
-        triplet = (1 - share) * triplet_margin(direct, document_vectors, positive, stage.margin, allowed)
-        if reasoned_rows:
-            rows = torch.tensor(reasoned_rows, device=direct.device)
-            own = (reasoned, document_vectors, positive[rows])
-            contrastive = contrastive + share * info_nce(*own, stage.temperature, allowed[rows])
-            triplet = triplet + share * triplet_margin(*own, stage.margin, allowed[rows])
-        language = self._language(outputs, len(items) if not reasoned_rows else n + m)
-        kl = (
-            self._kl(model, items, outputs.logits, outputs.labels, outputs.item)
-            if stage.kl
-            else language.detach() * 0
-        )
-        self.note(sft=language.item(), kl=kl.item(), info_nce=contrastive.item(), triplet=triplet.item())
-        return stage.sft * language + stage.kl * kl + stage.info_nce * contrastive + stage.triplet * triplet
+    def _token_counts(self, batch: Batch) -> TokenCounts:
+        """Tokens that each part of the loss is a mean over, of all processes."""
+        plain, thinking, anchored = 0, 0, 0
+        for number, item in enumerate(batch.items):
+            said = range(item.answer_start, len(item.ids))
+            learnt = sum(item.learns(t) for t in said)
+            plain, thinking = (
+                (plain, thinking + learnt) if number >= batch.reasoned_from else (plain + learnt, thinking)
+            )
+            anchored += item.anchor * sum(item.ids[t] != self.conversation.embed_id for t in said)
+        counts = np.stack(self.group.gather(np.array([[plain, thinking, anchored]])))
+        return TokenCounts(*counts.sum(axis=(0, 1)).tolist())
 
-    def _language(self, outputs: Outputs, reasoned_from: int) -> Tensor:
-        """SFT, direct answers and reasoning weighed apart: thoughts must not drown in the fixed answer."""
-        thinking = outputs.learn & (outputs.item >= reasoned_from)
-        reasoning = self.stage.sft_reasoning if thinking.any() else 0.0
+    def _language(self, outputs: Outputs, reasoned: Tensor, tokens: TokenCounts) -> Tensor:
+        """A chunk's part of SFT. Direct answers and reasoning weigh apart: thoughts must not drown.
+
+        Args:
+            reasoned: bool, (t,), which tokens are a thought's.
+        """
+        share = self.stage.sft_reasoning if tokens.thinking else 0.0
         total = outputs.logits.sum() * 0.0
-        for share, rows in ((1 - reasoning, outputs.learn & ~thinking), (reasoning, thinking)):
-            if rows.any():
-                total = total + share * sft(outputs.logits[rows], outputs.labels[rows])
+        for weight, rows, count in (
+            (1 - share, outputs.learn & ~reasoned, tokens.plain),
+            (share, outputs.learn & reasoned, tokens.thinking),
+        ):
+            if here := int(rows.sum()):
+                total = total + weight * here / count * sft(outputs.logits[rows], outputs.labels[rows])
         return total
 
-    def _items(
-        self, queries: Sequence[int], documents: Sequence[str], rng: random.Random
-    ) -> tuple[list[Item], list[int]]:
-        """Direct queries, documents, reasoned queries, true traces to learn that no reasoned query holds
-        already, chats; and which of `queries` are reasoned.
-        """
-        chat, texts = (
-            self.conversation,
-            [self.dataset.queries[self.pairs.query_ids[query]].text for query in queries],
-        )
-        anchor = self.stage.kl > 0
-        after = chat.after_token(reasoned=False)
-        items = [Item.of(one, after, learn=True, anchor=anchor) for one in chat.queries(texts)]
-        contents = [self.dataset.corpus[key].content for key in documents]
-        # a document's answer is the same as a direct query's: learning it once is enough
-        items += [Item.of(one, (), learn=False, anchor=False) for one in chat.documents(contents)]
-        thoughts = self._thoughts(queries, texts, rng) if self.stage.reasoned_share > 0 else {}
-        rows = sorted(thoughts)
-        rendered = chat.reasoned([texts[row] for row in rows], [thoughts[row][0] for row in rows])
-        end = chat.after_token(reasoned=True)
-        # a thought that is not to be learnt counts as given: learnt is to end it with the embed token, and
-        # in its stead the true trace, where there is one
-        instead = [row for row in rows if not thoughts[row][1] and self.traces[queries[row]]]
-        for row, one in zip(rows, rendered, strict=True):
-            if row in instead:
-                items.append(Item.of(replace(one, answer_start=one.position), end, learn=True, anchor=False))
-            else:
-                start = one.answer_start if thoughts[row][1] else one.position
-                items.append(Item.of(one, end, learn=True, anchor=anchor, learn_from=start))
-        traces = chat.thought_ids([self.traces[queries[row]] or "" for row in instead])
-        for one in chat.reasoned([texts[row] for row in instead], traces):
-            items.append(Item.of(one, end, learn=True, anchor=anchor))
-        if anchor and self.chats:
-            items += rng.sample(self.chats, min(self.stage.chat_prompts, len(self.chats)))
-        return items, rows
+    @property
+    def may_sample(self) -> bool:
+        """Whether the model has had time to learn to say something."""
+        return self.state.global_step >= self.stage.own_samples_after * self.state.max_steps
 
-    def _thoughts(
-        self, queries: Sequence[int], texts: Sequence[str], rng: random.Random
-    ) -> dict[int, tuple[list[int], bool]]:
-        """Reasoning ids for rows of the batch, and whether the model should learn to say them."""
-        stage = self.stage
-        may_sample = self.state.global_step >= stage.own_samples_after * self.state.max_steps
-        written: dict[int, tuple[str, bool]] = {}
-        sampled: list[int] = []
-        for row, query in enumerate(queries):
-            trace, draw = self.traces[query], rng.random()
-            if may_sample and stage.own_samples and (draw < stage.own_samples or trace is None):
-                sampled.append(row)
-            elif trace is not None and draw < stage.own_samples + stage.noisy_traces:
-                written[row] = (noisy_trace(trace, self.trace_pool, rng), False)
-            elif trace is not None:
-                written[row] = (trace, True)
-        ids = self.conversation.thought_ids([text for text, _ in written.values()])
-        thoughts = {
-            row: (list(one), learn) for one, (row, (_, learn)) in zip(ids, written.items(), strict=True)
-        }
-        if sampled:
-            prompts = self.conversation.reasoning_prompts([texts[row] for row in sampled])
-            model = self.accelerator.unwrap_model(self.model)
-            with self.accelerator.autocast():
-                said = reason(
-                    model, self.conversation, prompts, self.recipe.model.max_new_tokens, 1.0, len(prompts)
-                )
-            thoughts |= {row: (list(one.token_ids), False) for row, one in zip(sampled, said, strict=True)}
-        return thoughts
-
-    def _hard_negatives(self, queries: Sequence[int], rng: random.Random) -> list[str]:
-        chosen: list[str] = []
-        for query in queries:
-            known = self.dataset.queries[self.pairs.query_ids[query]].negatives
-            usable = [
-                key
-                for key in known
-                if key not in self.pairs.relevant[query] and key not in self.dataset.held_out
-            ]
-            chosen += rng.sample(usable, min(self.stage.hard_negatives, len(usable)))
-        return chosen
+    def _say(self, prompts: Sequence[Sequence[int]]) -> list[Reasoning]:
+        """What the model says now, sampled."""
+        model = self.accelerator.unwrap_model(self.model)
+        settings = self.recipe.model
+        with self.accelerator.autocast():
+            return reason(
+                model, self.conversation, prompts, settings.max_new_tokens, 1.0, settings.batch_size
+            )
 
     def _kl(
-        self, model: PreTrainedModel, items: list[Item], logits: Tensor, labels: Tensor, item: Tensor
+        self, model: PreTrainedModel, items: Sequence[Item], outputs: Outputs, tokens: TokenCounts
     ) -> Tensor:
-        anchored = [row for row, one in enumerate(items) if one.anchor]
+        """A chunk's part of the KL to the base."""
+        anchored = [item for item in items if item.anchor]
+        if not anchored:
+            return outputs.logits.sum() * 0.0
         with torch.no_grad(), self._without_adapter(model) as base, self.accelerator.autocast():
-            base_outputs = forward(base, [items[row] for row in anchored], self.pad_id)
-        anchor = torch.tensor([one.anchor for one in items], device=item.device)[item]
-        ours, theirs = logits[anchor], base_outputs.logits
-        keep = labels[anchor] != self.conversation.embed_id
-        return kl_to_base(ours[keep], theirs[keep])
+            theirs = run(base, anchored, self.pad_id).logits
+        anchor = torch.tensor([one.anchor for one in items], device=outputs.item.device)[outputs.item]
+        keep = outputs.labels[anchor] != self.conversation.embed_id
+        return (
+            int(keep.sum()) / max(1, tokens.anchored) * kl_to_base(outputs.logits[anchor][keep], theirs[keep])
+        )
 
     @contextlib.contextmanager
     def _without_adapter(self, model: PreTrainedModel) -> Any:
         if self.base is not None:
             yield self.base
         else:
-            inner = self.accelerator.unwrap_model(model)
-            with inner.disable_adapter():
-                yield inner
+            with self.accelerator.unwrap_model(model).disable_adapter():
+                yield model
 
     def _chat_items(self) -> list[Item]:
         """General chat prompts with the base's own replies: the KL holds the model to what it could do."""
@@ -285,6 +266,20 @@ class Stage1Trainer(DevEvaluation, Trainer):
             Item([*prompt, *reply], None, answer_start=len(prompt), anchor=True)
             for prompt, reply in zip(prompts, replies, strict=True)
         ]
+
+
+def share_of(batch_size: int, processes: int) -> int:
+    """Pairs of a batch for each process.
+
+    Raises:
+        RecipeError: the batch cannot be divided.
+    """
+    if batch_size % processes:
+        raise RecipeError(
+            f"stage1.batch_size: {batch_size} pairs cannot be divided among {processes} processes; "
+            f"set it to a multiple of {processes}"
+        )
+    return batch_size // processes
 
 
 def train_stage1(
@@ -308,27 +303,3 @@ def train_stage1(
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     search.autocast = precision(recipe)
     return curve(trainer.state)
-
-
-def add_adapter(search: SearchR3, recipe: Recipe) -> None:
-    """Put a LoRA adapter on the model; the embed token's rows of embedding and output head learn too."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = recipe.model.lora
-    assert lora is not None
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    ends = (search.model.get_input_embeddings(), search.model.get_output_embeddings())
-    untied = ends[0].weight is not ends[1].weight  # PEFT itself follows a tied head
-    names = [name.rpartition(".")[2] for name, module in search.model.named_modules() if module in ends]
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        trainable_token_indices={name: [search.conversation.embed_id] for name in names[: 1 + untied]},
-        task_type="CAUSAL_LM",
-    )
-    search.model = get_peft_model(search.model, config)
-    head = search.model.get_output_embeddings()
-    if not hasattr(head, "bias"):  # PEFT wraps a tied head, and TRL's loss asks for its bias
-        head.register_parameter("bias", getattr(head.original_module, "bias", None))

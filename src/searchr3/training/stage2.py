@@ -32,6 +32,7 @@ from searchr3.group import current_group
 from searchr3.model import SearchR3, backbone
 from searchr3.reward import RewardWeights, combine
 from searchr3.sharing import encode_shared
+from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import GenerationSampler
 from searchr3.training.checkpoints import ENVIRONMENT, StartCounts, resume_point, step_of
 from searchr3.training.common import (
@@ -45,7 +46,7 @@ from searchr3.training.common import (
 from searchr3.training.contrastive import CachedTerm, ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
-from searchr3.training.forward import Item, forward
+from searchr3.training.forward import Item, embed_items
 from searchr3.training.groups import Rollouts, of_all, with_direct
 from searchr3.training.health import HealthMonitor
 from searchr3.training.precision import precision
@@ -219,7 +220,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         if texts:
             items = [Item.of(one, (), learn=False, anchor=False) for one in texts]
             with self.accelerator.autocast():
-                vectors = forward(self.accelerator.unwrap_model(model), items, self.pad_id).vectors
+                vectors = embed_items(self.accelerator.unwrap_model(model), items, self.pad_id)
             total = total + (gradients * vectors).sum()
             self._hidden = None
         return self.stage.updates * (total - total.detach() + term.loss / parts)
@@ -246,6 +247,7 @@ def grpo_config(recipe: Recipe, folder: Path) -> GRPOConfig:
     parts = stage.accumulation * stage.updates
     return GRPOConfig(
         **arguments(recipe, stage, folder),
+        gradient_accumulation_steps=stage.accumulation,
         per_device_train_batch_size=stage.queries * stage.rollouts // parts,
         steps_per_generation=parts,
         num_generations=stage.rollouts,
@@ -303,8 +305,6 @@ def train_stage2(
     )
     log = EpisodeLog(episodes, dataset) if episodes else None
     if recipe.model.lora is not None and not hasattr(search.model, "peft_config"):
-        from searchr3.training.stage1 import add_adapter
-
         add_adapter(search, recipe)
     trainer = Stage2Trainer(search, environment, dataset, recipe, folder, log, tell)
     environment.encode = lambda texts: encode_shared(

@@ -1,0 +1,62 @@
+"""Gradients of several processes (data parallel), summed by hand once a step.
+
+A step of stage 1 makes several backward passes, and its losses are means over the batch of all processes:
+what each process adds is a part of the whole, so gradients are summed, not averaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from searchr3.group import Group
+
+_BUCKET = 32 * 2**20  # numbers summed in one message
+
+
+def unsynced(model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keeps DDP from averaging gradients at every backward pass."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def sum_gradients(model: torch.nn.Module) -> None:
+    """Give every process of a DDP model the sum of all processes' gradients."""
+    if not isinstance(model, DistributedDataParallel):
+        return
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in learning:
+        if weight.grad is None:  # unused in this process, maybe not in another
+            weight.grad = torch.zeros_like(weight)
+    for bucket in _buckets(learning):
+        flat = torch.cat([weight.grad.reshape(-1) for weight in bucket if weight.grad is not None])
+        dist.all_reduce(flat, group=model.process_group)
+        parts = flat.split([weight.numel() for weight in bucket])
+        for weight, part in zip(bucket, parts, strict=True):
+            weight.grad = part.view_as(weight)
+
+
+def _buckets(weights: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Neighbours of one dtype, each bucket of `_BUCKET` numbers or one weight."""
+    bucket: list[torch.nn.Parameter] = []
+    for weight in weights:
+        full = sum(one.numel() for one in bucket) + weight.numel() > _BUCKET
+        if bucket and (full or weight.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(weight)
+    if bucket:
+        yield bucket
+
+
+def gathered(own: Tensor, group: Group) -> Tensor:
+    """The rows of all processes, (n₀ + n₁ + …, d), in their order; a gradient flows to our own alone."""
+    if group.size == 1:
+        return own
+    parts = [torch.from_numpy(part).to(own) for part in group.gather(own.detach().cpu().numpy())]
+    parts[group.rank] = own
+    return torch.cat(parts)
