@@ -32,8 +32,9 @@ from searchr3.training.checkpoints import (
     rotate,
 )
 from searchr3.training.dev import DevSet
+from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import Recipe
-from searchr3.training.stage1 import Pairs, Stage1Trainer, train_stage1
+from searchr3.training.stage1 import Stage1Trainer, train_stage1
 from searchr3.training.stage2 import train_stage2
 
 MakeRecipe = Callable[..., Recipe]
@@ -44,7 +45,7 @@ Train = Callable[..., tuple[dict[str, Tensor], Curve, str]]
 DEV = ("data.dev_queries=4", "data.dev_documents=20")
 STAGE1 = (
     *("stage1.steps=7", "stage1.evaluate_every=5", "stage1.log_every=3"),
-    *("stage1.batch_size=16", "stage1.accumulation=2", *DEV),
+    *("stage1.batch_size=16", "stage1.micro_tokens=300", *DEV),
 )
 STAGE2 = (
     *("stage2.steps=10", "stage2.evaluate_every=6", "stage2.log_every=4"),

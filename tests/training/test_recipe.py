@@ -94,7 +94,6 @@ def test_shares_of_the_reasoning_sources_must_fit() -> None:
 
 
 def test_micro_batches_must_divide_a_step() -> None:
-    assert "stage1: batch_size must be a multiple" in fault("stage1.batch_size=10", "stage1.accumulation=4")
     both = ("stage2.queries=3", "stage2.rollouts=4")
     assert "stage2: queries × rollouts must be a multiple" in fault(*both, "stage2.accumulation=8")
     assert load_recipe({}, [*both, "stage2.accumulation=12"]).stage2.accumulation == 12

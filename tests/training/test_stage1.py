@@ -1,14 +1,22 @@
 """Stage 1: what is in a batch, what each loss sees, which checkpoint remains, going on when interrupted."""
 
+import copy
+import json
+import os
 import random
+import socket
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -581,3 +589,108 @@ def test_an_adapter_leaves_the_base_as_it_is(search: SearchR3, toy_recipe: MakeR
     trainable = sum(weight.numel() for weight in search.model.parameters() if weight.requires_grad)
     assert 0 < trainable < sum(weight.numel() for weight in search.model.parameters()) / 2
     assert (search.encode_query(["parse the date"]) == before).all()
+
+
+# Passes and processes
+
+
+def gradients(trainer: Stage1Trainer, rows: list[int]) -> tuple[float, dict[str, Tensor]]:
+    trainer.model.zero_grad()
+    torch.manual_seed(0)
+    loss = loss_of(trainer, rows).item()
+    return loss, {
+        name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None
+    }
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4, dropout: 0.0}"])
+def test_gradients_do_not_depend_on_the_size_of_a_pass(
+    lora: str, search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    overrides = ("stage1.own_samples=0", "stage1.kl=0.5", "stage1.hard_negatives=1", f"model.lora={lora}")
+    queries = {key: replace(query, negatives=("d7", "d8")) for key, query in toy.queries.items()}
+    base = None
+    if lora == "null":
+        base = copy.deepcopy(search.model)
+    else:
+        add_adapter(search, toy_recipe(*overrides))
+    found = []
+
+    def trainer_of(tokens: str) -> Stage1Trainer:
+        recipe = toy_recipe(*overrides, f"stage1.micro_tokens={tokens}")
+        return Stage1Trainer(search, base, replace(toy, queries=queries), recipe, tmp_path, None)
+
+    perturbed(trainer_of("null"))  # so that no part is 0
+    for tokens in ("null", "200", "1"):
+        trainer = trainer_of(tokens)
+        found.append(gradients(trainer, list(range(8))))
+        assert all(trainer._parts[name][-1] > 0 for name in ("sft", "kl", "info_nce", "triplet"))
+
+    (loss, whole), *others = found
+    assert max(grad.abs().max() for grad in whole.values()) > 0.01
+    for other_loss, parts in others:
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert parts.keys() == whole.keys()
+        for name, grad in whole.items():
+            torch.testing.assert_close(parts[name], grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
+    make_trainer: Callable[..., Stage1Trainer],
+) -> None:
+    """So several processes, each with its part, make the batch that one makes."""
+    maker = make_trainer("stage1.own_samples=0", "stage1.noisy_traces=0.5").maker
+    pairs = maker.pairs.pairs[:6]
+    whole, halves = maker.of(pairs, 3, False), [maker.of(part, 3, False) for part in (pairs[:3], pairs[3:])]
+    assert [one for half in halves for one in half.queries] == whole.queries
+    reasoned = [half.items[half.reasoned_from :][: len(half.reasoned)] for half in halves]
+    assert [one for part in reasoned for one in part] == whole.items[whole.reasoned_from :][
+        : len(whole.reasoned)
+    ]
+    assert maker.of(pairs, 4, False).items != whole.items
+
+
+def test_processes_learn_what_one_does(
+    tmp_path: Path, tiny_base: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe
+) -> None:
+    """Three epochs and more on gloo; the batch, its negatives and the means are those of all."""
+    recipe = toy_recipe(
+        *("stage1.own_samples=0", "stage1.kl=0.1", "stage1.steps=7", "stage1.batch_size=16"),
+        *("stage1.micro_tokens=300", "stage1.evaluate_every=7"),
+    )
+    few = dict(list(toy.split("stage1").items())[:33])  # the last batch of an epoch is dropped
+    toy = replace(toy, qrels={**toy.qrels, "stage1": few})
+    toy.save(tmp_path / "data")
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.dump()), encoding="utf-8")
+    script = Path(__file__).with_name("parallel.py")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    for size in (1, 2):
+        command = [sys.executable, str(script), str(tmp_path), str(size)]
+        places = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+        running = [
+            subprocess.Popen(command, env={**os.environ, **(place if size > 1 else {})}) for place in places
+        ]
+        try:
+            assert [process.wait(280) for process in running] == [0] * size
+        finally:
+            for process in running:
+                process.kill()
+
+    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    start = SearchR3.from_base(tiny_base, max_length=96).model.state_dict()
+    moved = mean_difference(one, start)
+    assert moved > 1e-3
+    assert mean_difference(first, second) == 0
+    assert mean_difference(one, first) < 1e-3 * moved
+    curves = [json.loads((tmp_path / f"{size}-0.json").read_text(encoding="utf-8")) for size in (1, 2)]
+    for a, b in zip(*curves, strict=True):
+        for name in ("loss", "sft", "kl", "info_nce", "triplet", "grad_norm"):
+            assert (name in a) == (name in b)
+            assert b.get(name, 0) == pytest.approx(a.get(name, 0), rel=1e-3, abs=1e-6), name
+
+
+def mean_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return fmean((a[name] - b[name]).abs().mean().item() for name in a if name in b)
