@@ -156,7 +156,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def interrupted(toy: RetrievalDataset, output: Path, **more: Any) -> None:
+def interrupted(toy: RetrievalDataset, output: Path, overwrite: bool = False, **more: Any) -> None:
     """Mine until the work but for the output is done."""
 
     class Killed(Exception):
@@ -165,7 +165,7 @@ def interrupted(toy: RetrievalDataset, output: Path, **more: Any) -> None:
     def die(*_: Any) -> None:
         raise Killed
 
-    work = Work(output)
+    work = Work(output, overwrite=overwrite)
     work.finish = die  # type: ignore[method-assign]
     with pytest.raises(Killed):
         mine(toy, work, **more)
@@ -208,7 +208,11 @@ def test_a_finished_mining_is_told_again_and_replaced_only_when_asked(toy, tmp_p
     assert mine(toy, Work(output, resume=True)) == first and contents(output) == before
     with pytest.raises(SearchR3Error, match="out: exists already"):
         mine(toy, Work(output, resume=True), Rule(negatives=2))
-    mine(toy, Work(output, overwrite=True), Rule(negatives=2))
+    interrupted(toy, output, overwrite=True, rule=Rule(negatives=2))
+    assert contents(output) == before, "it stays until the new one is whole"
+    with pytest.raises(SearchR3Error, match="out: exists already"):
+        mine(toy, Work(output, resume=True), Rule(negatives=2))
+    mine(toy, Work(output, resume=True, overwrite=True), Rule(negatives=2))
     assert contents(output) != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
