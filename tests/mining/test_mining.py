@@ -280,7 +280,7 @@ def job(toy: RetrievalDataset, tmp_path: Path) -> Iterator[Job]:
 
         yield run
         process.stdin.close()
-        process.wait(timeout=30)
+        process.wait(timeout=300)  # a busy machine is no failure
 
 
 def test_a_mining_killed_again_and_again_ends_with_the_same_bytes(job, tiny_model, tmp_path):
