@@ -23,7 +23,7 @@ from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
-COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "search"]
+COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "search"]
 
 
 ANSWER = SearchAnswer(
@@ -266,6 +266,66 @@ def test_traces_are_written_for_the_named_splits_only(pantry: Path) -> None:
     assert_one_line(run("traces", "pantry", "--output", "traced"), 1, "traced: exists already")
     assert_one_line(run("traces", "pantry", "--output", "other", "--split", "stage1,test"), 1, "'test'")
     assert not Path("other").exists()
+
+
+def test_mine_writes_negatives_and_tells_how_many(pantry: Path, tiny_model: Path) -> None:
+    wide = ("--negatives", "2", "--from-rank", "1", "--max-share", "inf")
+    result = run("mine", "pantry", "--output", "mined", *wide)
+    assert result.exit_code == 0, result.stderr
+    for words in (
+        "mined: negatives for stage1, by bm25",
+        "queries with 2 new negatives",
+        "dropped by the margin",
+    ):
+        assert words in result.stdout
+    assert_one_line(run("mine", "pantry", "--output", "mined", *wide), 1, "mined: exists already")
+
+    by = ("--by", str(tiny_model), "--split", "train", "--instruction", "Find food.", "--sampling", "random")
+    result = run("mine", "pantry", "--output", "mined", *wide, *by, "--seed", "3", "--overwrite", "--json")
+    found = json.loads(result.stdout)
+    assert (found["output"], found["queries"], found["by_count"]) == ("mined", 2, {"2": 2})
+    rows = {row["_id"]: row.get("negatives", []) for _, row in read_jsonl("mined/queries.jsonl")}
+    assert [len(rows[f"q{number}"]) for number in range(8)] == [2, 2, 0, 0, 0, 0, 0, 0]
+    settings = json.loads(Path("mined/mining.json").read_text())["settings"]
+    assert (settings["instruction"], settings["seed"], settings["max_share"]) == ("Find food.", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "share", "margin"),
+    [
+        ((), 0.95, None),
+        (("--margin", "0.1"), None, 0.1),
+        (("--max-share", "0.9", "--margin", "0.1"), 0.9, 0.1),
+        (("--max-share", "inf"), None, None),
+    ],
+)
+def test_the_margin_of_mine_is_a_share_unless_said_otherwise(
+    options: tuple[str, ...], share: float | None, margin: float | None, pantry: Path
+) -> None:
+    assert run("mine", "pantry", "--output", "mined", *options).exit_code == 0
+    settings = json.loads(Path("mined/mining.json").read_text())["settings"]
+    assert (settings["max_share"], settings["margin"]) == (share, margin)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("nowhere.jsonl",), "nowhere.jsonl"),
+        (("pantry", "--by", "nowhere"), "nowhere: no such folder"),
+        (("pantry", "--by", "pantry"), "pantry: not a model folder"),
+        (("pantry", "--split", "test"), "no negatives for the split 'test'"),
+        (("pantry", "--to-rank", "12"), "8 negatives do not fit into the ranks 10 to 12"),
+        (("pantry", "--max-share", "0"), "above 0"),
+        (("pantry", "--max-share", "nan"), "above 0"),
+        (("pantry", "--margin", "inf"), "margin must be a number"),
+        (("pantry", "--instruction", "x"), "bm25 takes no instruction"),
+    ],
+)
+def test_mine_refuses_in_one_line_and_leaves_nothing(
+    options: tuple[str, ...], words: str, pantry: Path
+) -> None:
+    assert_one_line(run("mine", *options, "--output", "mined"), 1, words)
+    assert {*Path().iterdir()} == {Path("pantry")}
 
 
 # How it fails

@@ -18,7 +18,7 @@ from searchr3.files import NO_SPACE, full_disk
 if TYPE_CHECKING:
     from rich.table import Table
 
-RESUMABLE = ("quickstart", "train")
+RESUMABLE = ("quickstart", "train", "mine")
 
 
 def one_line(error: BaseException, command: str | None = None) -> str:

@@ -93,3 +93,9 @@ def test_signatures_estimate_jaccard():
 def test_nothing_and_empty_texts():
     assert near_duplicate_groups([]).tolist() == []
     assert near_duplicate_groups(["", "# only", "pass"]).tolist() == [0, 0, 2]
+
+
+def test_comments_count_only_where_they_are_asked_for():
+    one, other = "# pet of mine", "# pet of yours"
+    assert jaccard(shingles(one), shingles(other)) == 1
+    assert jaccard(shingles(one, comments=True), shingles(other, comments=True)) == 0

@@ -51,6 +51,7 @@ def test_scores_are_the_lucene_formula(documents, query, k1, b, k):
     np.testing.assert_allclose(scores[: len(found)], sorted(expected, reverse=True)[: len(found)], rtol=1e-5)
     np.testing.assert_allclose(scores[: len(found)], [expected[row] for row in found], rtol=1e-5)
     assert not scores[len(found) :].any() and (rows[len(found) :] == -1).all()
+    np.testing.assert_allclose(index.scores(" ".join(query)), expected, rtol=1e-5)
 
 
 def first(texts, query, setting=PLAIN):

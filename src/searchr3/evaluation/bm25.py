@@ -66,6 +66,7 @@ class BM25:
         self._reader = _Reader(setting)
         documents = [self._reader.read(_WORD.findall(text)) for text in texts]
         self._reader.learning = False
+        self._size = len(documents)
         self._index = _indexed(documents, len(self._reader.terms), setting)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +77,13 @@ class BM25:
             than k documents match, the score is 0 and the row −1.
         """
         return _searched(self._index, [self._reader.read(_WORD.findall(query)) for query in queries], k)
+
+    def scores(self, query: str) -> np.ndarray:
+        """The score of every document for one query, (m,) float32; 0 where they share no word."""
+        terms = self._reader.read(_WORD.findall(query))
+        if self._index is None or not terms:
+            return np.zeros(self._size, dtype=np.float32)
+        return self._index.get_scores_from_ids(terms)
 
 
 def tune(dataset: RetrievalDataset, split: str = "dev", seed: int = 0) -> Setting:
@@ -206,7 +214,12 @@ def _searched(index: bm25s.BM25 | None, queries: list[list[int]], k: int) -> tup
         if index is None or not query:
             continue
         found = index.get_scores_from_ids(query)
-        matching = np.flatnonzero(found)
-        best = matching[highest(found[matching], k)]
+        best = best_matching(found, k)
         scores[i, : len(best)], rows[i, : len(best)] = found[best], best
     return scores, rows
+
+
+def best_matching(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the `k` highest of `scores` (m,) that are not 0, best first, ties by ascending row."""
+    matching = np.flatnonzero(scores)
+    return matching[highest(scores[matching], k)]
