@@ -81,6 +81,9 @@ def test_the_key_is_a_bearer_token(chat_server):
         {"status": 500},
         {"status": 503, "text": "loading"},
         {"status": 408},
+        {"status": 429, "json": {"error": "you exceeded your current quota, see your billing details"}},
+        {"status": 500, "text": "[" * 100_000},
+        {"text": '{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": Infinity}}'},
         {"status": 429, "json": {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}},
         {"drop": True},
         {"text": '{"choices": [{"mess'},
@@ -147,6 +150,11 @@ def test_nobody_waits_for_hours(chat_server):
     [
         (400, {"error": {"message": "use max_completion_tokens"}}, ["max_completion_tokens", "--set"]),
         (401, {"error": {"message": "bad key"}}, ["401: bad key", "--key-variable"]),
+        (
+            400,
+            {"error": "max_tokens is too large: this model gives 4096 at most"},
+            ["too large", "--max-tokens"],
+        ),
         (402, {"detail": "no money"}, ["no money", "credit"]),
         (403, {"error": "not yours"}, ["403: not yours"]),
         (404, {"error": {"message": "no model m"}}, ["no model m", "--model"]),
@@ -171,6 +179,7 @@ def test_what_no_patience_mends_stops_at_once(chat_server, status, says, words):
         (400, {"error": {"message": "This model's maximum context length is 8192 tokens"}}),
         (400, {"error": {"code": "content_filter", "message": "held back"}}),
         (403, {"error": {"message": "your input was flagged"}}),
+        (400, {"error": "prompt is too long: 9000 tokens"}),
         (413, "too much"),
     ],
 )
@@ -250,6 +259,16 @@ def test_errors_hold_nothing_that_steers_a_terminal(chat_server):
 def test_half_a_character_does_no_harm(chat_server):
     chat_server.script = lambda *_: {"text": '{"choices": [{"message": {"content": "a \\ud800 b"}}]}'}
     assert ask(chat_server)[0].text == "a ? b"
+
+
+def test_an_answer_in_parts_is_what_was_said(chat_server):
+    parts = [
+        {"type": "thinking", "thinking": []},
+        {"type": "text", "text": "a "},
+        {"type": "text", "text": "b"},
+    ]
+    chat_server.script = lambda *_: {"says": parts}
+    assert ask(chat_server)[0].text == "a b"
 
 
 def test_a_refusal_is_no_answer(chat_server):

@@ -129,7 +129,8 @@ def test_an_answer_counts_for_just_what_was_asked():
         plan(dataset=replace(DATA, queries={**DATA.queries, "q0": Query("what are dates")})),
     ):
         assert other.known(rows) == {}
-    assert plan(words=1).known([row(plan(), "q0", "two words")]) == {"q0": "two"}, "cutting asks nothing anew"
+    cut = plan(words=1).known([row(plan(), "q0", "two words")])
+    assert cut == {"q0": "two"}, "a prompt without {words} asks nothing anew"
 
 
 def test_a_document_that_was_shown_is_part_of_the_question():

@@ -123,6 +123,10 @@ def test_length_and_the_half_word_of_a_cut_answer():
     assert clean_trace("one two thr", words=9, cut_off=True) == "one two"
     assert clean_trace("one two three four", words=3, cut_off=True) == "one two three"
     assert clean_trace("supercalifrag", words=9, cut_off=True) == ""
+    assert clean_trace("无花果，水果", words=9, cut_off=True) == "无花果，水果", (
+        "no space would end its last word"
+    )
+    assert clean_trace("无花果 sweet frui\ufffd", words=9, cut_off=True) == "无花果 sweet"
 
 
 @given(pieces, st.integers(1, 5), st.booleans())
@@ -162,6 +166,12 @@ def test_what_the_query_says_itself_is_no_quotation():
     query = "are you open from nine to five on all days?"
     assert not quotes("open from nine to five on all days", [DOCUMENT], query)
     assert quotes("open from nine to five on all days but sunday", [DOCUMENT], query)
+
+
+def test_a_character_is_half_a_word():
+    document = "中华人民共和国国务院今天发布了关于进一步加强环境保护的通知"
+    assert not quotes("中华人民共和国国务院，环境保护", [document]), "a long name is no quotation"
+    assert quotes("中华人民共和国国务院今天发布了关于", [document])
 
 
 words = st.lists(st.sampled_from("abcdef"), max_size=20)

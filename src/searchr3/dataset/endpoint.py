@@ -31,10 +31,11 @@ PATIENCE = 600.0  # seconds: the longest Retry-After that is waited for
 _VERSION = re.compile(r"/v\d[^/]*(/|$)")
 _AGAIN = {408, 409, 425, 429}
 _OF_THE_QUERY = re.compile(
-    r"content.?(filter|policy|management)|moderation|flagged|context.?(length|window|size)|too (long|large)",
+    r"content.?(filter|policy|management)|moderation|flagged|context.?(length|window|size)"
+    r"|(prompt|input|message|text)s? (is|are) too (long|large)",
     re.IGNORECASE,
 )
-_NO_CREDIT = re.compile(r"insufficient_quota|billing", re.IGNORECASE)
+_NO_CREDIT = re.compile(r"insufficient.(quota|balance|credit)", re.IGNORECASE)
 _MENDS = {
     400: "see --model, --max-tokens, --temperature and --set",
     401: "check the key",
@@ -270,7 +271,7 @@ class ChatEndpoint:
         """The server's own words on what is wrong, on one line and without the key."""
         try:
             said: Any = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             said = response.text
         for name in ("error", "message", "detail"):
             if isinstance(said, Mapping) and said.get(name):
@@ -288,12 +289,14 @@ class ChatEndpoint:
             (choice, *_) = said["choices"]
             message = choice["message"]
             text, finish = message.get("content") or "", str(choice.get("finish_reason") or "stop")
+            if isinstance(text, list):  # in parts, of which some may be thoughts
+                text = "".join(part["text"] for part in text if part["type"] == "text")
             usage = said.get("usage") or {}
             tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
             refusal = message.get("refusal")
             if not isinstance(text, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return f"no chat completion came back: {self._says(response)[:100]}"
         if self.key and len(self.key.value) >= 16:  # a shorter one may be a word, such as EMPTY
             text = self.key.hide(text)

@@ -30,11 +30,14 @@ SHOWN = f"{_ASK}{_HINT}\n\nQuery: {{query}}\n\nDocument: {{document}}"
 
 DOCUMENT_CHARACTERS = 4_000  # of a document that is shown
 QUOTE_WORDS, LEAST_WORDS = 8, 4  # of a run that is a quotation; of a short document that can be quoted
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Chinese and Japanese
 
 _PLACE = re.compile(r"\{(query|document|words)\}")
 _THOUGHT = re.compile(r"<(think|thinking)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _THOUGHT_BEFORE = re.compile(r"\A.*</(think|thinking)>", re.DOTALL | re.IGNORECASE)
 _THOUGHT_AFTER = re.compile(r"<(think|thinking)>.*\Z", re.DOTALL | re.IGNORECASE)
+_LAST_WORD = re.compile(rf"[^\s{_UNSPACED}]+\Z")
+_IS_UNSPACED = re.compile(f"[{_UNSPACED}]").match
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ENDS = re.compile(r"(?: ?(?:<\|[^\s<>|]+\|>|</s>))+\Z")
 
@@ -87,27 +90,34 @@ def clean_trace(answer: str, words: int, cut_off: bool = False) -> str:
     Args:
         answer: as the server gave it.
         words: most words, separated by white space.
-        cut_off: the answer ended at its token limit; its last word, which may be half of one, is dropped.
+        cut_off: the answer ended at its token limit; its last word, which may be half of one, is dropped,
+            unless it is Chinese or Japanese.
 
     >>> clean_trace("<think>Hm.</think>\\nopening hours,  visits<|im_end|>", words=8)
     'opening hours, visits'
     """
     said = _THOUGHT_AFTER.sub("", _THOUGHT_BEFORE.sub("", _THOUGHT.sub("", answer)))
-    line = _ENDS.sub("", " ".join(_CONTROL.sub(" ", said).split())).split()
-    return _ENDS.sub("", " ".join((line[:-1] if cut_off else line)[:words]))
+    line = _ENDS.sub("", " ".join(_CONTROL.sub(" ", said).split()))
+    if cut_off:
+        line = _LAST_WORD.sub("", line)
+    return _ENDS.sub("", " ".join(line.split()[:words]))
 
 
 def quotes(trace: str, documents: Iterable[str], query: str = "", words: int = QUOTE_WORDS) -> bool:
     """Whether a trace repeats a document: a run of `words` words of it that is not in the query too.
 
     A document of fewer words (but at least four) is quoted when it is there as a whole. Words are those of
-    `split_identifiers`, so case, punctuation and line breaks hide nothing.
+    `split_identifiers`, so case, punctuation and line breaks hide nothing; there each Chinese or Japanese
+    character is one, so of a document in them it takes twice as many.
     """
     said, asked = split_identifiers(trace), split_identifiers(query)
     for document in documents:
         text = split_identifiers(document)
-        length = min(words, len(text))
-        if length >= LEAST_WORDS and (_runs(said, length) & _runs(text, length)) - _runs(asked, length):
+        times = 2 if 2 * sum(1 for _ in filter(_IS_UNSPACED, text)) > len(text) else 1
+        length = min(times * words, len(text))
+        if length >= times * LEAST_WORDS and (_runs(said, length) & _runs(text, length)) - _runs(
+            asked, length
+        ):
             return True
     return False
 
