@@ -93,8 +93,8 @@ def test_a_few_failures_are_listed(chat_server, tmp_path):
     result, more = closing_lines(outcome, tmp_path / "out", Prices(10, 100))
     assert result.endswith("18 of 20 queries have a trace")
     assert "cost 0.036" in more[0], "18 answers of 100 and 10 tokens"
-    assert "2 queries" in more[1] and "out.answers.jsonl" in more[1]
-    assert more[2:] == ["  q3: 400: no", "  q11: 400: no"]
+    assert more[1].startswith("without a trace: 2; ") and "out.answers.jsonl" in more[1]
+    assert more[2:] == ["- q3: 400: no", "- q11: 400: no"]
     reasons = {
         row["query"]: row["failed"] for row in read_answers(log_path(tmp_path / "out")) if "failed" in row
     }

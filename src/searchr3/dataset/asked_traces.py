@@ -190,6 +190,6 @@ def closing_lines(outcome: Outcome, output: Path, prices: Prices | None = None) 
             f"tokens, as the server counted{cost}"
         )
     if outcome.failed:
-        more.append(f"{len(outcome.failed):,} queries got no trace; all reasons are in {log_path(output)}")
-        more += [f"  {key}: {why}" for key, why in islice(outcome.failed.items(), 10)]
+        more.append(f"without a trace: {len(outcome.failed):,}; the reasons are in {log_path(output)}")
+        more += [f"- {key}: {why}" for key, why in islice(outcome.failed.items(), 10)]
     return f"{output}: {made} of {len(queries)} queries have a trace", more
