@@ -14,8 +14,10 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from searchr3 import __version__
+from searchr3.cli_traces import traces
 from searchr3.errors import SearchR3Error
-from searchr3.files import check_writable, json_text, refuse_occupied
+from searchr3.files import check_writable, json_text
+from searchr3.options import SplitBy, names
 from searchr3.terminal import OneLineErrors, hush_libraries, printable, show
 
 app = typer.Typer(
@@ -62,10 +64,6 @@ Settings = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set, such as stage1.steps=100."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
-SplitBy = Annotated[
-    Literal["hash", "package"],
-    typer.Option(help="For the data `python`: single functions are held out, or whole packages."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -104,11 +102,6 @@ def train(
     from searchr3 import pipeline
 
     pipeline.train(recipe, settings or [], output, resume, dry_run)
-
-
-def _names(text: str) -> list[str]:
-    """The names in a text that has commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @app.command(epilog="Example: searchr3 evaluate runs/mine/stage2 --data runs/mine/data --output results.json")
@@ -150,7 +143,7 @@ def evaluate(
 
     hush_transformers()
     # what is not there is told before the model is loaded
-    check_baselines(_names(baseline))
+    check_baselines(names(baseline))
     dataset = load_dataset(data, split_by=split_by)
     dataset.split(split)
     thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
@@ -161,7 +154,7 @@ def evaluate(
             dataset,
             split,
             reasoning,
-            _names(baseline),
+            names(baseline),
             max_new_tokens=max_new_tokens,
             progress=screen.work,
             name=model,
@@ -206,28 +199,9 @@ def compare(
         show(differences_table(rows))
 
 
-@app.command(epilog="Example: searchr3 traces mydata --output mydata-with-traces")
-def traces(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="As for `searchr3 evaluate --data`.")],
-    output: Annotated[Path, typer.Option(help="Folder for the data set with its traces.")],
-    split: Annotated[
-        str, typer.Option(help="Splits whose queries get traces; commas between them.")
-    ] = "stage1",
-    split_by: SplitBy = "hash",
-    words: Annotated[int, typer.Option(min=1, help="Words in a trace.")] = 8,
-) -> None:
-    """Write reasoning traces into a data set.
-
-    A trace is made of the most telling words of the relevant document. Traces that are there stay.
-    """
-    refuse_occupied(output)
-    from searchr3 import load_dataset
-    from searchr3.dataset.traces import make_traces
-
-    dataset = make_traces(load_dataset(data, split_by=split_by), _names(split), words)
-    dataset.save(output)
-    made = sum(query.reasoning is not None for query in dataset.queries.values())
-    print(f"{output}: {made} of {len(dataset.queries)} queries have a trace")
+app.command(
+    epilog="Example: searchr3 traces mydata --output traced --endpoint http://localhost:8000 --model NAME"
+)(traces)
 
 
 @app.command(epilog="Example: searchr3 mine mydata --output mydata-mined --by runs/first/stage1")
@@ -294,7 +268,7 @@ def mine(
     work = mining.Work(output, resume, overwrite)
     teacher.files()  # what is not there is told before the data are read
     dataset = load_dataset(data, split_by=split_by)
-    splits = mining.training_splits(dataset, _names(split))
+    splits = mining.training_splits(dataset, names(split))
     with Screen() as screen:
         screen.phase("mining", f"{data} by {by}")
         found = mining.mine(dataset, work, rule, teacher, splits, anew, screen.work)

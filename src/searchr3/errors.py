@@ -15,3 +15,7 @@ class RecipeError(SearchR3Error):
 
 class ModelError(SearchR3Error):
     """A model folder is missing something that searchr3 needs."""
+
+
+class EndpointError(SearchR3Error):
+    """A server that was asked for reasoning cannot be used as asked."""

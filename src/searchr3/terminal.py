@@ -24,6 +24,8 @@ RESUMABLE = ("quickstart", "train", "mine")
 def one_line(error: BaseException, command: str | None = None) -> str:
     """What the person at the keyboard reads of an error: place, fault and mend, never more than one line."""
     if isinstance(error, KeyboardInterrupt):
+        if command == "traces":  # keeps each answer as it comes
+            return "interrupted; the same command continues"
         return "interrupted" + ("; the same command with --resume continues" if command in RESUMABLE else "")
     full = full_disk(error)
     if isinstance(error, SearchR3Error):

@@ -45,12 +45,12 @@ class TraceMaker:
         return (1 + math.log(count)) * math.log((1 + self.documents) / max(self.frequency[word], 1))
 
 
-def make_traces(
-    dataset: RetrievalDataset, splits: Sequence[str] = ("stage1",), words: int = 8
-) -> RetrievalDataset:
-    """Give the queries of `splits` that have no reasoning a trace from their most relevant document.
+def queries_without_trace(
+    dataset: RetrievalDataset, splits: Sequence[str] = ("stage1",)
+) -> dict[str, list[str]]:
+    """Queries of `splits` that have no reasoning → their relevant documents, the most relevant first.
 
-    The corpus statistics come from the training corpus. Traces that are there stay.
+    A query without a relevant document is left out.
 
     Raises:
         DataError: a split does not exist, or is dev or test: their answers must not be written down.
@@ -60,16 +60,33 @@ def make_traces(
             raise DataError(
                 f"{dataset.name}: no traces for the split {split!r}: it is for evaluation; leave it out"
             )
-    maker = TraceMaker(document.content for document in dataset.training_corpus().values())
-    queries = dict(dataset.queries)
+    wanted: dict[str, list[str]] = {}
     for split in splits:
         for key, judged in dataset.split(split).items():
-            relevant = [document for document, grade in judged.items() if grade > 0]
-            if queries[key].reasoning or not relevant:
-                continue
-            best = max(relevant, key=judged.__getitem__)
-            trace = maker.trace(dataset.corpus[best].content, words)
-            queries[key] = replace(queries[key], reasoning=trace or None)
+            relevant = sorted(
+                (one for one, grade in judged.items() if grade > 0), key=judged.__getitem__, reverse=True
+            )
+            if relevant and not dataset.queries[key].reasoning:
+                wanted[key] = relevant
+    return wanted
+
+
+def make_traces(
+    dataset: RetrievalDataset, splits: Sequence[str] = ("stage1",), words: int = 8
+) -> RetrievalDataset:
+    """Give the queries of `splits` that have no reasoning a trace from their most relevant document.
+
+    The corpus statistics come from the training corpus. Traces that are there stay.
+
+    Raises:
+        DataError: a split does not exist, or is dev or test.
+    """
+    wanted = queries_without_trace(dataset, splits)
+    maker = TraceMaker(document.content for document in dataset.training_corpus().values())
+    queries = dict(dataset.queries)
+    for key, relevant in wanted.items():
+        trace = maker.trace(dataset.corpus[relevant[0]].content, words)
+        queries[key] = replace(queries[key], reasoning=trace or None)
     return replace(dataset, queries=queries)
 
 
