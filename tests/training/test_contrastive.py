@@ -17,7 +17,8 @@ from searchr3.group import Group
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3, embed
 from searchr3.training.contrastive import CachedTerm, ContrastiveTerm, by_rollout, cached_term
-from searchr3.training.forward import Item, forward
+from searchr3.training.forward import Item
+from searchr3.training.forward import run as forward
 from searchr3.training.groups import rollout_key
 from searchr3.training.recipe import Recipe
 
