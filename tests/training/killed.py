@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 
 from searchr3.dataset import load_dataset
 from searchr3.model import SearchR3
 from searchr3.training.recipe import load_recipe
-from searchr3.training.stage1 import train_stage1
-from searchr3.training.stage2 import train_stage2
+from searchr3.training.stage1 import Stage1Trainer, train_stage1
+from searchr3.training.stage2 import Stage2Trainer, train_stage2
 
 trace: list[str] = []  # what was done so far, of what a kill may fall on
 
@@ -53,7 +52,8 @@ def die_at(moment: int | None) -> None:
         (os, "fsync", nothing),
         (torch, "save", half_a_file),
         (shutil, "rmtree", half_deleted),
-        (transformers.Trainer, "training_step", nothing),
+        (Stage1Trainer, "training_step", nothing),
+        (Stage2Trainer, "training_step", nothing),
     ):
         setattr(module, name, watched(name, getattr(module, name), half))
 

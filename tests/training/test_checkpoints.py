@@ -288,13 +288,16 @@ def test_what_is_kept_moves_with_the_checkpoint(train: Train, monkeypatch: pytes
 def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The step of each micro-batch that is trained on."""
     made: list[int] = []
-    real = Trainer.training_step
 
-    def step(self: Trainer, *arguments: Any, **keywords: Any) -> Tensor:
-        made.append(self.state.global_step)
-        return real(self, *arguments, **keywords)
+    def counted(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def step(self: Trainer, *arguments: Any, **keywords: Any) -> Tensor:
+            made.append(self.state.global_step)
+            return real(self, *arguments, **keywords)
 
-    monkeypatch.setattr(Trainer, "training_step", step)
+        return step
+
+    for trainer in (Stage1Trainer, stage2.Stage2Trainer):
+        monkeypatch.setattr(trainer, "training_step", counted(trainer.training_step))
     return made
 
 

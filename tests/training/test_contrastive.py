@@ -92,7 +92,7 @@ def test_each_rank_has_the_vectors_of_its_own_documents(
         environment.store.update(np.array([3, 110]), vectors[[3, 110]], step=1)
         term = ContrastiveTerm(toy, environment, None, {}, toy_recipe())  # type: ignore[arg-type]
         rows = environment.rows_of(wanted[group.rank])
-        return term._fresh(made, wanted[group.rank], rows, step=1)  # type: ignore[arg-type]
+        return term._fresh(made, wanted[group.rank], rows, step=1)[0]  # type: ignore[arg-type]
 
     for rank, found in enumerate(on_ranks(size, fresh)):
         rows = [int(key[1:]) for key in wanted[rank]]
