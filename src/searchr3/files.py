@@ -143,9 +143,9 @@ def new_file(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         try:
-            os.fchmod(handle, 0o644)
             os.close(handle)
             yield temporary
+            temporary.chmod(0o644)  # mkstemp's files, and those of some libraries, are for their owner alone
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
