@@ -182,7 +182,7 @@ def _whole(folder: Path, shards: list[Shard], progress: Progress | None) -> list
 
 
 def _sweep(folder: Path, shards: list[Shard]) -> None:
-    """Remove every hidden file but the records of these shards: what was half-written, or is of no more use."""
+    """Remove hidden files but the records of these shards: what is half-written, or of no more use."""
     records = {record_path(folder / shard.file) for shard in shards}
     for place, pattern in ((folder, f".{MANIFEST}.*"), (folder / "shards", ".*")):
         for file in place.glob(pattern):

@@ -52,7 +52,7 @@ class RayEngine:
     def __call__(self, work: Work, shards: list[Shard], tell: Tell) -> None:
         """Encode the shards, in any order; see `searchr3.encoding.job.Engine`."""
         ray, data = _ray()
-        with _cluster(ray, self.workers), _ray_errors(ray):
+        with _cluster(ray), _ray_errors(ray):
             share = self._share(ray.nodes(), len(shards))
             device = "cuda" if share.gpus else "cpu"
             _encode(data, replace(work, device=device), shards, tell, share)
@@ -135,7 +135,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _cluster(ray: Any, workers: int | None) -> Iterator[None]:
+def _cluster(ray: Any) -> Iterator[None]:
     """The cluster at `RAY_ADDRESS`, or one of this machine's own, for as long as it is needed."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
@@ -143,7 +143,6 @@ def _cluster(ray: Any, workers: int | None) -> Iterator[None]:
     else:
         ray.init(
             address="local",
-            num_cpus=max(workers or 0, len(os.sched_getaffinity(0))),
             object_store_memory=_STORE,
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
