@@ -95,9 +95,6 @@ def test_finished_shards_stay_and_damaged_or_missing_ones_are_made_anew(
     after = stamps(folder)
     kept = {name for name in after if after[name] == before[name]}
     assert kept == {"00001.safetensors", "00004.safetensors"}
-        "00001.safetensors",
-        "00004.safetensors",
-    }
     ids, vectors = load_vectors(folder, verify=True)
     assert ids == expected[0]
     np.testing.assert_allclose(vectors, expected[1], atol=1e-5)

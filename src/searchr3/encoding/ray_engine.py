@@ -137,18 +137,21 @@ class Worker:
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
     """The cluster at `RAY_ADDRESS`, or one of this machine's own, for as long as it is needed."""
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(
-            address="local",
-            object_store_memory=_STORE,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+    own = {
+        "address": "local",
+        "object_store_memory": _STORE,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+    }
+    address = os.environ.get("RAY_ADDRESS")
     try:
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
+        except Exception as error:  # a bare one, where the machine is too busy to start it
+            fault = f"no cluster answers at {address}" if address else "no cluster can be started"
+            raise SearchR3Error(
+                f"Ray: {fault} ({first_line(error)}); try again, or --engine local"
+            ) from error
         yield
     finally:
         ray.shutdown()
