@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ from searchr3.encoding.job import encode_file
 from searchr3.encoding.ray_engine import ATTEMPTS, RayEngine, Share, Worker
 from searchr3.encoding.worker import Work
 from searchr3.errors import SearchR3Error
+
+
+# not by importing it: the engine sets what Ray reads then
+needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed")
+
+
+def listening(parent: psutil.Process) -> set[str]:
+    """Addresses at which the processes below one can be reached."""
+    sockets = [one for child in parent.children(recursive=True) for one in child.net_connections("inet")]
+    return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
 
 
 def of_ray(parent: psutil.Process) -> list[psutil.Process]:
@@ -108,21 +119,24 @@ def test_more_than_there_is_is_refused(
         RayEngine(*engine)._share([{"Alive": True, "Resources": {"CPU": 2.0}}], shards=9)
 
 
+@needs_ray
 def test_workers_killed_in_mid_run_lose_nothing(
     encode: Callable, tmp_path: Path, expected: tuple[list[str], np.ndarray]
 ) -> None:
-    pytest.importorskip("ray.data")
     killed: list[psutil.Process] = []
+    reached: set[str] = set()
     told: list[int] = []
 
     def news(what: str, done: int, total: int) -> None:
         told.append(done)
         if what == "encoded" and not killed:
+            reached.update(listening(psutil.Process()))
             killed.extend(of_ray(psutil.Process()))
             for worker in killed:
                 worker.kill()
 
     done = encode(engine=RayEngine(workers=2), shard_size=3, format="parquet", progress=news)
+    assert reached <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert killed
     assert gone(killed)
     assert done.shards == 14
@@ -133,6 +147,7 @@ def test_workers_killed_in_mid_run_lose_nothing(
     assert not of_ray(psutil.Process()), "the cluster is gone"
 
 
+@needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_the_command_killed_or_interrupted_goes_on(
@@ -142,7 +157,6 @@ def test_the_command_killed_or_interrupted_goes_on(
     tmp_path: Path,
     expected: tuple[list[str], np.ndarray],
 ) -> None:
-    pytest.importorskip("ray.data")
     folder = tmp_path / "vectors"
     command = ["encode", str(tiny_model), str(source), "--output", str(folder), "--shard-size", "1"]
     running = subprocess.Popen(

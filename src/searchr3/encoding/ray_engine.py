@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -137,12 +139,7 @@ class Worker:
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
     """The cluster at `RAY_ADDRESS`, or one of this machine's own, for as long as it is needed."""
-    own = {
-        "address": "local",
-        "object_store_memory": _STORE,
-        "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
-    }
+    own = {"address": "local", "object_store_memory": _STORE, "include_dashboard": False}
     address = os.environ.get("RAY_ADDRESS")
     try:
         try:
@@ -152,7 +149,8 @@ def _cluster(ray: Any) -> Iterator[None]:
             raise SearchR3Error(
                 f"Ray: {fault} ({first_line(error)}); try again, or --engine local"
             ) from error
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of workers that died
+            yield
     finally:
         ray.shutdown()
 
@@ -176,6 +174,11 @@ def _hush(data: Any) -> None:
 
 def _ray() -> tuple[Any, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use otherwise
+    if not os.environ.get("RAY_ADDRESS"):
+        # Ray listens on the loopback alone where it expects no cluster. Its token, which keeps other users of
+        # the machine out, would else be written to the home folder.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
         import ray.data
