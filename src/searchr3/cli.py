@@ -309,8 +309,8 @@ def encode(
     settings, shards = done.manifest.settings, done.manifest.shards
     kept = f", {len(shards) - done.shards} were there" if done.shards < len(shards) else ""
     print(
-        f"{output}: {done.manifest.rows} vectors of {settings.dimension} {settings.dtype} numbers, "
-        f"{done.shards} shards encoded{kept}"
+        f"{output}: {done.manifest.rows} vectors of {settings.dimension} {settings.dtype} numbers; "
+        f"shards: {done.shards} encoded{kept}"
     )
 
 

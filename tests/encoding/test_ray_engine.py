@@ -23,7 +23,6 @@ from searchr3.encoding.ray_engine import ATTEMPTS, RayEngine, Share, Worker
 from searchr3.encoding.worker import Work
 from searchr3.errors import SearchR3Error
 
-
 # not by importing it: the engine sets what Ray reads then
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed")
 
