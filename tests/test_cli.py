@@ -271,12 +271,12 @@ def test_traces_are_written_for_the_named_splits_only(pantry: Path) -> None:
 def test_encode_writes_vectors_and_goes_on(pantry: Path, tiny_model: Path) -> None:
     again = ("encode", str(tiny_model), "pantry", "--output", "vectors", "--shard-size", "3", "--dim", "8")
     result = run(*again)
-    words = "vectors: 8 vectors of 8 float32 numbers, 3 shards encoded"
+    words = "vectors: 8 vectors of 8 float32 numbers; shards: 3 encoded"
     assert (result.exit_code, result.stdout) == (0, f"{words}\n")
     ids, vectors = searchr3.load_vectors("vectors")
     assert (ids, vectors.shape) == ([f"d{i}" for i in range(8)], (8, 8))
     Path("vectors/shards/00001.safetensors").unlink()
-    assert "1 shard encoded, 2 were there" in run(*again).stdout
+    assert "shards: 1 encoded, 2 were there" in run(*again).stdout
 
     queries = run(*again[:2], "pantry", "--output", "q", "--queries", "--instruction", "Find food.")
     assert queries.exit_code == 0
@@ -402,6 +402,9 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
+HEAVY = {"torch", "transformers", "numpy", "datasets", "faiss", "matplotlib", "ray"}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["encode", "--help"]],
@@ -413,7 +416,7 @@ from searchr3.cli import main
 try:
     main({arguments!r})
 except SystemExit as end:
-    heavy = sorted({{"torch", "transformers", "numpy", "datasets", "faiss", "matplotlib", "ray"}} & set(sys.modules))
+    heavy = sorted({HEAVY!r} & set(sys.modules))
     sys.exit(end.code or ", ".join(heavy) or None)
 """
     result = python(code)
