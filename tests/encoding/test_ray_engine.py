@@ -41,7 +41,7 @@ def of_ray(parent: psutil.Process) -> list[psutil.Process]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=60)[1]
+    return not psutil.wait_procs(processes, timeout=150)[1]  # two of Ray take a minute to notice
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,13 +167,14 @@ def test_the_command_killed_or_interrupted_goes_on(
     limit = time.monotonic() + 300
     while not list(folder.glob("shards/*.safetensors")) and time.monotonic() < limit:
         time.sleep(0.01)
+    assert running.poll() is None
     children = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(how)
     _, said = running.communicate(timeout=120)
     assert gone(children), "nothing of the cluster is left"
     if how == signal.SIGINT:
         assert running.returncode == 130
-        assert said.splitlines()[-1] == "error: interrupted; the same command continues"
+        assert said.splitlines()[-1] == "interrupted; the same command continues"
     finished = len(list(folder.glob("shards/*.safetensors")))
     assert 0 < finished < 42
     done = encode_file(tiny_model, source, folder, shard_size=1)

@@ -143,7 +143,8 @@ def _cluster(ray: Any) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
+            with _silence():
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
         except Exception as error:  # a bare one, where the machine is too busy to start it
             fault = f"no cluster answers at {address}" if address else "no cluster can be started"
             raise SearchR3Error(
@@ -153,6 +154,22 @@ def _cluster(ray: Any) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Where Ray is told to be silent, it says on the screen that it was told so."""
+    if os.environ.get("RAY_BACKEND_LOG_LEVEL") != "fatal":
+        yield
+        return
+    screen = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
 
 
 @contextlib.contextmanager
