@@ -23,7 +23,7 @@ from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
-COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "search"]
+COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "encode", "search"]
 
 
 ANSWER = SearchAnswer(
@@ -328,6 +328,37 @@ def test_mine_refuses_in_one_line_and_leaves_nothing(
     assert {*Path().iterdir()} == {Path("pantry")}
 
 
+def test_encode_writes_vectors_and_goes_on(pantry: Path, tiny_model: Path) -> None:
+    again = ("encode", str(tiny_model), "pantry", "--output", "vectors", "--shard-size", "3", "--dim", "8")
+    result = run(*again)
+    words = "vectors: 8 vectors of 8 float32 numbers; shards: 3 encoded"
+    assert (result.exit_code, result.stdout) == (0, f"{words}\n")
+    ids, vectors = searchr3.load_vectors("vectors")
+    assert (ids, vectors.shape) == ([f"d{i}" for i in range(8)], (8, 8))
+    Path("vectors/shards/00001.safetensors").unlink()
+    assert "shards: 1 encoded, 2 were there" in run(*again).stdout
+
+    queries = run(*again[:2], "pantry", "--output", "q", "--queries", "--instruction", "Find food.")
+    assert queries.exit_code == 0
+    assert searchr3.load_vectors("q").ids == [f"q{i}" for i in range(8)]
+
+
+def test_encode_refuses_in_one_line(pantry: Path, tiny_model: Path) -> None:
+    command = ("encode", str(tiny_model))
+    for arguments, words in {
+        ("nowhere.jsonl",): "nowhere.jsonl: no such file",
+        ("pantry", "--workers", "2"): "add --engine ray",
+        ("pantry", "--engine", "ray", "--device", "cpu"): "--device is for the local engine",
+        ("pantry", "--dim", "1000"): "--dim 1000: this model's vectors have 32",
+        ("pantry", "--instruction", "x"): "an instruction is for queries",
+    }.items():
+        result = run(*command, *arguments, "--output", "vectors")
+        assert result.exit_code == 1
+        assert words in result.stderr.splitlines()[-1]
+        assert not Path("vectors").exists()
+    assert "the same command continues" in one_line(KeyboardInterrupt(), "encode")
+
+
 # How it fails
 
 
@@ -431,8 +462,12 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
+HEAVY = {"torch", "transformers", "numpy", "datasets", "faiss", "matplotlib", "ray"}
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"]]
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["encode", "--help"]],
 )
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     code = f"""
@@ -441,7 +476,7 @@ from searchr3.cli import main
 try:
     main({arguments!r})
 except SystemExit as end:
-    heavy = sorted({{"torch", "transformers", "numpy", "datasets", "faiss", "matplotlib"}} & set(sys.modules))
+    heavy = sorted({HEAVY!r} & set(sys.modules))
     sys.exit(end.code or ", ".join(heavy) or None)
 """
     result = python(code)

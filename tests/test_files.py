@@ -176,7 +176,7 @@ def test_figures_that_are_no_numbers_become_null(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == expected
 
 
-@pytest.mark.parametrize("call", ["replace", "fdopen"])
+@pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "out.json"
     write_json(path, 1)

@@ -110,6 +110,6 @@ def test_every_library_that_the_package_imports_is_asked_for() -> None:
     homes = packages_distributions()
     known = requirements()
     for name in imported - sys.stdlib_module_names - {"searchr3", "__future__"}:
-        assert any(canonicalize_name(home) in known for home in homes.get(name, [])), (
+        assert any(canonicalize_name(home) in known for home in homes.get(name, [name])), (
             f"{name} is not asked for"
         )

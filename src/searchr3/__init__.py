@@ -1,7 +1,7 @@
 """searchr3 turns a chat language model into a retriever that thinks before it embeds.
 
-`SearchR3`, `RetrievalDataset` and `load_dataset` are imported when they are first used, so that
-`import searchr3` and `searchr3 --help` cost nothing.
+`SearchR3`, `RetrievalDataset`, `load_dataset` and `load_vectors` are imported when they are first used,
+so that `import searchr3` and `searchr3 --help` cost nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset, load_dataset
+    from searchr3.encoding.reader import load_vectors
     from searchr3.model import SearchR3
 
 __version__ = "0.1.0"
-__all__ = ["RetrievalDataset", "SearchR3", "__version__", "load_dataset"]
+__all__ = ["RetrievalDataset", "SearchR3", "__version__", "load_dataset", "load_vectors"]
 
 # TRL's trainers report their use to Hugging Face otherwise. Its libraries read this when they are imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -24,6 +25,7 @@ _HOMES = {
     "RetrievalDataset": "searchr3.dataset",
     "SearchR3": "searchr3.model",
     "load_dataset": "searchr3.dataset",
+    "load_vectors": "searchr3.encoding.reader",
 }
 
 

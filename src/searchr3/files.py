@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from searchr3.errors import DataError, SearchR3Error
 
@@ -37,12 +37,23 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DataError: the file is missing or unreadable, or a line is not a JSON object; the line is named.
     """
     path = Path(path)
+    with read_errors(path), open_bytes(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, json_object(line, f"{path}:{number}")
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file to read its bytes, or those inside where it ends in `.gz`: positions count the latter."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rb")
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with opening and reading `path` into a DataError of one clear line."""
     try:
-        with opener(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _json_object(line, f"{path}:{number}")
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
@@ -51,7 +62,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
+def json_object(line: bytes, where: str) -> dict[str, Any]:
+    """The object on a line of a JSON Lines file; `where` names the line in a DataError."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -120,23 +132,33 @@ def check_writable(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[TextIO]:
-    """Open a text file under a temporary name beside `path`; it takes its final name only on success."""
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield the path of an empty temporary file beside `path`, which takes its place only on success.
+
+    By then the disk has the content. The temporary name begins with a dot.
+    """
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         try:
-            os.fchmod(handle, 0o644)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                yield file
-                file.flush()
-                os.fsync(handle)
+            os.close(handle)
+            yield temporary
+            temporary.chmod(0o644)  # mkstemp's files, and those of some libraries, are for their owner alone
+            sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """Open a text file under a temporary name beside `path`; it takes its final name only on success."""
+    with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file
 
 
 def write_text(path: str | Path, text: str) -> None:

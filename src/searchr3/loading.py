@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from searchr3.errors import ModelError
 
@@ -27,12 +35,58 @@ def load_parts(
     """
     folder = model_folder(path)
     _check_weights(path, folder)
-    try:
-        # Unless told, transformers asks on the terminal whether to run code of the model's own.
+    with _load_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
+    if report["missing_keys"]:  # transformers would make them up
+        raise ModelError(
+            f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
+        )
+    _check_tokenizer(path, tokenizer)
+    return model, tokenizer, load_settings(folder / SETTINGS)
+
+
+class Outline(NamedTuple):
+    """What can be known of a model without its weights; `dimension` is that of its vectors."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    settings: dict[str, Any]
+    dimension: int
+
+
+def load_outline(path: str | Path) -> Outline:
+    """A model's folder, tokenizer, settings and dimension; its weights are there, but are not read.
+
+    Raises:
+        ModelError: nothing usable at `path`.
+    """
+    folder = model_folder(path)
+    _check_weights(path, folder)
+    with _load_errors(path):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    _check_tokenizer(path, tokenizer)
+    return Outline(folder, tokenizer, load_settings(folder / SETTINGS), config.get_text_config().hidden_size)
+
+
+def _check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.name_or_path = str(path)
+    if not tokenizer.chat_template:
+        raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
+
+
+@contextlib.contextmanager
+def _load_errors(path: str | Path) -> Iterator[None]:
+    """Turn what transformers says of a folder into one line.
+
+    `from_pretrained` is told `trust_remote_code=False`, else it asks on the terminal whether to run code of
+    the model's own.
+    """
+    try:
+        yield
     except Exception as error:  # broken files fail in a dozen ways
         if "trust_remote_code" in str(error):
             raise ModelError(
@@ -40,14 +94,6 @@ def load_parts(
                 "use a model of a kind that transformers knows"
             ) from None
         raise ModelError(f"{path}: cannot load a model ({first_line(error)})") from None
-    if report["missing_keys"]:  # transformers would make them up
-        raise ModelError(
-            f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
-        )
-    tokenizer.name_or_path = str(path)
-    if not tokenizer.chat_template:
-        raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
-    return model, tokenizer, load_settings(folder / SETTINGS)
 
 
 def _check_weights(path: str | Path, folder: Path) -> None:

@@ -18,15 +18,21 @@ from searchr3.files import NO_SPACE, full_disk
 if TYPE_CHECKING:
     from rich.table import Table
 
-RESUMABLE = ("quickstart", "train", "mine")
+RESUMABLE = {
+    "quickstart": " with --resume",
+    "train": " with --resume",
+    "mine": " with --resume",
+    "encode": "",
+    "traces": "",
+}
+"""Commands that go on where they stopped, and how."""
 
 
 def one_line(error: BaseException, command: str | None = None) -> str:
     """What the person at the keyboard reads of an error: place, fault and mend, never more than one line."""
+    again = f"the same command{RESUMABLE[command]} continues" if command in RESUMABLE else None
     if isinstance(error, KeyboardInterrupt):
-        if command == "traces":  # keeps each answer as it comes
-            return "interrupted; the same command continues"
-        return "interrupted" + ("; the same command with --resume continues" if command in RESUMABLE else "")
+        return f"interrupted; {again}" if again else "interrupted"
     full = full_disk(error)
     if isinstance(error, SearchR3Error):
         text = str(error)
@@ -35,8 +41,8 @@ def one_line(error: BaseException, command: str | None = None) -> str:
         text = f"{place}{NO_SPACE}"
     else:
         text = f"internal {type(error).__name__}: {error}; rerun with --debug for the traceback"
-    if full and command in RESUMABLE:
-        text += "; once there is room, the same command with --resume continues"
+    if full and again:
+        text += f"; once there is room, {again}"
     return "error: " + " ".join(text.split())
 
 
@@ -73,6 +79,7 @@ def hush_libraries() -> None:
     """Leave the screen to our own lines. Nothing is imported: libraries read these when they are."""
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     logging.getLogger().setLevel(logging.ERROR)

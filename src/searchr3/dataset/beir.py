@@ -45,7 +45,12 @@ def text_field(row: Mapping[str, Any], key: str, where: str, required: bool = Tr
     return value
 
 
-def _id_field(row: Mapping[str, Any], where: str) -> str:
+def id_field(row: Mapping[str, Any], where: str) -> str:
+    """The id of a row, a text or a whole number.
+
+    Raises:
+        DataError: it is missing, empty, or holds a tab or a line break.
+    """
     value = row.get("_id")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # some data sets number their documents
@@ -53,6 +58,16 @@ def _id_field(row: Mapping[str, Any], where: str) -> str:
     if BREAK.search(key):
         raise DataError(f"{where}: '_id' holds a tab or a line break ({key!r}); rename it")
     return key
+
+
+def document_of(row: Mapping[str, Any], where: str) -> Document:
+    """Title and text of a row, without its metadata.
+
+    Raises:
+        DataError: it has neither, or one of them is no proper text.
+    """
+    title = text_field(row, "title", where, required=False)
+    return Document(title, text_field(row, "text", where, required=not title.strip()))
 
 
 def read_documents(
@@ -66,10 +81,10 @@ def read_documents(
     corpus: dict[str, Document] = {}
     held_out: set[str] = set()
     for where, row in rows:
-        key = _id_field(row, where)
+        key = id_field(row, where)
         if key in corpus:
             raise DataError(f"{where}: the document id {key!r} comes twice; ids must be unique")
-        title = text_field(row, "title", where, required=False)
+        document = document_of(row, where)
         metadata = row.get("metadata") or {}
         if not isinstance(metadata, dict):
             raise DataError(f"{where}: 'metadata' must be an object, found {type(metadata).__name__}")
@@ -79,7 +94,7 @@ def read_documents(
         }
         if any(_HALF_CHARACTER.search(one) for pair in values.items() for one in pair):
             raise DataError(f"{where}: 'metadata' holds half a character (a lone surrogate); remove it")
-        corpus[key] = Document(title, text_field(row, "text", where, required=not title.strip()), values)
+        corpus[key] = document._replace(metadata=values)
         if row.get("held_out"):
             held_out.add(key)
     return corpus, frozenset(held_out)
@@ -95,7 +110,7 @@ def read_queries(
     """
     queries: dict[str, Query] = {}
     for where, row in rows:
-        key = _id_field(row, where)
+        key = id_field(row, where)
         if key in queries:
             raise DataError(f"{where}: the query id {key!r} comes twice; ids must be unique")
         negatives = row.get("negatives") or []
@@ -215,7 +230,12 @@ def _name(folder: Path) -> str:
         raise DataError(f"{file}: must be an object with a 'name'; mend it or remove the file") from None
 
 
-def _jsonl_rows(folder: Path, stem: str) -> Iterable[tuple[str, dict[str, Any]]]:
+def jsonl_file(folder: Path, stem: str) -> Path:
+    """`stem.jsonl` or `stem.jsonl.gz`, whichever the BEIR folder has.
+
+    Raises:
+        DataError: neither, or both.
+    """
     found = [path for ending in ("", ".gz") if (path := folder / f"{stem}.jsonl{ending}").exists()]
     if not found:
         raise DataError(
@@ -223,11 +243,16 @@ def _jsonl_rows(folder: Path, stem: str) -> Iterable[tuple[str, dict[str, Any]]]
         )
     if len(found) > 1:
         raise DataError(f"{found[0]} and {found[1]}: only one of them can be read; remove the other")
+    return found[0]
+
+
+def _jsonl_rows(folder: Path, stem: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    path = jsonl_file(folder, stem)
     number = 0
-    for number, row in read_jsonl(found[0]):
-        yield f"{found[0]}:{number}", row
+    for number, row in read_jsonl(path):
+        yield f"{path}:{number}", row
     if not number:
-        raise DataError(f"{found[0]}: is empty; write one object a line, with '_id' and 'text'")
+        raise DataError(f"{path}: is empty; write one object a line, with '_id' and 'text'")
 
 
 def _tsv_rows(path: Path) -> Iterable[tuple[str, str, str, str]]:
