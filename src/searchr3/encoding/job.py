@@ -30,7 +30,11 @@ from searchr3.loading import SETTINGS, Outline, load_outline
 Engine = Callable[[Work, list[Shard], Tell], None]
 
 # What decides a model's vectors: weights, shape, tokenizer, our own settings.
-_MODEL_FILES = ("*.safetensors", "config.json", SETTINGS, "tokenizer*", "chat_template*", "*.model", "*.txt")
+_MODEL_FILES = (
+    *("*.safetensors", "config.json", SETTINGS),
+    *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "*.model"),
+)
 _READERS = 4  # shards that are hashed at once
 
 
@@ -176,7 +180,7 @@ def _whole(folder: Path, shards: list[Shard], progress: Progress | None) -> list
     with ThreadPoolExecutor(_READERS) as pool:
         for there in pool.map(partial(is_whole, folder), shards):
             found.append(there)
-            if progress and any(found):
+            if progress and there:
                 progress("shards verified", len(found), len(shards))
     return found
 

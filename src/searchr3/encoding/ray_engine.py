@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -141,6 +142,8 @@ def _cluster(ray: Any) -> Iterator[None]:
     """The cluster at `RAY_ADDRESS`, or one of this machine's own, for as long as it is needed."""
     own = {"address": "local", "object_store_memory": _STORE, "include_dashboard": False}
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _knock(address)
     try:
         try:
             with _silence():
@@ -154,6 +157,19 @@ def _cluster(ray: Any) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise SearchR3Error where nothing listens at an address: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto`, `local`
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise SearchR3Error(
+            f"RAY_ADDRESS {address}: no cluster answers ({error.strerror or error}); mend it, or unset it"
+        ) from None
 
 
 @contextlib.contextmanager
