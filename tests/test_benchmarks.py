@@ -158,7 +158,7 @@ def test_headlines_are_those_of_the_worse_learning_rate(benchmark) -> None:
 
     def of(name: str, frozen: float, *values: float) -> dict[str, float]:
         found = {f"{name}.default.{key}": value for key, value in zip(keys, values, strict=True)}
-        found[f"{name}.frozen.advantage_spearman_last"] = frozen
+        found[f"{name}.frozen.advantage_spearman_end"] = frozen
         return found | {f"{name}.frozen.groups_varied_mean": 0.8}
 
     base = of("base", 0.7, 0.01, 0.99, 0.9, 0.98)
