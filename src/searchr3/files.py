@@ -6,13 +6,14 @@ import contextlib
 import difflib
 import errno
 import gzip
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -197,6 +198,28 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     with replacing(path) as file:
         for row in rows:
             file.write(json_text(row) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's content, as `sha256sum` prints it."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def sha256_of(files: Sequence[Path]) -> str:
+    """A stable name of what files hold: of one file that of `sha256sum`, of several that of their list.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digests = []
+    for path in files:
+        with read_errors(path):
+            digests.append(sha256(path))
+    if len(digests) == 1:
+        return digests[0]
+    listed = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -23,6 +23,12 @@ from searchr3.errors import ModelError
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
 # What a model's repository is asked for: weights, configurations, the files of a tokenizer.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+# What decides a model's vectors: weights, shape, tokenizer, our own settings.
+_VECTOR_FILES = (
+    *("*.safetensors", "config.json", SETTINGS),
+    *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "*.model"),
+)
 
 
 def load_parts(
@@ -33,10 +39,8 @@ def load_parts(
     Raises:
         ModelError: nothing usable at `path`.
     """
-    folder = model_folder(path)
-    _check_weights(path, folder)
+    folder, tokenizer = _opened(path)
     with _load_errors(path):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
@@ -44,7 +48,6 @@ def load_parts(
         raise ModelError(
             f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
         )
-    _check_tokenizer(path, tokenizer)
     return model, tokenizer, load_settings(folder / SETTINGS)
 
 
@@ -63,13 +66,25 @@ def load_outline(path: str | Path) -> Outline:
     Raises:
         ModelError: nothing usable at `path`.
     """
+    folder, tokenizer = _opened(path)
+    with _load_errors(path):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return Outline(folder, tokenizer, load_settings(folder / SETTINGS), config.get_text_config().hidden_size)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that decide its vectors, by name."""
+    return sorted({file for pattern in _VECTOR_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
+def _opened(path: str | Path) -> tuple[Path, PreTrainedTokenizerBase]:
+    """Folder and tokenizer of a model whose weights are there."""
     folder = model_folder(path)
     _check_weights(path, folder)
     with _load_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     _check_tokenizer(path, tokenizer)
-    return Outline(folder, tokenizer, load_settings(folder / SETTINGS), config.get_text_config().hidden_size)
+    return folder, tokenizer
 
 
 def _check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -25,16 +25,10 @@ from searchr3.encoding.source import Progress, input_file, scan
 from searchr3.encoding.worker import Tell, Work, run_local
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.files import check_writable, disk_errors, occupied
-from searchr3.loading import SETTINGS, Outline, load_outline
+from searchr3.loading import SETTINGS, Outline, load_outline, model_files
 
 Engine = Callable[[Work, list[Shard], Tell], None]
 
-# What decides a model's vectors: weights, shape, tokenizer, our own settings.
-_MODEL_FILES = (
-    *("*.safetensors", "config.json", SETTINGS),
-    *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab*", "merges.txt", "*.model"),
-)
 _READERS = 4  # shards that are hashed at once
 
 
@@ -95,7 +89,7 @@ def encode_file(
             complete=False,
             rows=0,
             settings=chosen,
-            model=origin(model, _model_files(outline.folder)),
+            model=origin(model, model_files(outline.folder)),
             input=origin(path, [path]),
             shards=[],
         )
@@ -124,10 +118,6 @@ def _settings(
     return Settings(
         prompts=wording.to_dict(), max_length=length, dimension=dim or outline.dimension, **others
     )
-
-
-def _model_files(folder: Path) -> list[Path]:
-    return sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
 
 
 def _plan(output: Path, path: Path, wanted: Manifest, progress: Progress | None) -> Manifest:

@@ -6,7 +6,6 @@ once all of them are there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from searchr3.errors import DataError
-from searchr3.files import write_json
+from searchr3.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"
 
@@ -127,15 +126,5 @@ def origin(path: str | Path, files: list[Path]) -> Origin:
     Raises:
         DataError: a file cannot be read.
     """
-    try:
-        digests = []
-        for file in files:
-            with file.open("rb") as content:
-                digests.append(hashlib.file_digest(content, "sha256").hexdigest())
-        size = sum(file.stat().st_size for file in files)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if len(files) == 1:
-        return Origin(path=str(path), bytes=size, sha256=digests[0])
-    listed = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
-    return Origin(path=str(path), bytes=size, sha256=hashlib.sha256(listed.encode()).hexdigest())
+    digest = sha256_of(files)
+    return Origin(path=str(path), bytes=sum(file.stat().st_size for file in files), sha256=digest)

@@ -7,7 +7,6 @@ line feed between them (no id holds one). A parquet shard has the columns `id` a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from searchr3.encoding.manifest import Settings, Shard
 from searchr3.errors import DataError
-from searchr3.files import new_file, write_json
+from searchr3.files import new_file, sha256, write_json
 
 
 def write_shard(folder: Path, shard: Shard, settings: Settings, ids: list[str], vectors: np.ndarray) -> None:
@@ -37,7 +36,7 @@ def write_shard(folder: Path, shard: Shard, settings: Settings, ids: list[str], 
         else:
             column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
             pq.write_table(pa.table({"id": ids, "vector": column}), temporary, compression="none")
-        write_json(record_path(path), {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)})
+        write_json(record_path(path), {"bytes": temporary.stat().st_size, "sha256": sha256(temporary)})
 
 
 def record_path(path: Path) -> Path:
@@ -73,7 +72,7 @@ def is_whole(folder: Path, shard: Shard) -> bool:
     """Whether the shard's file is there, with the size and the hash that it should have."""
     path = folder / shard.file
     try:
-        return path.stat().st_size == shard.bytes and _sha256(path) == shard.sha256
+        return path.stat().st_size == shard.bytes and sha256(path) == shard.sha256
     except OSError:
         return False
 
@@ -105,8 +104,3 @@ def read_shard(folder: Path, shard: Shard, settings: Settings) -> tuple[list[str
 
 
 AGAIN = "the same `searchr3 encode` command makes it anew"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from searchr3.errors import DataError
-from searchr3.files import disk_errors, sync
+from searchr3.files import new_file
 
 BLOCK = 1024  # documents a file: what a killed run loses at most
 
@@ -76,9 +75,5 @@ def encode_blocks(
 def _write(file: Path, vectors: np.ndarray) -> None:
     from safetensors.numpy import save_file
 
-    partial = file.with_suffix(".partial")
-    with disk_errors(file):
-        save_file({_VECTORS: np.ascontiguousarray(vectors)}, partial)
-        sync(partial)
-        os.replace(partial, file)
-        sync(file.parent)
+    with new_file(file) as temporary:
+        save_file({_VECTORS: np.ascontiguousarray(vectors)}, temporary)

@@ -14,11 +14,11 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.near_duplicates import jaccard, shingles
 from searchr3.dataset.splits import query_key
 from searchr3.errors import DataError
-from searchr3.files import read_jsonl, write_jsonl
+from searchr3.files import read_jsonl, sha256_of, write_jsonl
 from searchr3.mining.figures import figures
 from searchr3.mining.scorers import Progress, Scorer, Teacher, make_scorer
 from searchr3.mining.selection import Rule, select
-from searchr3.mining.work import Work, data_digest, files_digest
+from searchr3.mining.work import Work, data_digest
 
 PART = 256  # queries that are searched, and written, together
 ALIKE = 0.8  # Jaccard similarity of their token shingles from which on two texts are copies
@@ -84,7 +84,7 @@ def mine(
         "splits": splits,
         "by": teacher.by,
         "instruction": teacher.instruction,
-        "model": files_digest(files) if (files := teacher.files()) else None,
+        "model": sha256_of(files) if (files := teacher.files()) else None,
         **asdict(rule),
     }
     if (finished := work.admit(settings)) is not None:

@@ -78,11 +78,9 @@ class Teacher:
         """
         if self.by == "bm25":
             return []
-        from searchr3.loading import HUB_FILES, model_folder
+        from searchr3.loading import model_files, model_folder
 
-        folder = model_folder(self.by)
-        found = sorted(file for pattern in HUB_FILES for file in folder.glob(pattern))
-        return found + ([self.prompts] if self.prompts else [])
+        return model_files(model_folder(self.by)) + ([self.prompts] if self.prompts else [])
 
     def load(self) -> Encoder | None:
         """The model, None for BM25.

@@ -133,16 +133,3 @@ def data_digest(dataset: RetrievalDataset) -> str:
     add([key, one.text, one.reasoning, one.negatives] for key, one in dataset.queries.items())
     add([split, list(qrels.items())] for split, qrels in dataset.qrels.items())
     return hasher.hexdigest()
-
-
-def files_digest(files: Iterable[Path]) -> str:
-    """A stable name of the files' names and contents."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        except OSError as error:
-            raise SearchR3Error(f"{path}: cannot be read ({error.strerror or error})") from None
-        hasher.update(f"{path.name}\n{content.hexdigest()}\n".encode())
-    return hasher.hexdigest()

@@ -200,11 +200,8 @@ def cached_term(
     loss = 0.5 * info_nce(plain, corpus, positive, temperature, allowed)
     if len(thinking):
         loss = loss + 0.5 * info_nce(thinking, corpus, positive[query_of], temperature, allowed[query_of])
-    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    filled = [
-        torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, gradients, strict=True)
-    ]
-    return loss.item(), filled[0], filled[1], filled[2]
+    of_rollouts, of_direct, of_documents = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    return loss.item(), of_rollouts, of_direct, of_documents
 
 
 def by_rollout(keys: Sequence[Key], gradients: Tensor) -> dict[Key, Tensor]:

@@ -164,7 +164,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         total = stage.info_nce * contrastive + stage.triplet * triplet
         gradient = torch.zeros_like(vectors)
         if total.requires_grad:
-            found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            found = torch.autograd.grad(total, leaves, materialize_grads=True)
             gradient[: n + m + len(batch.reasoned)] = torch.cat(found)
         return total.item(), gradient
 
