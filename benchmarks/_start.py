@@ -8,7 +8,7 @@ from pathlib import Path
 
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
-from searchr3.training.recipe import load_recipe
+from searchr3.training.recipe_file import load_recipe
 
 
 def beginning(

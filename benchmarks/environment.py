@@ -52,7 +52,8 @@ from searchr3.errors import SearchR3Error
 from searchr3.files import write_json
 from searchr3.progress import hush_transformers
 from searchr3.training.dev import DevSet
-from searchr3.training.recipe import Recipe, load_recipe
+from searchr3.training.recipe import Recipe
+from searchr3.training.recipe_file import load_recipe
 from searchr3.training.refresh import refresh_policy
 
 SIZE = {

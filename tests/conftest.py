@@ -200,7 +200,7 @@ def toy() -> "RetrievalDataset":
 @pytest.fixture
 def toy_recipe(tiny_base: Path) -> "Callable[..., Recipe]":
     """Makes a recipe of seconds for `tiny_base` on `toy`, in float32; overrides as on the command line."""
-    from searchr3.training.recipe import load_recipe
+    from searchr3.training.recipe_file import load_recipe
 
     stage1 = {"steps": 4, "batch_size": 8, "learning_rate": 0.003, "evaluate_every": 2, "chat_prompts": 2}
     stage2 = {"steps": 2, "queries": 2, "rollouts": 4, "learning_rate": 0.001, "evaluate_every": 2}

@@ -12,7 +12,7 @@ import pytest
 
 from searchr3.environment import Frozen, Full, Random
 from searchr3.errors import SearchR3Error
-from searchr3.training.recipe import load_recipe
+from searchr3.training.recipe_file import load_recipe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("_"))

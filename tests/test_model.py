@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from searchr3.conversation import EMBED_TOKEN, Prompts, Rendered
+from searchr3.conversation import EMBED_TOKEN, Prompts
 from searchr3.errors import ModelError, SearchR3Error
 from searchr3.generation import Reasoning
 from searchr3.loading import SETTINGS
-from searchr3.model import SearchR3, length_batches, shorten
+from searchr3.model import SearchR3, shorten
 
 TEXTS = [
     "parse the date",
@@ -258,23 +256,6 @@ def test_progress_ends_at_the_number_of_texts(search: SearchR3, monkeypatch: pyt
     told: list[tuple[int, int]] = []
     search.encode_document(TEXTS, progress=lambda done, total: told.append((done, total)))
     assert told == [(3, 7), (6, 7), (7, 7)]
-
-
-@given(
-    lengths=st.lists(st.integers(1, 60), max_size=30),
-    batch_size=st.integers(1, 9),
-    tokens=st.integers(1, 200),
-)
-def test_batches_hold_every_row_once_within_their_limits(
-    lengths: list[int], batch_size: int, tokens: int
-) -> None:
-    rendered = [Rendered([0] * length, 0, 0) for length in lengths]
-    batches = list(length_batches(rendered, batch_size, tokens))
-    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
-    assert [lengths[row] for rows in batches for row in rows] == sorted(lengths, reverse=True)
-    for rows in batches:
-        assert 1 <= len(rows) <= batch_size
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= tokens
 
 
 def test_a_zero_vector_stays_finite() -> None:

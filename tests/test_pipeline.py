@@ -21,7 +21,8 @@ from searchr3.model import SearchR3
 from searchr3.pipeline import RunFolder, _alarm_lines, machine, search
 from searchr3.preparation import bundled_base, make_base_model, make_dataset
 from searchr3.progress import Screen
-from searchr3.training.recipe import Recipe, load_recipe
+from searchr3.training.recipe import Recipe
+from searchr3.training.recipe_file import load_recipe
 
 MakeRecipe = Callable[..., Recipe]
 

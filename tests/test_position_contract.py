@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from searchr3.conversation import EMBED_TOKEN, Rendered
+from searchr3.embedding import embed
 from searchr3.generation import pad_ids, padding_id
-from searchr3.model import SearchR3, embed
+from searchr3.model import SearchR3
 
 TEXTS = [
     "parse the date",

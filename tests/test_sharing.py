@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr3.model import length_batches
+from searchr3.embedding import length_batches
 from searchr3.sharing import dealt, encode_shared
 
 

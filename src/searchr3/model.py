@@ -11,68 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
+from searchr3.embedding import Embedder, length_batches
 from searchr3.errors import ModelError
 from searchr3.files import new_folder
-from searchr3.generation import Reasoning, pad_ids, padding_id, reason, without_wrapper
+from searchr3.generation import Reasoning, padding_id, reason
 from searchr3.loading import SETTINGS, first_line, load_parts
 
-TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
-
 Progress = Callable[[int, int], None]
-
-
-def backbone(model: PreTrainedModel) -> torch.nn.Module:
-    """The transformer without the language head; a LoRA adapter, if any, stays active."""
-    inner = without_wrapper(model)
-    return getattr(inner, inner.base_model_prefix)
-
-
-def embed(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> Tensor:
-    """Unit vectors of one padded batch of conversations, shape (n, d), float32, differentiable.
-
-    The vector is the last hidden state, after the final norm, at each conversation's own position.
-    """
-    ids, mask = pad_ids([item.ids for item in rendered], pad_id)
-    device = next(model.parameters()).device
-    hidden = backbone(model)(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state
-    positions = torch.tensor([item.position for item in rendered], device=device)
-    return F.normalize(hidden[torch.arange(len(rendered), device=device), positions].float(), dim=-1)
-
-
-class HasIds(Protocol):
-    """What can be batched by length: a rendered conversation, or an item to train on."""
-
-    @property
-    def ids(self) -> list[int]: ...
-
-
-def length_batches(
-    rendered: Sequence[HasIds], batch_size: int, tokens: int = TOKENS_PER_BATCH, ranks: int = 1
-) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, longest first.
-
-    A batch has at most `batch_size` rows and, unless it is a single row, `tokens` tokens with padding, for
-    each of the `ranks` processes that share it.
-    """
-    order = sorted(range(len(rendered)), key=lambda row: (-len(rendered[row].ids), row))
-    start = 0
-    while start < len(order):
-        rows = ranks * max(1, min(batch_size, tokens // len(rendered[order[start]].ids)))
-        yield order[start : start + rows]
-        start += rows
 
 
 class SearchR3:
@@ -268,14 +222,17 @@ class SearchR3:
                 `length_batches` of all.
         """
         vectors = np.zeros((len(rendered), self.dimension), dtype=np.float32)
-        pad_id = padding_id(self.conversation)
         training = self.model.training
         self.model.eval()
         done = 0
         try:
             with self._precision():
-                for rows in length_batches(rendered, self.batch_size) if batches is None else batches:
-                    vectors[rows] = embed(self.model, [rendered[row] for row in rows], pad_id).cpu().numpy()
+                plan = list(length_batches(rendered, self.batch_size) if batches is None else batches)
+                embedder = Embedder(
+                    self.model, padding_id(self.conversation), rendered if len(plan) > 1 else []
+                )
+                for rows in plan:
+                    vectors[rows] = embedder([rendered[row] for row in rows]).cpu().numpy()
                     done += len(rows)
                     if progress:
                         progress(done, len(rendered))

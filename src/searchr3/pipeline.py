@@ -30,7 +30,8 @@ from searchr3.files import check_writable, disk_errors, occupied, write_json, wr
 from searchr3.preparation import check_names, make_base_model, make_dataset, refuse_a_base_that_knows
 from searchr3.progress import Screen, hush_transformers
 from searchr3.run_search import IDS, ids_digest, search
-from searchr3.training.recipe import Recipe, load_recipe
+from searchr3.training.recipe import Recipe
+from searchr3.training.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from searchr3.evaluation import Results, Run

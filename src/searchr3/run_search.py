@@ -12,7 +12,7 @@ from searchr3.dataset.beir import read_beir
 from searchr3.dataset.splits import digest
 from searchr3.errors import SearchR3Error
 from searchr3.files import occupied
-from searchr3.training.recipe import load_recipe
+from searchr3.training.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     import numpy as np

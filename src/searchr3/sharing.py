@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from searchr3.conversation import Rendered
+from searchr3.embedding import length_batches
 from searchr3.group import Group
-from searchr3.model import SearchR3, length_batches
+from searchr3.model import SearchR3
 
 
 def dealt(batches: Iterable[Sequence[int]], size: int) -> list[list[list[int]]]:

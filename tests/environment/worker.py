@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from searchr3.embedding import backbone
 from searchr3.environment import Certified, Neighbourhood, VectorStore, audit
 from searchr3.group import bounds, current_group
-from searchr3.model import SearchR3, backbone
+from searchr3.model import SearchR3
 from searchr3.sharing import encode_shared
 
 ROWS = 203  # not divisible by 2 or 3
@@ -83,7 +84,7 @@ def work(group, folder, model):
 
     search = SearchR3(model, batch_size=2)
     forwards = []
-    backbone(search.model).register_forward_hook(lambda *_: forwards.append(1))
+    backbone(search.model).layers[0].register_forward_hook(lambda *_: forwards.append(1))
     for texts in (1, 2, 9):
         rendered = search.conversation.documents(["parse the date " * (i % 4) for i in range(texts)])
         common[f"embedded {texts}"] = encode_shared(search, rendered, group)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from searchr3.dataset import load_dataset
 from searchr3.model import SearchR3
-from searchr3.training.recipe import load_recipe
+from searchr3.training.recipe_file import load_recipe
 from searchr3.training.stage1 import Stage1Trainer, train_stage1
 from searchr3.training.stage2 import Stage2Trainer, train_stage2
 

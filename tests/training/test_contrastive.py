@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.embedding import embed
 from searchr3.environment import CorpusEnvironment, Frozen
 from searchr3.group import Group
 from searchr3.losses import allowed_negatives, info_nce
-from searchr3.model import SearchR3, embed
+from searchr3.model import SearchR3
 from searchr3.training.contrastive import CachedTerm, ContrastiveTerm, by_rollout, cached_term
 from searchr3.training.forward import Item
 from searchr3.training.forward import run as forward

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from searchr3.conversation import EMBED_TOKEN
+from searchr3.embedding import embed
 from searchr3.generation import padding_id
-from searchr3.model import SearchR3, embed
+from searchr3.model import SearchR3
 from searchr3.training import forward as module
 from searchr3.training.forward import Item, Outputs, embed_items
 from searchr3.training.forward import run as forward

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.embedding import embed
 from searchr3.environment import CorpusEnvironment, Full
 from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning, pad_ids
 from searchr3.losses import allowed_negatives, info_nce
-from searchr3.model import SearchR3, embed
+from searchr3.model import SearchR3
 from searchr3.training import stage2
 from searchr3.training.checkpoints import BEST, StartCounts
 from searchr3.training.common import check_data, relevant_documents

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3.conversation import Rendered
+from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.generation import pad_ids, without_wrapper
-from searchr3.model import TOKENS_PER_BATCH, length_batches
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.errors import RecipeError
 from searchr3.generation import Reasoning, generate_ids, padding_id, reason
 from searchr3.group import current_group
 from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
-from searchr3.model import TOKENS_PER_BATCH, SearchR3, length_batches
+from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import NeighbourSampler
 from searchr3.training.cached import backward

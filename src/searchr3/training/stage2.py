@@ -25,11 +25,12 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.embedding import backbone
 from searchr3.environment import CorpusEnvironment, RefreshPolicy, audit
 from searchr3.files import write_json
 from searchr3.generation import padding_id
 from searchr3.group import current_group
-from searchr3.model import SearchR3, backbone
+from searchr3.model import SearchR3
 from searchr3.reward import RewardWeights, combine
 from searchr3.sharing import encode_shared
 from searchr3.training.adapter import add_adapter

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 import searchr3
 from searchr3.errors import RecipeError
-from searchr3.training.recipe import Recipe, load_recipe, recipe_path
+from searchr3.training.recipe import Recipe
+from searchr3.training.recipe_file import load_recipe, recipe_path
 from searchr3.training.recipe_page import describe
 
 PACKAGED = sorted((Path(searchr3.__file__).parent / "recipes").glob("*.yaml"))
