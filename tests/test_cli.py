@@ -23,7 +23,7 @@ from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
-COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "encode", "search"]
+COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "encode", "chat-check", "search"]
 
 
 ANSWER = SearchAnswer(
@@ -357,6 +357,20 @@ def test_encode_refuses_in_one_line(pantry: Path, tiny_model: Path) -> None:
         assert words in result.stderr.splitlines()[-1]
         assert not Path("vectors").exists()
     assert "the same command continues" in one_line(KeyboardInterrupt(), "encode")
+
+
+def test_a_model_is_held_against_its_base(tiny_model: Path, tiny_base: Path, qwen2_base: Path) -> None:
+    command = ("chat-check", str(tiny_model), "--max-new-tokens", "2")
+
+    shown = run(*command, "--base", str(tiny_base))
+    found = json.loads(run(*command, "--base", str(tiny_base), "--json").stdout)
+
+    assert shown.exit_code == 0
+    assert "0.0000" in shown.stdout and "100.0%" in shown.stdout
+    assert shown.stdout.count("  base: ") == shown.stdout.count("  model: ") == 3
+    assert found["base"] == str(tiny_base) and found["kl_base_trained"] == pytest.approx(0, abs=1e-6)
+    assert_one_line(run(*command, "--base", str(qwen2_base)), 1, "have different tokens")
+    assert_one_line(run(*command, "--base", "./nowhere"), 1, "no such folder")
 
 
 # How it fails

@@ -207,6 +207,22 @@ def test_the_report_is_whole_and_needs_nothing_else(whole: Whole) -> None:
     assert report.count('<article class="card query">') == EXAMPLES
 
 
+def test_the_run_tells_whether_the_model_still_chats(whole: Whole) -> None:
+    told = whole.metrics()["chat"]
+    report = (whole.path / "report.html").read_text(encoding="utf-8")
+    command = ("chat-check", str(whole.path / "stage2"), "--base", str(whole.path / "base"), "--json")
+    again = json.loads(whole.searchr3(*command))
+
+    assert list(told) == ["stage1", "stage2"]
+    for chat in told.values():
+        assert chat["kl_base_trained"] > 0 and chat["kl_trained_base"] > 0 and 0 <= chat["same_token"] <= 1
+    for name in ("kl_base_trained", "kl_trained_base", "same_token", "replies"):
+        assert again[name] == told["stage2"][name]
+    assert report.count('<article class="card query chat">') == 3
+    assert f"{told['stage2']['kl_base_trained']:.4f}" in report
+    assert "does it still chat?" in whole.resumed.stdout
+
+
 def test_search_shows_the_reasoning_and_hits(whole: Whole) -> None:
     found = json.loads(
         whole.searchr3("search", "sort the list lazily", "--run", str(whole.path), "--json", "-k", "5")

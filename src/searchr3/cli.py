@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from searchr3 import __version__
+from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
 from searchr3.cli_traces import traces
 from searchr3.errors import SearchR3Error
@@ -280,6 +281,9 @@ def mine(
 
 
 app.command(epilog="Example: searchr3 encode runs/mine/stage2 mydata/corpus.jsonl --output vectors")(encode)
+
+
+app.command(epilog="Example: searchr3 chat-check runs/mine/stage2 --base runs/mine/base")(chat_check)
 
 
 @app.command(epilog='Example: searchr3 search "read a file line by line" --run runs/quickstart')

@@ -87,6 +87,7 @@ class RunFolder:
     recipe: Recipe
     screen: Screen
     seconds: dict[str, float] = field(default_factory=dict)
+    chats: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
@@ -163,7 +164,12 @@ class RunFolder:
                 shutil.rmtree(checkpoint, ignore_errors=True)
             model.reload(folder)  # what is measured, and what stage 2 starts from, is what was saved
         with self._phase(f"{name} evaluation", "measuring on the test split"):
-            return self._evaluate(name, model, dataset, baselines)
+            results = self._evaluate(name, model, dataset, baselines)
+            if tokens := self.recipe.evaluation.chat_tokens:
+                from searchr3.evaluation.chat import still_chats
+
+                self.chats[name] = still_chats(model, self.path / "base", tokens)
+            return results
 
     def _train(
         self, name: str, model: SearchR3, dataset: RetrievalDataset, folder: Path, vectors: np.ndarray | None
@@ -214,6 +220,7 @@ class RunFolder:
         from safetensors.numpy import save_file
 
         from searchr3.evaluation import between, differences_table, results_table
+        from searchr3.evaluation.chat import chat_examples, chat_table
         from searchr3.evaluation.report import choose_examples, render_report
 
         final = stages["stage2"].document_vectors
@@ -239,6 +246,7 @@ class RunFolder:
                 "differences": differences,
                 "curves": curves,
                 "alarms": alarms,
+                "chat": self.chats,
             },
         )
         report = render_report(
@@ -250,11 +258,14 @@ class RunFolder:
             machine() | {f"seconds, {name}": f"{seconds:.0f}" for name, seconds in self.seconds.items()},
             differences,
             alarms,
+            self.chats,
+            chat_examples(self.chats),
         )
         write_text(self.path / "report.html", report)
         self.screen.finish(
             [results_table(summary) for summary in summaries.values()]
-            + [differences_table(differences, ["ndcg@10"])],
+            + [differences_table(differences, ["ndcg@10"])]
+            + ([chat_table(self.chats)] if self.chats else []),
             [
                 *_stage2_kept_its_start(curves["stage2"]),
                 *_alarm_lines(alarms, self.recipe),

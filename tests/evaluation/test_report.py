@@ -109,6 +109,22 @@ def test_alarms_are_told_and_so_is_their_absence(stages, data):
     assert "Alarms" not in "".join(Page(render(stages, data, curves={"stage1": CURVES["stage1"]})).text)
 
 
+def test_what_is_said_to_chat_prompts_stands_beside_what_the_base_says(stages, data):
+    measured = {"kl_base_trained": 0.0123, "kl_trained_base": 0.5, "same_token": 0.875, "embed_rate": 0.25}
+    example = {"prompt": "Hello!", "kl_base_trained": 0.25, "sides": [("base", "Hi."), ("stage2", EVIL)]}
+    chats = {"stage1": {"skipped": "no memory"}, "stage2": measured}
+    page = Page(render(stages, data, chats=chats, chat_examples=[example]))
+    text = " ".join("".join(page.text).split())
+
+    assert "Not measured after stage 1: no memory" in text
+    assert "after stage 20.01230.500087.5 %25.0 %" in text
+    assert "Hello! 0.2500 nats a token" in text
+    assert "Hi." in text and EVIL in text and "script" not in page.tags
+    nothing = render(stages, data, chats={"stage1": {"skipped": "no memory"}})
+    assert "no memory" in nothing and "nats" not in nothing
+    assert "still chat" not in render(stages, data)
+
+
 def test_why_groups_teach_nothing_is_drawn_by_cause():
     parts = {"a": ("same thought", "reasoned"), "b": ("<other>", "direct")}
     rows = [{"step": i, "a": 0.1, "b": i / 10} for i in range(5)]

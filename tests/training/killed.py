@@ -1,9 +1,11 @@
-"""Trains a stage in processes that may kill themselves, see dying.py."""
+"""Trains a stage in processes that may kill themselves, at a moment or after some seconds; see dying.py."""
 
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ def train(job: dict[str, Any]) -> None:
     search = SearchR3(job["model"], dtype="float32")
     recipe = load_recipe(job["recipe"])
     die_at(job["moment"], WATCHED)
+    if job["seconds"] is not None:
+        threading.Timer(job["seconds"], os.kill, (os.getpid(), signal.SIGKILL)).start()
     if job["stage"] == "stage1":
         curve = train_stage1(search, dataset, recipe, folder / "stage1")
     else:

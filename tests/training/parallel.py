@@ -22,7 +22,8 @@ def main() -> None:
     recipe = load_recipe(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
     search = SearchR3.from_base(recipe.model.base, max_length=recipe.model.max_length, dtype="float32")
     curve = train_stage1(search, load_dataset(folder / "data"), recipe, folder / f"run-{size}")
-    weights = {name: weight.clone() for name, weight in search.model.state_dict().items()}
+    model = search.model.merge_and_unload() if recipe.model.lora else search.model
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     save_file(weights, folder / f"{size}-{rank}.safetensors")
     (folder / f"{size}-{rank}.json").write_text(json.dumps(curve), encoding="utf-8")
 

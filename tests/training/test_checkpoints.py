@@ -1,10 +1,12 @@
 """Checkpoints: whole or not there, and a run that goes on from one is the run that was never interrupted."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -472,10 +475,11 @@ class Killer:
             text=True,
         )
 
-    def train(self, stage: str, folder: str, moment: int | None = None) -> int:
+    def train(self, stage: str, folder: str, moment: int | None = None, seconds: float | None = None) -> int:
         """Train in a folder, or go on there; returns the exit code, which is −9 when killed."""
         assert self.process.stdin and self.process.stdout
-        job = {**self.job, "stage": stage, "folder": str(self.folder / folder), "moment": moment}
+        when = {"moment": moment, "seconds": seconds}
+        job = {**self.job, **when, "stage": stage, "folder": str(self.folder / folder)}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -491,16 +495,48 @@ class Killer:
         shutil.rmtree(folder, ignore_errors=True)
         for moment in moments:
             assert self.train(stage, folder.name, moment) == -signal.SIGKILL, moment
-            for checkpoint in (folder / stage).glob("checkpoint-*"):
-                assert is_whole(checkpoint) or checkpoint.name == "checkpoint-0", moment
+            self._all_whole(folder / stage, moment)
         assert self.train(stage, folder.name) == 0, (self.folder / "errors.txt").read_text()
+        self.compare(stage, folder, moments)
+
+    def check_any_time(self, stage: str, draw: random.Random, longest: float) -> int:
+        """Kill a run after a while, again and again, until it gets to its end; returns how often."""
+        folder = self.folder / f"{stage}-killed"
+        shutil.rmtree(folder, ignore_errors=True)
+        for kills in range(100):
+            longest *= 1.2  # else it may never come to the next checkpoint
+            code = self.train(stage, folder.name, seconds=draw.uniform(0, longest))
+            if code == 0:
+                self.compare(stage, folder, kills)
+                return kills
+            assert code == -signal.SIGKILL, (self.folder / "errors.txt").read_text()
+            self._all_whole(folder / stage, kills)
+        raise AssertionError("never came to its end")
+
+    def _all_whole(self, folder: Path, moment: int) -> None:
+        for checkpoint in folder.glob("checkpoint-*"):
+            assert is_whole(checkpoint) or checkpoint.name == "checkpoint-0", moment
+
+    def compare(self, stage: str, folder: Path, moments: Any) -> None:
+        """With the run that was not killed: weights, curve, episodes, and which checkpoint was the best."""
+        whole = self.folder / f"{stage}-whole"
         (weights, curve, episodes), again = (
             (load_file(one / "weights.safetensors"), self._curve(one), self._episodes(one))
-            for one in (self.folder / f"{stage}-whole", folder)
+            for one in (whole, folder)
         )
         assert same(weights, again[0]), moments
         assert again[1:] == (curve, episodes), moments
+        assert self._best(folder / stage) == self._best(whole / stage), moments
         assert HIDDEN not in names(folder / stage)
+
+    def _best(self, folder: Path) -> tuple[int, float, dict[str, bytes]]:
+        """Step and figure of the best checkpoint, and the weights that it and the newest hold."""
+        newest = last_checkpoint(folder)
+        assert newest
+        state = json.loads((newest / "trainer_state.json").read_text())
+        files = (path for one in folder.glob("checkpoint-*") for path in one.rglob("*.safetensors"))
+        held = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+        return state["best_global_step"], state["best_metric"], held
 
     def _curve(self, folder: Path) -> str:
         return figures(json.loads((folder / "result.json").read_text())["curve"])
@@ -521,15 +557,16 @@ def killer(
     killer.process.communicate()
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(killer: Killer) -> None:
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(stage: str, killer: Killer) -> None:
     """In the middle of a save, of a deletion, and between two steps and while it goes on."""
-    trace = killer.whole("stage2")
+    trace = killer.whole(stage)
     places = {name: [place for place, one in enumerate(trace) if one == name] for name in set(trace)}
     assert set(places) == {"replace", "fsync", "save", "rmtree", "training_step"}
 
-    killer.check("stage2", places["save"][-2])
-    killer.check("stage2", places["rmtree"][-2])
-    killer.check("stage2", places["training_step"][-1], places["fsync"][10])
+    killer.check(stage, places["save"][-2])
+    killer.check(stage, places["rmtree"][-2])
+    killer.check(stage, places["training_step"][-1], places["fsync"][10])
 
 
 @pytest.mark.slow
@@ -537,3 +574,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(killer: Killer) -> None:
 def test_a_run_may_be_killed_at_any_moment(stage: str, killer: Killer) -> None:
     for moment in range(len(killer.whole(stage))):
         killer.check(stage, moment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["null", "{r: 4, dropout: 0.1}"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_run_may_be_killed_at_any_time(stage: str, lora: str, killer: Killer) -> None:
+    """Not only where a file is touched: in the middle of a forward pass, of a draw, of an evaluation."""
+    killer.job["recipe"]["model"]["lora"] = yaml.safe_load(lora)
+    started = time.perf_counter()
+    killer.whole(stage)
+    longest = time.perf_counter() - started
+    draw = random.Random(0)
+
+    assert sum(killer.check_any_time(stage, draw, longest / 2) for _ in range(3)) >= 3

@@ -635,6 +635,32 @@ def test_gradients_do_not_depend_on_the_size_of_a_pass(
             torch.testing.assert_close(parts[name], grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("lora", ["null", "{r: 4}"])
+def test_bf16_gradients_of_small_passes_are_close_to_those_in_float32(
+    lora: str, search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Both passes of the cache compute in bf16; weights and gradients are float32."""
+    overrides = ("stage1.own_samples=0", "stage1.kl=0.5", f"model.lora={lora}", "stage1.micro_tokens=200")
+    base = copy.deepcopy(search.model) if lora == "null" else None
+    if lora != "null":
+        add_adapter(search, toy_recipe(*overrides))
+    found = []
+    for precision in ("fp32", "bf16"):
+        recipe = toy_recipe(*overrides, f"model.precision={precision}")
+        trainer = Stage1Trainer(search, base, toy, recipe, tmp_path, None)
+        if not found:
+            perturbed(trainer)
+        loss, grads = gradients(trainer, list(range(8)))
+        assert {grad.dtype for grad in grads.values()} == {torch.float32}
+        found.append((loss, {name: grad.clone() for name, grad in grads.items()}))
+
+    (loss, exact), (rounded_loss, rounded) = found
+    assert rounded_loss == pytest.approx(loss, rel=0.02) and rounded_loss != loss
+    whole = torch.cat([grad.flatten() for grad in exact.values()])
+    off = torch.cat([(rounded[name] - grad).flatten() for name, grad in exact.items()])
+    assert off.norm() < 0.05 * whole.norm()
+
+
 def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
     make_trainer: Callable[..., Stage1Trainer],
 ) -> None:
@@ -650,13 +676,14 @@ def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
     assert maker.of(pairs, 4, False).items != whole.items
 
 
+@pytest.mark.parametrize("lora", ["null", pytest.param("{r: 4}", marks=pytest.mark.slow)])
 def test_processes_learn_what_one_does(
-    tmp_path: Path, tiny_base: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe
+    lora: str, tmp_path: Path, tiny_base: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe
 ) -> None:
     """Three epochs and more on gloo; the batch, its negatives and the means are those of all."""
     recipe = toy_recipe(
         *("stage1.own_samples=0", "stage1.kl=0.1", "stage1.steps=7", "stage1.batch_size=16"),
-        *("stage1.micro_tokens=300", "stage1.evaluate_every=7"),
+        *("stage1.micro_tokens=300", "stage1.evaluate_every=7", f"model.lora={lora}"),
     )
     few = dict(list(toy.split("stage1").items())[:33])  # the last batch of an epoch is dropped
     toy = replace(toy, qrels={**toy.qrels, "stage1": few})

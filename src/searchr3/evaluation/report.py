@@ -63,6 +63,8 @@ def render_report(
     environment: Mapping[str, Any],
     differences: Sequence[Mapping[str, Any]] = (),
     alarms: Sequence[Mapping[str, Any]] = (),
+    chats: Mapping[str, Mapping[str, Any]] | None = None,
+    chat_examples: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page as HTML text. Every text from outside is escaped.
 
@@ -75,6 +77,8 @@ def render_report(
         environment: what → version or value, of the machine and the libraries.
         differences: between the stages, as `evaluation.between` returns them.
         alarms: of stage 2's health monitor, `{"step", "name", "value", "threshold", "message"}` each.
+        chats: "stage1", "stage2" → as `evaluation.chat.still_chats` returns it.
+        chat_examples: as `evaluation.chat.chat_examples` returns them.
     """
     rows = _rows(stages)
     within = [
@@ -102,6 +106,10 @@ def render_report(
         alarms=alarms,
         watched=bool(curves.get("stage2")),
         examples=examples,
+        chats=[(_stage(name), chat) for name, chat in (chats or {}).items()],
+        replies=[
+            {**one, "sides": [(_stage(name), said) for name, said in one["sides"]]} for one in chat_examples
+        ],
         recipe=recipe_text,
         environment=environment,
     )

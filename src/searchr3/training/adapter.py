@@ -1,6 +1,13 @@
-"""LoRA: an adapter in which the embed token's own rows learn too."""
+"""LoRA: an adapter in which the embed token's own rows learn too.
+
+The token is new to the model, and what it is to mean cannot come from adapters of other layers alone: its row
+of the embedding, and that of an output head of its own, are trained in full, all other rows stay as they
+are. Merging writes the rows into the matrices, so a saved model is a plain one.
+"""
 
 from __future__ import annotations
+
+from transformers import PreTrainedModel
 
 from searchr3.model import SearchR3
 from searchr3.training.recipe import Recipe
@@ -28,3 +35,11 @@ def add_adapter(search: SearchR3, recipe: Recipe) -> None:
     head = search.model.get_output_embeddings()
     if not hasattr(head, "bias"):  # PEFT wraps a tied head, and TRL's loss asks for its bias
         head.register_parameter("bias", getattr(head.original_module, "bias", None))
+
+
+def copy_token_rows(model: PreTrainedModel) -> None:
+    """Complete the reference that TRL makes of an adapter by copying it: it forgets the token's rows."""
+    rows = "trainable_tokens_delta."
+    for name, weight in model.named_parameters():
+        if name.endswith(f"{rows}default"):
+            model.get_parameter(name.removesuffix("default") + "ref").data.copy_(weight.data)

@@ -67,14 +67,16 @@ def backward(
     return total
 
 
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _random_state() -> tuple[Tensor, Tensor | None]:
+    """Of the CPU and of this process's own GPU; the others are no business of ours."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
 @contextlib.contextmanager
-def _replayed(state: tuple[Tensor, list[Tensor]]) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.set_rng_state(state[0])
-        if state[1]:
-            torch.cuda.set_rng_state_all(state[1])
+def _replayed(state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
+    cpu, gpu = state
+    with torch.random.fork_rng([] if gpu is None else [torch.cuda.current_device()]):
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu)
         yield

@@ -201,6 +201,11 @@ class EvaluationRecipe(Section):
         ("bm25",), description="`bm25`, or folder or Hub id of a searchr3 or sentence-transformers model"
     )
     depth: Annotated[int, Field(ge=100)] = Field(100, description="documents ranked a query")
+    chat_tokens: Annotated[int, Field(ge=0)] = Field(
+        48,
+        description="most tokens of a reply when the trained model is held against its base on general chat "
+        "prompts; 0 leaves that out",
+    )
 
 
 class Recipe(Section):

@@ -251,8 +251,14 @@ class Stage1Trainer(DevEvaluation, Trainer):
         if self.base is not None:
             yield self.base
         else:
-            with self.accelerator.unwrap_model(model).disable_adapter():
-                yield model
+            inner = self.accelerator.unwrap_model(model)
+            training = inner.training
+            with inner.disable_adapter():
+                inner.eval()  # as a model of its own would be
+                try:
+                    yield model
+                finally:
+                    inner.train(training)
 
     def _chat_items(self) -> list[Item]:
         """General chat prompts with the base's own replies: the KL holds the model to what it could do."""

@@ -33,7 +33,7 @@ from searchr3.group import current_group
 from searchr3.model import SearchR3
 from searchr3.reward import RewardWeights, combine
 from searchr3.sharing import encode_shared
-from searchr3.training.adapter import add_adapter
+from searchr3.training.adapter import add_adapter, copy_token_rows
 from searchr3.training.batches import GenerationSampler
 from searchr3.training.checkpoints import ENVIRONMENT, StartCounts, resume_point, step_of
 from searchr3.training.common import (
@@ -114,6 +114,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None:  # TRL has loaded it from where the model came from, before stage 1
             self.ref_model.load_state_dict(search.model.state_dict())
+        if "ref" in getattr(search.model, "peft_config", {}):
+            copy_token_rows(search.model)
         self.hook = backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(
             self._keep_hidden
         )
