@@ -534,7 +534,8 @@ class Killer:
         newest = last_checkpoint(folder)
         assert newest
         state = json.loads((newest / "trainer_state.json").read_text())
-        files = (path for one in folder.glob("checkpoint-*") for path in one.rglob("*.safetensors"))
+        best = folder / f"checkpoint-{state['best_global_step']}"
+        files = sorted(path for one in {best, newest} for path in one.rglob("*.safetensors"))
         held = {str(path.relative_to(folder)): path.read_bytes() for path in files}
         return state["best_global_step"], state["best_metric"], held
 
