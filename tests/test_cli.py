@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import searchr3
 from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset, load_dataset
+from searchr3.dry_run import Machine
 from searchr3.errors import DataError
 from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.run_search import Hit, SearchAnswer
@@ -101,12 +102,24 @@ def test_quickstart_needs_no_argument(calls: dict) -> None:
 
 def test_train_hands_on_recipe_and_settings(calls: dict) -> None:
     assert run("train", "recipes/mine.yaml", "seed=1", "seed=2").exit_code == 0
-    assert calls["train"] == ("recipes/mine.yaml", ["seed=1", "seed=2"], None, False, False)
+    assert calls["train"] == ("recipes/mine.yaml", ["seed=1", "seed=2"], None, False)
 
 
-def test_dry_run_is_handed_on(calls: dict) -> None:
-    assert run("train", "mine.yaml", "--dry-run", "--output", "full").exit_code == 0
-    assert calls["train"] == ("mine.yaml", [], Path("full"), False, True)
+def test_a_dry_run_gets_settings_and_machine_and_trains_nothing(
+    calls: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stand_ins,) = calls["stand_ins"]
+    monkeypatch.setattr("searchr3.dry_run.dry_run", stand_ins.record("dry_run"))
+    given = ("--shard", "--tflops", "400", "--tokens-per-second", "5000")
+
+    assert run("train", "mine.yaml", "seed=1", "--dry-run", "--output", "full").exit_code == 0
+    assert calls["dry_run"] == ("mine.yaml", ["seed=1"], Machine())
+    assert run("train", "mine.yaml", "--dry-run", "--processes", "8", *given).exit_code == 0
+    assert calls["dry_run"] == ("mine.yaml", [], Machine(8, True, 400, 5000))
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as a launcher says it
+    assert run("train", "mine.yaml", "--dry-run").exit_code == 0
+    assert calls["dry_run"] == ("mine.yaml", [], Machine(4))
+    assert "train" not in calls
 
 
 def test_search_shows_thought_and_hits_without_control_characters(calls: dict) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -296,26 +295,6 @@ def test_a_finished_run_is_not_resumed(tmp_path: Path, toy_recipe: MakeRecipe) -
         begin(tmp_path, toy_recipe(), resume=True)
     with pytest.raises(SearchR3Error, match="finished run; choose another folder with --output"):
         begin(tmp_path, toy_recipe(), resume=False)
-
-
-def test_a_dry_run_shows_recipe_and_data_and_writes_nothing(here: Path) -> None:
-    before = sorted(os.listdir())
-
-    result = CliRunner().invoke(app, ["train", "recipe.yaml", "stage1.steps=7", "--dry-run"])
-
-    assert result.exit_code == 0, result.output
-    shown = yaml.safe_load(result.stdout)
-    assert shown["stage1"]["steps"] == 7
-    assert shown["data"]["source"] == "toy"
-    assert "# data: 150 documents; queries: " in result.stdout
-    assert all(f"{split} " in result.stdout for split in ("stage1", "stage2", "dev", "test"))
-    assert sorted(os.listdir()) == before
-
-
-def test_a_dry_run_finds_faults_in_the_data(here: Path) -> None:
-    (here / "toy" / "qrels" / "dev.tsv").unlink()
-
-    assert "no split 'dev'" in failed("train", "recipe.yaml", "--dry-run")
 
 
 def test_traces_are_made_where_the_queries_bring_none(here: Path, toy_recipe: MakeRecipe) -> None:

@@ -17,9 +17,10 @@ from searchr3 import __version__
 from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
 from searchr3.cli_traces import traces
+from searchr3.cli_train import train
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, json_text
-from searchr3.options import SplitBy, names
+from searchr3.options import Resume, Settings, SplitBy, names
 from searchr3.terminal import OneLineErrors, hush_libraries, printable, show
 
 app = typer.Typer(
@@ -61,11 +62,6 @@ def start(
         hush_libraries()
 
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set, such as stage1.steps=100."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -85,25 +81,7 @@ def quickstart(
     pipeline.train("quickstart", settings or [], output, resume)
 
 
-@app.command(epilog="Example: searchr3 train mine.yaml stage1.steps=100 --output runs/mine")
-def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A YAML file, or the name of a recipe that comes with searchr3."
-        ),
-    ],
-    settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/RECIPE]")] = None,
-    resume: Resume = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check recipe and data, print the recipe, train nothing.")
-    ] = False,
-) -> None:
-    """Train a model as a recipe says."""
-    from searchr3 import pipeline
-
-    pipeline.train(recipe, settings or [], output, resume, dry_run)
+app.command(epilog="Example: searchr3 train mine.yaml stage1.steps=100 --output runs/mine")(train)
 
 
 @app.command(epilog="Example: searchr3 evaluate runs/mine/stage2 --data runs/mine/data --output results.json")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import (
@@ -23,6 +24,7 @@ from searchr3.errors import ModelError
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
 # What a model's repository is asked for: weights, configurations, the files of a tokenizer.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_NO_WEIGHTS = HUB_FILES[1:]
 # What decides a model's vectors: weights, shape, tokenizer, our own settings.
 _VECTOR_FILES = (
     *("*.safetensors", "config.json", SETTINGS),
@@ -49,6 +51,33 @@ def load_parts(
             f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
         )
     return model, tokenizer, load_settings(folder / SETTINGS)
+
+
+def load_skeleton(
+    path: str | Path,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """As `load_parts`, but the model is on the meta device: of the right shape, with no numbers in it.
+
+    A folder's weights must be there, but are not read; those of a Hub model are not downloaded.
+
+    Raises:
+        ModelError: nothing usable at `path`.
+    """
+    folder = model_folder(path, _NO_WEIGHTS)
+    if Path(path).exists():
+        _check_weights(path, folder)
+    with _load_errors(path):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = on_meta(config)
+    _check_tokenizer(path, tokenizer)
+    return model, tokenizer, load_settings(folder / SETTINGS)
+
+
+def on_meta(config: Any) -> PreTrainedModel:
+    """A causal language model of this shape without numbers."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 class Outline(NamedTuple):
@@ -139,8 +168,8 @@ def load_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def model_folder(path: str | Path) -> Path:
-    """`path` itself, or the local copy of the Hub's model of that name, downloaded if need be.
+def model_folder(path: str | Path, files: list[str] = HUB_FILES) -> Path:
+    """`path` itself, or the local copy of `files` of the Hub's model of that name, downloaded if need be.
 
     Raises:
         ModelError: neither. Without a network at once, where `from_pretrained` would retry for a minute.
@@ -154,7 +183,7 @@ def model_folder(path: str | Path) -> Path:
                 f"{path}: not a model folder (no config.json); give that of a trained model, e.g. RUN/stage2"
             )
         return folder
-    return hub_folder(path, HUB_FILES)
+    return hub_folder(path, files)
 
 
 def hub_folder(path: str | Path, files: list[str]) -> Path:

@@ -24,7 +24,7 @@ from searchr3.embedding import Embedder, length_batches
 from searchr3.errors import ModelError
 from searchr3.files import new_folder
 from searchr3.generation import Reasoning, padding_id, reason
-from searchr3.loading import SETTINGS, first_line, load_parts
+from searchr3.loading import SETTINGS, first_line, load_parts, load_skeleton
 
 Progress = Callable[[int, int], None]
 
@@ -88,9 +88,13 @@ class SearchR3:
         prompts: Prompts | str | Path | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
+        weights: bool = True,
     ) -> SearchR3:
-        """Start from a chat model that may lack the embed token: it is added, see `add_embed_token`."""
-        model, tokenizer, settings = load_parts(path, dtype)
+        """Start from a chat model that may lack the embed token: it is added, see `add_embed_token`.
+
+        Without `weights` it is a float32 model of the same shape on the meta device, see `load_skeleton`.
+        """
+        model, tokenizer, settings = load_parts(path, dtype) if weights else load_skeleton(path)
         add_embed_token(model, tokenizer)
         self = cls.__new__(cls)
         self._set(model, tokenizer, settings, max_length, batch_size, prompts)

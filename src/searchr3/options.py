@@ -10,6 +10,11 @@ SplitBy = Annotated[
     Literal["hash", "package"],
     typer.Option(help="For the data `python`: single functions are held out, or whole packages."),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set, such as stage1.steps=100."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
 
 def names(text: str) -> list[str]:

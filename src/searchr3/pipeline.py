@@ -31,7 +31,7 @@ from searchr3.preparation import check_names, make_base_model, make_dataset, ref
 from searchr3.progress import Screen, hush_transformers
 from searchr3.run_search import IDS, ids_digest, search
 from searchr3.training.recipe import Recipe
-from searchr3.training.recipe_file import load_recipe
+from searchr3.training.recipe_file import load_recipe, recipe_path
 
 if TYPE_CHECKING:
     from searchr3.evaluation import Results, Run
@@ -49,7 +49,6 @@ def train(
     overrides: Sequence[str] = (),
     output: Path | None = None,
     resume: bool = False,
-    dry_run: bool = False,
 ) -> None:
     """Run a recipe from data to report.
 
@@ -59,22 +58,10 @@ def train(
         output: run folder, `runs/RECIPE` by default.
         resume: continue an interrupted run in `output`; its recipe must be the same, but for `evaluation`
             and `report_to`.
-        dry_run: read recipe and data, print them, train nothing.
     """
     settings = load_recipe(recipe, overrides)
     refuse_a_base_that_knows(settings)
-    output = output or Path("runs") / Path(recipe).stem
-    if dry_run:
-        dataset = make_dataset(settings)
-        check_names(settings)
-        if settings.model.prompts:
-            from searchr3.conversation import Prompts
-
-            Prompts.load(settings.model.prompts)
-        print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
-        sizes = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
-        print(f"# data: {len(dataset.corpus):,} documents; queries: {sizes}")
-        return
+    output = output or Path("runs") / recipe_path(recipe).stem
     with Screen() as screen:
         RunFolder(output, settings, screen).run(resume)
 

@@ -10,8 +10,13 @@ from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from searchr3.model import SearchR3
     from searchr3.training.recipe import Recipe
+
+
+YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
 
 
 def refuse_a_base_that_knows(recipe: Recipe) -> None:
@@ -26,6 +31,11 @@ def refuse_a_base_that_knows(recipe: Recipe) -> None:
 def make_dataset(recipe: Recipe) -> RetrievalDataset:
     """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none."""
     data = recipe.data
+    if data.source == YOURS and not Path(YOURS).exists():
+        raise RecipeError(
+            "data.source: this recipe leaves the data to you; add data.source=FOLDER, a folder in BEIR's "
+            "layout or a .jsonl file of triples (docs/train-on-your-data.md says how they look)"
+        )
     dataset = load_dataset(data.source, data.max_documents, data.split_by)
     from searchr3.training.common import check_data  # torch, which a fault in the data need not wait for
 
@@ -44,36 +54,46 @@ def check_names(recipe: Recipe) -> None:
     check_baselines(recipe.evaluation.baselines)
 
 
-def make_base_model(recipe: Recipe) -> SearchR3:
-    """The recipe's base model, with the embed token, fit to be trained as the recipe says."""
+def make_base_model(recipe: Recipe, weights: bool = True) -> SearchR3:
+    """The recipe's base model, with the embed token, fit to be trained as the recipe says.
+
+    Args:
+        weights: False gives its shape alone, on the meta device.
+    """
     from searchr3.conversation import Prompts
     from searchr3.model import SearchR3
 
     settings = recipe.model
     prompts = Prompts.load(settings.prompts) if settings.prompts else None
     source = bundled_base() if settings.base == "bundled" else settings.base
-    model = SearchR3.from_base(source, prompts=prompts, max_length=settings.max_length)
+    model = SearchR3.from_base(source, prompts=prompts, max_length=settings.max_length, weights=weights)
     render = model.conversation
     for kind in (render.documents, render.reasoning_prompts, render.chat_prompts):
         kind([""])  # a template too long for max_length is told now
+    if settings.gradient_checkpointing and not model.model.supports_gradient_checkpointing:
+        raise RecipeError(f"model.gradient_checkpointing: {settings.base} cannot do so; set it to false")
     if settings.lora:
-        _check_adapter(model, recipe)
+        trained_shape(model, recipe)  # layers that are not there are told now
     return model
 
 
-def _check_adapter(model: SearchR3, recipe: Recipe) -> None:
-    """Put the adapter on a model of the same shape but without weights, to see whether it fits."""
-    import torch
+def trained_shape(model: SearchR3, recipe: Recipe) -> PreTrainedModel:
+    """What is trained, on the meta device: of the model's shape, with the recipe's adapter.
 
+    Raises:
+        RecipeError: the adapter does not fit.
+    """
+    from searchr3.loading import on_meta
     from searchr3.model import SearchR3
     from searchr3.training.adapter import add_adapter
 
-    with torch.device("meta"):
-        shape = type(model.model)(model.model.config)
-    try:
-        add_adapter(SearchR3.from_parts(shape, model.tokenizer), recipe)
-    except ValueError as error:
-        raise RecipeError(f"model.lora: {' '.join(str(error).split())}") from None
+    shape = SearchR3.from_parts(on_meta(model.model.config), model.tokenizer)
+    if recipe.model.lora:
+        try:
+            add_adapter(shape, recipe)
+        except ValueError as error:
+            raise RecipeError(f"model.lora: {' '.join(str(error).split())}") from None
+    return shape.model
 
 
 def bundled_base() -> Path:

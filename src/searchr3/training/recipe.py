@@ -58,6 +58,11 @@ class ModelRecipe(Section):
         "processor computes in it, else `fp32`",
     )
     lora: LoraRecipe | None = Field(None, description="train adapters instead of all weights")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep only the input of each layer for the backward pass and compute the rest again: "
+        "much less memory, a third more work",
+    )
     batch_size: Count = Field(64, description="most texts in one encoding forward")
 
 

@@ -28,8 +28,8 @@ stage1:
 
 Any key can be set on the command line too, written with dots:
 `searchr3 train mine.yaml stage1.steps=100 report_to=[tensorboard]`. `searchr3 train mine.yaml --dry-run`
-prints the recipe as it will be used. An unknown key or a value out of range ends the command before anything
-is trained.
+prints the recipe as it will be used, and what it will cost. An unknown key or a value out of range ends the
+command before anything is trained.
 
 This page is made from the descriptions in `src/searchr3/training/recipe.py` by
 `python -m searchr3.training.recipe_page > docs/recipe.md`.

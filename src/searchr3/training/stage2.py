@@ -262,7 +262,6 @@ def grpo_config(recipe: Recipe, folder: Path) -> GRPOConfig:
         epsilon=stage.epsilon,
         loss_type=stage.loss_type,
         scale_rewards=stage.scale_rewards,
-        gradient_checkpointing=False,
         disable_dropout=True,
     )
 

@@ -1,0 +1,302 @@
+"""`searchr3 train --dry-run`: everything that a run needs is looked at, and what it will cost is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from searchr3.dataset import RetrievalDataset
+from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.preparation import (
+    check_names,
+    make_base_model,
+    make_dataset,
+    refuse_a_base_that_knows,
+    trained_shape,
+)
+from searchr3.progress import hush_transformers
+from searchr3.training.estimate import (
+    GIB,
+    Memory,
+    Passes,
+    Setting,
+    Shape,
+    Work,
+    activations,
+    hours,
+    memory,
+    operations,
+)
+from searchr3.training.recipe import Recipe
+from searchr3.training.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from searchr3.probe import Speed
+    from searchr3.training.workload import Lengths
+
+STAGES = ("stage1", "stage2")
+NAMES = {
+    "weights": "weights",
+    "copies": "base for the KL",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "buckets": "buckets of DDP",
+    "bf16_weights": "weights in bf16",
+    "activations": "activations",
+    "logits": "logits",
+    "vectors": "cached embeddings",
+    "generation": "or else: generation",
+    "saving": "or else: another model, when saving",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run will be given.
+
+    Attributes:
+        processes: data parallel; shard: weights are dealt among them.
+        teraflops: 10¹² operations that one process does in a second; tokens: that it generates in a second.
+            Without both they are measured here, if that is possible.
+    """
+
+    processes: int = 1
+    shard: bool = False
+    teraflops: float | None = None
+    tokens: float | None = None
+
+
+def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine = Machine()) -> None:
+    """Check a recipe as far as that goes without training, and print it with an estimate.
+
+    What is printed is YAML; the estimate stands in comments.
+
+    Raises:
+        SearchR3Error: whatever would end the run before or at its first step.
+    """
+    settings = load_recipe(recipe, overrides)
+    refuse_a_base_that_knows(settings)
+    check_batches(settings, machine.processes)
+    hush_transformers()
+    dataset = make_dataset(settings)
+    check_names(settings)
+    lines = list(estimate(settings, dataset, machine))
+    if int(os.environ.get("RANK", 0)):
+        return  # the first of the launched processes speaks for all
+    print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
+    for line in lines:
+        print(f"# {line}".rstrip())
+
+
+def check_batches(recipe: Recipe, processes: int) -> None:
+    """Whether batches can be divided among the processes.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    from searchr3.training.stage1 import share_of
+
+    if recipe.stage1.steps:
+        share_of(recipe.stage1.batch_size, processes)
+    stage = recipe.stage2
+    if not stage.steps:
+        return
+    if stage.queries % processes:
+        raise RecipeError(
+            f"stage2.queries: {stage.queries} queries cannot be divided among {processes} processes; "
+            f"set it to a multiple of {processes}"
+        )
+    own, parts = stage.queries // processes * stage.rollouts, stage.accumulation * stage.updates
+    if own % parts:
+        raise RecipeError(
+            f"stage2.accumulation: the {own} rollouts of each of {processes} processes cannot be made "
+            f"into {parts} micro-batches (accumulation × updates); set it lower"
+        )
+
+
+def setting_of(recipe: Recipe, model: PreTrainedModel, stage: str, machine: Machine) -> Setting:
+    """How a stage trains `model`, whose numbers are only counted.
+
+    Args:
+        model: with the recipe's adapter, if it names one; it may be on the meta device.
+    """
+    from searchr3.training.precision import precision
+
+    weights = list(model.parameters())
+    trained = sum(one.numel() for one in weights if one.requires_grad)
+    held = recipe.stage1.kl if stage == "stage1" else recipe.stage2.beta
+    return Setting(
+        parameters=sum(one.numel() for one in weights),
+        trained=trained,
+        bf16=precision(recipe) is not None,
+        checkpointing=recipe.model.gradient_checkpointing,
+        copies=int(bool(held) and recipe.model.lora is None),
+        processes=machine.processes,
+        shard=machine.shard,
+    )
+
+
+def needs(
+    recipe: Recipe, model: PreTrainedModel, stage: str, lengths: Lengths, machine: Machine
+) -> tuple[Setting, Memory]:
+    """How a stage trains, and the memory that one process needs for it."""
+    from searchr3.training.workload import stage1_passes, stage2_passes
+
+    setting, shape = setting_of(recipe, model, stage, machine), Shape.of(model.config)
+    passes: Passes = (
+        stage1_passes(recipe, lengths, shape, machine.processes)
+        if stage == "stage1"
+        else stage2_passes(recipe, lengths, shape, not setting.adapter, machine.processes)
+    )
+    return setting, memory(shape, setting, passes)
+
+
+def estimate(recipe: Recipe, dataset: RetrievalDataset, machine: Machine) -> Iterator[str]:
+    """Lines on the data, the model, the memory of a process, tokens, operations and hours.
+
+    Raises:
+        SearchR3Error: the base model cannot be had, or the recipe does not fit it.
+    """
+    from searchr3.embedding import KNOWN
+    from searchr3.training.workload import (
+        Lengths,
+        environment_bytes,
+        measuring_work,
+        refreshed,
+        stage1_work,
+        stage2_work,
+    )
+
+    search = make_base_model(recipe, weights=False)
+    model = trained_shape(search, recipe)
+    shape, lengths = Shape.of(model.config), Lengths.measured(dataset, search.conversation, recipe)
+    splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
+    yield f"data: {len(dataset.corpus):,} documents; queries: {splits}"
+    yield (
+        f"tokens a text, with its conversation: document {lengths.document:.0f} (longest of a sample "
+        f"{lengths.longest_document}), query {lengths.direct:.0f}, before thinking {lengths.prompt:.0f}, "
+        f"thought {lengths.thought:.0f}"
+    )
+    found = {stage: needs(recipe, model, stage, lengths, machine) for stage in STAGES}
+    one, _ = found["stage1"]
+    yield f"model: {one.parameters:,} parameters, {one.trained:,} learn; {_precision(one)}"
+    if model.config.model_type not in KNOWN:
+        yield f"  {model.config.model_type} is none of {', '.join(KNOWN)}: what follows is rough"
+    yield ""
+    several = f"each of {machine.processes} processes{', sharded' if machine.shard else ''}"
+    unit = "GiB" if max(memory.total for _, memory in found.values()) > GIB else "MiB"
+    yield f"memory of {several if machine.processes > 1 else 'the process'}, {unit}:"
+    used = [stage for stage in STAGES if getattr(recipe, stage).steps]
+    yield from _table(used, [found[stage] for stage in used], shape, unit)
+    documents = len(dataset.training_corpus())
+    vectors = environment_bytes(recipe, documents, shape.hidden, machine.processes)
+    yield f"  {'vectors of the corpus (main memory)':<38}{_size(vectors, unit)}"
+    yield ""
+    work = {
+        "stage1": stage1_work(dataset, search.conversation, recipe, lengths, machine.processes),
+        "stage2": stage2_work(recipe, lengths, documents),
+        "measuring": measuring_work(dataset, recipe, lengths),
+    }
+    yield f"{'':<12}{'steps':>8}{'tokens learnt':>16}{'tokens read':>16}{'generated':>14}{'PFLOP':>12}"
+    costs: dict[str, float] = {}
+    for name, part in work.items():
+        setting = found["stage1" if name == "measuring" else name][0]
+        costs[name] = operations(shape, setting, part)
+        steps = f"{getattr(recipe, name).steps:,}" if name in STAGES else ""
+        tokens = f"{part.learnt:>16,.0f}{part.read:>16,.0f}{part.sampled:>14,.0f}"
+        yield f"{name:<12}{steps:>8}{tokens}{costs[name] / 1e15:>12,.2f}"
+    if recipe.stage2.steps:
+        yield f"stage 2 encodes at most {refreshed(recipe, documents):,.0f} documents again each generation"
+    yield ""
+    yield from _time(recipe, dataset, machine, one, found, work, costs)
+
+
+def _time(
+    recipe: Recipe,
+    dataset: RetrievalDataset,
+    machine: Machine,
+    setting: Setting,
+    found: dict[str, tuple[Setting, Memory]],
+    work: dict[str, Work],
+    costs: dict[str, float],
+) -> Iterator[str]:
+    """Hours at the given speed, else at that of this machine."""
+    speed, where = _given(machine), "as given"
+    if speed is None:
+        most = max(memory.total for _, memory in found.values())
+        speed, where = _measured(recipe, dataset, setting, most)
+    if speed is None:
+        yield f"hours: {where}; say how fast your machine is: --tflops, and --tokens-per-second of generation"
+        return
+    parts = {
+        name: hours(costs[name], part.sampled, speed.teraflops, speed.tokens, machine.processes)
+        for name, part in work.items()
+    }
+    each = ", ".join(f"{name} {value:,.2g}" for name, value in parts.items())
+    yield (
+        f"hours: {sum(parts.values()):,.2g} ({each}) at {speed.teraflops:,.3g} TFLOP/s and "
+        f"{speed.tokens:,.0f} generated tokens a second in each process, {where}"
+    )
+
+
+def _given(machine: Machine) -> Speed | None:
+    from searchr3.probe import Speed
+
+    if machine.teraflops is None or machine.tokens is None:
+        return None
+    return Speed(machine.teraflops, machine.tokens)
+
+
+def _measured(
+    recipe: Recipe, dataset: RetrievalDataset, setting: Setting, most: int
+) -> tuple[Speed | None, str]:
+    """The speed of this machine, if the model can be loaded here and now; else why not."""
+    from searchr3.probe import free_bytes, measure
+
+    if most > free_bytes():
+        return None, f"not measured, for {most / GIB:.1f} GiB are not free here"
+    texts = [document.content for document in list(dataset.training_corpus().values())[:256]]
+    try:
+        return measure(make_base_model(recipe), recipe, setting, texts), "measured here just now"
+    except SearchR3Error as error:
+        return None, f"not measured ({error})"
+
+
+def _precision(setting: Setting) -> str:
+    words = "float32 weights, gradients and optimizer; products in " + ("bf16" if setting.bf16 else "float32")
+    return words + ("; gradient checkpointing" if setting.checkpointing else "")
+
+
+def _table(
+    names: Sequence[str], found: Sequence[tuple[Setting, Memory]], shape: Shape, unit: str
+) -> Iterator[str]:
+    """One column a stage; rows that are 0 in all are left out."""
+    yield f"  {'':<38}" + "".join(f"{name:>10}" for name in names)
+    for one in fields(Memory):
+        values = [getattr(memory, one.name) for _, memory in found]
+        if any(values):
+            yield f"  {NAMES[one.name]:<38}" + "".join(_size(value, unit) for value in values)
+        if one.name == "activations":
+            other = [
+                memory.activations // activations(shape, setting) * activations(shape, _turned(setting))
+                for setting, memory in found
+            ]
+            which = "without" if found and found[0][0].checkpointing else "with"
+            words = f"  ({which} gradient checkpointing)"
+            yield f"  {words:<38}" + "".join(_size(value, unit) for value in other)
+    yield f"  {'peak':<38}" + "".join(_size(memory.total, unit) for _, memory in found)
+
+
+def _turned(setting: Setting) -> Setting:
+    return replace(setting, checkpointing=not setting.checkpointing)
+
+
+def _size(value: int, unit: str) -> str:
+    return f"{value / (GIB if unit == 'GiB' else 2**20):>10.2f}"

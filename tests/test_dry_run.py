@@ -1,0 +1,151 @@
+"""`train --dry-run`: what would end a run later is told now, and what the run will cost."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from searchr3 import probe
+from searchr3.cli import app
+from searchr3.dataset import RetrievalDataset
+from searchr3.training.recipe import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+GIVEN = ("--tflops", "100", "--tokens-per-second", "1000")
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    qwen2_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A folder to work in, with `toy/`, `base/` and `recipe.yaml`."""
+    toy.save(tmp_path / "toy")
+    shutil.copytree(qwen2_base, tmp_path / "base")
+    recipe = toy_recipe("data.source=toy", "model.base=base")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump()), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def look(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["train", "recipe.yaml", "--dry-run", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fault(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["train", "recipe.yaml", "--dry-run", *arguments])
+    assert result.exit_code == 1 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    return line.removeprefix("error: ")
+
+
+def column(output: str, row: str) -> list[float]:
+    """The numbers of a row of the tables."""
+    rows = [line for line in output.splitlines() if line.removeprefix("#").strip().startswith(row)]
+    found = (re.findall(r"(?<![\w.])[\d,.]+(?![\w.])", line) for line in rows)
+    return next([float(number.replace(",", "")) for number in numbers] for numbers in found if numbers)
+
+
+def test_it_shows_recipe_and_costs_and_writes_nothing(here: Path) -> None:
+    before = sorted(os.listdir())
+
+    output = look("stage1.steps=7", *GIVEN)
+
+    shown = yaml.safe_load(output)  # the estimate stands in comments
+    assert (shown["stage1"]["steps"], shown["data"]["source"]) == (7, "toy")
+    assert "# data: 150 documents; queries: " in output
+    assert all(f"{split} " in output for split in ("stage1", "stage2", "dev", "test"))
+    assert column(output, "stage1 ")[0] == 7 and column(output, "stage1 ")[1] > 0
+    assert "at 100 TFLOP/s and 1,000 generated tokens a second in each process, as given" in output
+    assert sorted(os.listdir()) == before
+
+
+def test_the_weights_are_not_read_when_the_speed_is_given(here: Path) -> None:
+    weights = here / "base" / "model.safetensors"
+    weights.write_bytes(b"nothing that could be read")
+
+    assert "parameters, " in look(*GIVEN)
+    assert "hours: not measured (base: cannot load a model" in look()
+
+
+def test_the_speed_is_measured_where_the_model_can_be_loaded(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "SECONDS", 0.05)
+    line = next(line for line in look().splitlines() if line.startswith("# hours"))
+    assert "measured here just now" in line and " 0 generated" not in line
+
+    monkeypatch.setattr(probe, "free_bytes", lambda: 1000)
+    assert "not measured, for " in look()
+
+
+def test_a_device_that_is_too_small_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(probe, "_training", full)
+    assert "not measured (the memory of this device does not suffice for one pass)" in look()
+
+
+def test_more_processes_share_the_work(here: Path) -> None:
+    alone, two = look(*GIVEN), look(*GIVEN, "--processes", "2")
+    dealt = look(*GIVEN, "--processes", "2", "--shard")
+
+    assert "memory of each of 2 processes, MiB" in two and "2 processes, sharded" in dealt
+    assert column(two, "activations") <= column(alone, "activations")
+    assert column(two, "optimizer") == column(alone, "optimizer")
+    assert column(dealt, "optimizer")[0] == pytest.approx(column(alone, "optimizer")[0] / 2, abs=0.01)
+    assert "buckets of DDP" in two and "buckets of DDP" not in alone + dealt
+
+
+def test_only_the_first_process_speaks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert look(*GIVEN) == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (("model.base=nobody/nothing",), "nobody/nothing: no such folder, and the Hub cannot be reached"),
+        (("model.base=toy",), "toy: not a model folder"),
+        (("model.lora={target_modules: [q_prj]}",), "model.lora: "),
+        (("model.max_length=9",), "max_length 9 leaves no room"),
+        (("--processes", "3"), "stage1.batch_size: 8 pairs cannot be divided among 3 processes"),
+        (
+            ("--processes", "4"),
+            "stage2.queries: 2 queries cannot be divided among 4 processes; set it to a multiple of 4",
+        ),
+        (
+            ("--processes", "2", "stage2.accumulation=8"),
+            "stage2.accumulation: the 4 rollouts of each of 2 processes cannot be made into 8 micro-batches",
+        ),
+        (("model.prompts=nowhere.yaml",), "nowhere.yaml: cannot read the prompts"),
+        (("report_to=tensorbord",), "report_to: tensorbord is not supported"),
+        (("data.source=your-data",), "data.source: this recipe leaves the data to you"),
+    ],
+)
+def test_what_would_end_the_run_is_told(here: Path, keys: tuple[str, ...], words: str) -> None:
+    assert fault(*keys).startswith(words)
+
+
+def test_faults_in_the_files_are_told(here: Path) -> None:
+    (here / "toy" / "qrels" / "dev.tsv").rename(here / "dev.tsv")
+    assert "no split 'dev'" in fault()
+    (here / "dev.tsv").rename(here / "toy" / "qrels" / "dev.tsv")
+    (here / "base" / "model.safetensors").unlink()
+    assert fault().startswith("base: no weights (model.safetensors)")
+    (here / "base" / "model.safetensors").touch()
+    (here / "base" / "chat_template.jinja").unlink()
+    assert fault().startswith("base: the tokenizer has no chat template")
