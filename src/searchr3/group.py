@@ -6,7 +6,9 @@ Every method that gathers is collective: all ranks call it, in the same order.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,6 +17,9 @@ from searchr3.errors import SearchR3Error
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+_PATIENCE = timedelta(days=2)  # others wait while the first evaluates; who dies is noticed anyway
 
 
 class Group(Protocol):
@@ -80,13 +85,23 @@ class Processes:
         ]
 
 
+def start_group() -> Group:
+    """`current_group` of the processes that a launcher (`accelerate launch`, torchrun) has started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())  # starts torch.distributed
+    return current_group()
+
+
 def current_group() -> Group:
     """The processes of this run; collective where there are several."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
-    return Processes(None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo"))
+    return Processes(dist.new_group(backend="gloo", timeout=_PATIENCE))
 
 
 def bounds(rows: int, size: int) -> np.ndarray:
@@ -96,6 +111,11 @@ def bounds(rows: int, size: int) -> np.ndarray:
     [0, 3, 6, 10]
     """
     return np.arange(size + 1, dtype=np.int64) * rows // size
+
+
+def joined(group: Group, array: np.ndarray) -> np.ndarray:
+    """The rows of all ranks, in their order; collective."""
+    return np.concatenate(group.gather(array))
 
 
 def together(group: Group, *arrays: np.ndarray) -> tuple[list[np.ndarray], slice]:
@@ -134,4 +154,4 @@ def on_first(group: Group, work: Callable[[], None]) -> None:
     finally:
         first = group.gather(failed)[0]
     if group.rank and first.any():
-        raise SearchR3Error("the first process failed to write; its own message says why")
+        raise SearchR3Error("the first process failed; its own message says why")

@@ -42,3 +42,15 @@ def encode_shared(search: SearchR3, rendered: Sequence[Rendered], group: Group) 
     for part, found in zip(rows, group.gather(own[rows[group.rank]]), strict=True):
         vectors[part] = found
     return vectors
+
+
+def encode_own(search: SearchR3, rendered: Sequence[Rendered], group: Group) -> np.ndarray:
+    """`search.encode_rendered` where each rank has at least one conversation of its own; collective.
+
+    A rank with fewer batches repeats its last, so that all make as many forwards.
+    """
+    if group.size == 1:
+        return search.encode_rendered(rendered)
+    batches = list(length_batches(rendered, search.batch_size))
+    most = max(int(count[0]) for count in group.gather(np.array([len(batches)])))
+    return search.encode_rendered(rendered, batches=batches + batches[-1:] * (most - len(batches)))

@@ -1,31 +1,66 @@
-"""Trains stage 1 as one process of those that the environment tells of; writes weights and curve.
+"""Trains a stage as one process of those that the environment tells of; writes weights, curve and passes.
 
-python parallel.py FOLDER SIZE
+python parallel.py FOLDER NAME [STAGE] [STOP]
+
+The recipe is FOLDER/recipe.json, the data FOLDER/data, the run FOLDER/run-NAME. With STOP the training is
+interrupted at that step. The rollouts of stage 2 are not sampled but worked out from query and step, so that
+they are the same in any number of processes.
 """
 
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from searchr3.dataset import load_dataset
 from searchr3.model import SearchR3
+from searchr3.training.checkpoints import StartCounts
 from searchr3.training.recipe_file import load_recipe
 from searchr3.training.stage1 import train_stage1
+from searchr3.training.stage2 import Stage2Trainer, train_stage2
+
+WORDS = ["date", "string", "list", "file", "number", "lazily", "strictly", "place", "line", "parse", "merge"]
+
+
+def decided(trainer, prompts, images, fields, generations):
+    """Thoughts of up to four words; of each group one never says the embed token."""
+    chat, said = trainer.conversation, []
+    for row, prompt in enumerate(prompts):
+        draw = random.Random(f"{prompt} {row % generations} {trainer.state.global_step}")
+        (thought,) = chat.thought_ids([" ".join(draw.choices(WORDS, k=draw.randint(1, 4)))])
+        said.append([*thought, chat.embed_id] if row % generations else list(thought))
+    return said, None
 
 
 def main() -> None:
-    folder, size = Path(sys.argv[1]), sys.argv[2]
-    rank = os.environ.get("RANK", "0")
+    folder, name, *rest = sys.argv[1:]
+    stage, stop = [*rest, *["stage1", ""][len(rest) :]]
+    folder, rank = Path(folder), os.environ.get("RANK", "0")
     recipe = load_recipe(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
     search = SearchR3.from_base(recipe.model.base, max_length=recipe.model.max_length, dtype="float32")
-    curve = train_stage1(search, load_dataset(folder / "data"), recipe, folder / f"run-{size}")
+
+    def tell(news: dict) -> None:
+        if stop and news["step"] == int(stop):
+            if dist.is_initialized():
+                dist.barrier()
+            os._exit(0)  # as one that is killed
+
+    data, run = load_dataset(folder / "data"), folder / f"run-{name}"
+    if stage == "stage1":
+        curve = train_stage1(search, data, recipe, run, tell)
+    else:
+        Stage2Trainer._generate_single_turn = decided
+        StartCounts.on_train_begin = lambda *_, **__: None  # which might be kept in both
+        files = run / "episodes.jsonl", run / "alarms.json"
+        curve = train_stage2(search, data, recipe, run, files[0], tell=tell, alarms=files[1])
     model = search.model.merge_and_unload() if recipe.model.lora else search.model
-    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / f"{size}-{rank}.safetensors")
-    (folder / f"{size}-{rank}.json").write_text(json.dumps(curve), encoding="utf-8")
+    weights = {key: weight.clone() for key, weight in model.state_dict().items()}
+    save_file(weights, folder / f"{name}-{rank}.safetensors")
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(curve), encoding="utf-8")
 
 
 if __name__ == "__main__":

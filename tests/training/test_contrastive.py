@@ -11,16 +11,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import embed
 from searchr3.environment import CorpusEnvironment, Frozen
-from searchr3.group import Group
+from searchr3.group import Group, bounds
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3
+from searchr3.ranking import top_k
+from searchr3.training.common import relevant_documents
 from searchr3.training.contrastive import CachedTerm, ContrastiveTerm, by_rollout, cached_term
 from searchr3.training.forward import Item
 from searchr3.training.forward import run as forward
-from searchr3.training.groups import rollout_key
+from searchr3.training.groups import Rollouts, rollout_key
 from searchr3.training.recipe import Recipe
 
 TEMPERATURE = 0.1
@@ -78,42 +81,77 @@ def test_equal_rollouts_share_their_gradient_without_loss() -> None:
     torch.testing.assert_close(found[keys[1]], gradients[1])
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_each_rank_has_the_vectors_of_its_own_documents(
-    size: int, toy: RetrievalDataset, toy_recipe: Callable[..., Recipe], on_ranks: Callable[..., list]
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_make_the_term_that_one_makes(
+    size: int,
+    tiny_model: Path,
+    toy: RetrievalDataset,
+    toy_recipe: Callable[..., Recipe],
+    on_ranks: Callable[..., list],
 ) -> None:
-    """Ranks have rollouts, and so documents, of their own; the store is shared out among them."""
-    vectors = np.arange(4.0 * len(toy.corpus), dtype=np.float32).reshape(-1, 4)
-    wanted = [["d149", "d3", "d80"], ["d7", "d0", "d110"], ["d75"]]
-    made = SimpleNamespace(encode_rendered=lambda some: np.array([-vectors[row] for row in some]))
+    """Each has the rollouts of its own queries; one of them has none that said the embed token."""
+    recipe = toy_recipe("stage2.contrastive_pairs=5", "stage2.contrastive_negatives=2")
+    search = SearchR3(tiny_model, dtype="float32")
+    chat, qrels = search.conversation, relevant_documents(toy, "stage2")
+    asked = list(qrels)[:4]
+    corpus = {key: document.content for key, document in toy.training_corpus().items()}
+    known = search.encode_document(list(corpus.values()))
+    words = chat.thought_ids(["date", "string lazily", "list", "file", "", "date", "place"])
+    said = [[*one, chat.embed_id] for one in words] + [words[0]]  # two a query, the last never says it
+    said[6] = words[6]
 
-    def fresh(group: Group) -> np.ndarray:
-        corpus = {key: document.content for key, document in toy.corpus.items()}
-        environment = CorpusEnvironment(corpus, lambda _: vectors, Frozen(), vectors=vectors, group=group)
-        environment.store.update(np.array([3, 110]), vectors[[3, 110]], step=1)
-        term = ContrastiveTerm(toy, environment, None, {}, toy_recipe())  # type: ignore[arg-type]
-        rows = environment.rows_of(wanted[group.rank])
-        return term._fresh(made, wanted[group.rank], rows, step=1)[0]  # type: ignore[arg-type]
+    def term_of(group: Group) -> CachedTerm:
+        environment = CorpusEnvironment(corpus, None, Frozen(), vectors=known, group=group)  # type: ignore
+        environment.store.update(np.array([3, 110]), known[[3, 110]], step=1)  # the others are stale
+        start, end = bounds(4, group.size)[group.rank : group.rank + 2]
+        own = [key for key in asked[start:end] for _ in range(2)]
+        prompts = chat.reasoning_prompts([toy.queries[key].text for key in own])
+        rollouts = Rollouts(own, prompts, said[2 * start : 2 * end], 2, chat)
+        vectors = search.encode_rendered(rollouts.rendered())
+        plain = search.encode_query([toy.queries[key].text for key in rollouts.asked])
+        _, hits = top_k(vectors, known, 5)
+        maker = ContrastiveTerm(toy, environment, chat, qrels, recipe)
+        return maker.of(search, rollouts, vectors, plain, hits, step=1)
 
-    for rank, found in enumerate(on_ranks(size, fresh)):
-        rows = [int(key[1:]) for key in wanted[rank]]
-        expected = [vectors[row] if row in (3, 110) else -vectors[row] for row in rows]
-        np.testing.assert_array_equal(found, expected)
+    (whole,), parts = on_ranks(1, term_of), on_ranks(size, term_of)
+
+    assert len(whole.texts) > 15
+    assert any(not part.rollouts for part in parts) == (size == 4)
+    together = {key: gradient for part in parts for key, gradient in part.rollouts.items()}
+    assert together.keys() == whole.rollouts.keys()
+    for key, gradient in whole.rollouts.items():
+        torch.testing.assert_close(together[key], gradient, atol=1e-5, rtol=1e-3)
+    for part in parts:
+        assert part.loss == pytest.approx(whole.loss, rel=1e-4)
+        assert part.texts == whole.texts
+        np.testing.assert_array_equal(part.encoded, whole.encoded)
+        torch.testing.assert_close(part.gradients, whole.gradients, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 50])
-def test_every_text_is_in_exactly_one_part(parts: int, tiny_model: Path) -> None:
-    texts = SearchR3(tiny_model).conversation.queries([f"text {i}" for i in range(7)])
-    term = CachedTerm(0.0, {}, texts, torch.arange(7.0)[:, None], np.arange(0))
+@settings(max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 900), max_size=30),
+    parts=st.integers(1, 5),
+    size=st.integers(1, 4),
+)
+def test_every_text_is_learnt_once_in_as_many_passes_on_each_rank(
+    lengths: list[int], parts: int, size: int
+) -> None:
+    texts = [Rendered([7] * length, 0, 0) for length in lengths]
+    numbers = torch.arange(1.0, len(texts) + 1)[:, None]
+    ranks = [SimpleNamespace(rank=rank, size=size) for rank in range(size)]
+    terms = [CachedTerm(0.0, {}, texts, numbers, np.arange(0), group) for group in ranks]  # type: ignore
 
-    shares = [term.share(part, parts) for part in range(parts)]
-
-    assert sorted(row.item() for _, gradients in shares for row in gradients) == list(range(7))
-    assert all(
-        texts[int(row)] is text
-        for some, gradients in shares
-        for text, row in zip(some, gradients[:, 0], strict=True)
-    )
+    learnt = []
+    for part in range(parts):
+        passes = [list(term.passes(part, parts)) for term in terms]
+        assert len({tuple(len(some) for some, _ in own) for own in passes}) == 1
+        for some, gradients in (one for own in passes for one in own):
+            assert len(some) * max(len(text.ids) for text in some) <= 4096 or len(some) == 1
+            for text, row in zip(some, gradients[:, 0].int().tolist(), strict=True):
+                assert not row or texts[row - 1] is text
+                learnt += [row] if row else []
+    assert sorted(learnt) == list(range(1, len(texts) + 1))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
@@ -153,8 +191,7 @@ def test_gradients_of_weights_are_those_of_the_loss_whatever_the_parts(parts: in
     for part in range(parts):
         for key, each in list(zip(keys, rendered["rollouts"], strict=True))[part::parts]:
             (term.rollouts[key] @ embed(model, [each], pad_id)[0]).backward()
-        own, gradients = term.share(part, parts)
-        if own:
+        for own, gradients in term.passes(part, parts):
             items = [Item.of(one, (), learn=False, anchor=False) for one in own]
             (gradients * forward(model, items, pad_id).vectors).sum().backward()
 

@@ -10,8 +10,7 @@ from searchr3.conversation import EMBED_TOKEN
 from searchr3.embedding import embed
 from searchr3.generation import padding_id
 from searchr3.model import SearchR3
-from searchr3.training import forward as module
-from searchr3.training.forward import Item, Outputs, embed_items
+from searchr3.training.forward import Item, Outputs
 from searchr3.training.forward import run as forward
 
 TEXTS = [
@@ -60,17 +59,6 @@ def alone(search: SearchR3, item: Item) -> tuple[torch.Tensor, torch.Tensor]:
         torch.zeros(len(hidden[0])) if item.position is None else F.normalize(hidden[item.position], dim=-1)
     )
     return vector, output.logits[0, item.answer_start - 1 : -1]
-
-
-@pytest.mark.parametrize("tokens", [None, 60, 1])
-def test_vectors_alone_are_the_same_in_passes_of_any_size(
-    search: SearchR3, items: list[Item], monkeypatch: pytest.MonkeyPatch, tokens: int | None
-) -> None:
-    if tokens:
-        monkeypatch.setattr(module, "TOKENS_PER_BATCH", 2 * tokens)
-    with torch.no_grad():
-        vectors = embed_items(search.model, items, padding_id(search.conversation))
-        torch.testing.assert_close(vectors, run(search, items).vectors, atol=1e-4, rtol=1e-3)
 
 
 def test_vectors_logits_and_labels_are_those_of_each_item_alone(search: SearchR3, items: list[Item]) -> None:

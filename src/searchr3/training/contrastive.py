@@ -10,11 +10,14 @@ documents together away from the rest of the corpus.
 With several optimizer steps on one generation each takes its share of the rows, weighted by the number of
 steps: on average the whole term, as the policy loss is. It is exact for the first step; in the later ones the
 gradients are those of vectors that are so many steps old.
+
+In several processes the batch is that of all: each works out the whole term from the vectors, learns through
+its own rollouts, and takes its share of the texts, in as many forwards as the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +26,12 @@ from torch import Tensor
 
 from searchr3.conversation import Conversation, Rendered
 from searchr3.dataset import RetrievalDataset
+from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.environment import CorpusEnvironment
-from searchr3.group import together
+from searchr3.group import ALONE, Group, joined
 from searchr3.losses import allowed_negatives, info_nce
 from searchr3.model import SearchR3
+from searchr3.sharing import encode_shared
 from searchr3.training.batches import Cycle, NeighbourSampler
 from searchr3.training.groups import Key, Rollouts, rollout_key
 from searchr3.training.recipe import Recipe
@@ -38,10 +43,12 @@ class CachedTerm:
 
     Attributes:
         loss: the term's value, unweighted.
-        rollouts: gradient of each rollout's vector, by its ids, see `by_rollout`.
-        texts: conversations (direct queries and documents) that still need a forward with gradient.
+        rollouts: gradient of the vector of each of this rank's rollouts, by its ids, see `by_rollout`.
+        texts: conversations (direct queries and documents) that still need a forward with gradient; of all
+            ranks.
         gradients: theirs, shape (len(texts), d).
         encoded: rows of the documents that were encoded for it, the environment's vectors being stale.
+        group: the processes that share the texts.
     """
 
     loss: float
@@ -49,10 +56,24 @@ class CachedTerm:
     texts: list[Rendered]
     gradients: Tensor
     encoded: np.ndarray
+    group: Group = ALONE
 
-    def share(self, part: int, parts: int) -> tuple[list[Rendered], Tensor]:
-        """The texts of micro-batch `part` of `parts` and their gradients."""
-        return self.texts[part::parts], self.gradients[part::parts]
+    def passes(self, part: int, parts: int) -> Iterator[tuple[list[Rendered], Tensor]]:
+        """This rank's forwards in micro-batch `part` of `parts`: texts of like length, and their gradients.
+
+        All ranks make as many. A text that only fills up a pass has the gradient 0.
+        """
+        rows = range(part, len(self.texts), parts)
+        some = [self.texts[row] for row in rows]
+        size = self.group.size
+        for batch in length_batches(some, max(1, len(some)), TOKENS_PER_BATCH // 2, size):
+            own = [rows[place] for place in batch[self.group.rank :: size]]
+            filling = -(-len(batch) // size) - len(own)
+            texts = [self.texts[row] for row in own] + [some[batch[-1]]] * filling
+            yield (
+                texts,
+                torch.cat([self.gradients[own], self.gradients.new_zeros(filling, self.gradients.shape[1])]),
+            )
 
     def through_rollouts(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """`Σ gradient · vector` over the rollouts of one micro-batch of TRL's that count.
@@ -91,6 +112,7 @@ class ContrastiveTerm:
         self.dataset, self.environment, self.conversation = dataset, environment, conversation
         self.qrels, self.stage = qrels, recipe.stage2
         self.query_ids = list(qrels)
+        self.number = {key: row for row, key in enumerate(self.query_ids)}
         self.best = {key: max(judged, key=judged.__getitem__) for key, judged in qrels.items()}
         self._more: Cycle | None = None
         if self.stage.contrastive_pairs:
@@ -111,39 +133,52 @@ class ContrastiveTerm:
 
         Args:
             search: the model as it is now.
+            rollouts: of this rank; `vectors`, `plain` and `hits` are theirs.
             vectors: (n, d) of the rollouts; those count that said the embed token.
             plain: (q, d) of their queries, encoded directly.
             hits: (n, k) rows of the environment, best first.
             step: the policy step.
         """
+        group, ids = self.environment.group, self.environment.ids
         counted = rollouts.emitted.nonzero()[:, 0].tolist()
-        asked = rollouts.asked
+        asked = self._queries_of_all(rollouts.asked)
+        spoke = self._queries_of_all([rollouts.queries[row] for row in counted])
+        wrong = joined(group, self.environment.rows_of(self.negatives(rollouts, hits)))
+        vectors, plain = joined(group, vectors[counted]), joined(group, plain)
         queries = [*asked, *(key for key in self.more_pairs(step // self.stage.updates) if key not in asked)]
         number = {key: row for row, key in enumerate(queries)}
         first = [self.best[key] for key in queries]
-        documents = list(dict.fromkeys([*first, *self.negatives(rollouts, hits)]))
+        documents = list(dict.fromkeys([*first, *(ids[row] for row in wrong)]))
         direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
-        others = search.encode_rendered(direct[len(asked) :])
+        others = encode_shared(search, direct[len(asked) :], group)
         fresh, encoded = self._fresh(search, documents, contents, step)
         place = {key: row for row, key in enumerate(documents)}
         loss, of_rollouts, of_direct, of_documents = cached_term(
-            torch.from_numpy(vectors[counted]),
+            torch.from_numpy(vectors),
             torch.from_numpy(np.concatenate([plain, others])),
             torch.from_numpy(fresh),
-            torch.tensor([number[rollouts.queries[row]] for row in counted], dtype=torch.long),
+            torch.tensor([number[key] for key in spoke], dtype=torch.long),
             torch.tensor([place[key] for key in first]),
             allowed_negatives(documents, [set(self.qrels[key]) for key in queries]),
             self.stage.contrastive_temperature,
         )
         keys, device = rollouts.keys, search.device
+        before = sum(int(count[0]) for count in group.gather(np.array([len(counted)]))[: group.rank])
+        own = of_rollouts[before : before + len(counted)]
         return CachedTerm(
             loss,
-            by_rollout([keys[row] for row in counted], of_rollouts.to(device)),
+            by_rollout([keys[row] for row in counted], own.to(device)),
             [*direct, *contents],
             torch.cat([of_direct, of_documents]).to(device),
             encoded,
+            group,
         )
+
+    def _queries_of_all(self, own: Sequence[str]) -> list[str]:
+        """The query ids of every rank, in the order of the ranks."""
+        numbers = np.array([self.number[key] for key in own], dtype=np.int64)
+        return [self.query_ids[row] for row in joined(self.environment.group, numbers)]
 
     def more_pairs(self, generation: int) -> list[str]:
         """Further queries: few pairs give easy negatives, from which the direct vectors would forget."""
@@ -166,10 +201,9 @@ class ContrastiveTerm:
         The environment gets none of them: what it refreshes its policy decides.
         """
         store, rows = self.environment.store, self.environment.rows_of(documents)
-        (asked,), own = together(store.group, rows)  # each rank has documents of its own
-        vectors = store.take(asked)[own].copy()
+        vectors = store.take(rows).copy()
         old = np.flatnonzero(store.version[rows] != step)
-        vectors[old] = search.encode_rendered([contents[int(row)] for row in old])
+        vectors[old] = encode_shared(search, [contents[int(row)] for row in old], store.group)
         return vectors, rows[old]
 
 

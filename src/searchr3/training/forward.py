@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3.conversation import Rendered
-from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.generation import pad_ids, without_wrapper
 
 
@@ -120,11 +119,3 @@ def run(
         item=at[:, 0],
         learn=torch.tensor(learn, dtype=torch.bool, device=device),
     )
-
-
-def embed_items(model: PreTrainedModel, items: Sequence[Item], pad_id: int) -> Tensor:
-    """Vectors of `items` alone, (n, d), in passes of like length."""
-    chunks = list(length_batches(items, batch_size=len(items), tokens=TOKENS_PER_BATCH // 2))
-    found = [run(model, [items[row] for row in rows], pad_id, [False] * len(rows)).vectors for rows in chunks]
-    order = torch.tensor([row for rows in chunks for row in rows], device=found[0].device)
-    return torch.cat(found)[order.argsort()]

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from searchr3.training.health import HealthRecipe
 from searchr3.training.refresh import EnvironmentRecipe
+from searchr3.training.rollout_engine import GenerationRecipe
 from searchr3.training.section import Count, Names, Positive, Section, Share, Weight
 
 
@@ -187,6 +188,7 @@ class Stage2Recipe(SelectionRecipe):
     contrastive_negatives: Annotated[int, Field(ge=0)] = Field(
         0, description="its hard negatives a query, from the environment; they are often right but unjudged"
     )
+    generation: GenerationRecipe = GenerationRecipe()
     reward: RewardRecipe = RewardRecipe()
     environment: EnvironmentRecipe = EnvironmentRecipe()
     health: HealthRecipe = HealthRecipe()

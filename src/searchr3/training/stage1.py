@@ -25,7 +25,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.errors import RecipeError
 from searchr3.generation import Reasoning, generate_ids, padding_id, reason
-from searchr3.group import current_group
+from searchr3.group import start_group
 from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
@@ -74,7 +74,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
             dataloader_drop_last=len(self.pairs) >= self.stage.batch_size,
         )
         args.per_device_train_batch_size = share_of(self.stage.batch_size, args.world_size)
-        self.group = current_group()
+        self.group = start_group()
         super().__init__(
             model=search.model,
             args=args,

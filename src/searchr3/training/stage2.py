@@ -7,6 +7,8 @@ through a hook on the network.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,23 @@ from transformers import (
     TrainerState,
     set_seed,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import backbone
 from searchr3.environment import CorpusEnvironment, RefreshPolicy, audit
 from searchr3.files import write_json
 from searchr3.generation import padding_id
-from searchr3.group import current_group
+from searchr3.group import on_first, start_group
 from searchr3.model import SearchR3
 from searchr3.reward import RewardWeights, combine
-from searchr3.sharing import encode_shared
+from searchr3.sharing import encode_own, encode_shared
 from searchr3.training.adapter import add_adapter, copy_token_rows
 from searchr3.training.batches import GenerationSampler
 from searchr3.training.checkpoints import ENVIRONMENT, StartCounts, resume_point, step_of
 from searchr3.training.common import (
     DevEvaluation,
     Tell,
-    arguments,
     callbacks,
     curve,
     relevant_documents,
@@ -47,12 +48,15 @@ from searchr3.training.common import (
 from searchr3.training.contrastive import CachedTerm, ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
-from searchr3.training.forward import Item, embed_items
+from searchr3.training.forward import Item, run
 from searchr3.training.groups import Rollouts, of_all, with_direct
+from searchr3.training.grpo import grpo_config
 from searchr3.training.health import HealthMonitor
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
+from searchr3.training.rollout_engine import check_installed, check_server
+from searchr3.training.weights import merged_weights
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -96,7 +100,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         super().__init__(
             model=search.model,
             reward_funcs=self._reward,
-            args=grpo_config(recipe, folder),
+            args=grpo_config(recipe, folder, search.conversation.stop_ids),
             train_dataset=Dataset.from_list(
                 [{"prompt": dataset.queries[key].text, "query_id": key} for key in self.qrels]
             ),
@@ -116,6 +120,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             self.ref_model.load_state_dict(search.model.state_dict())
         if "ref" in getattr(search.model, "peft_config", {}):
             copy_token_rows(search.model)
+        if self.use_vllm and hasattr(self.model, "peft_config"):
+            self.vllm_generation._iter_named_params = lambda: merged_weights(self.model, self.accelerator)
         self.hook = backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(
             self._keep_hidden
         )
@@ -139,7 +145,13 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         completions, logprobs = super()._generate_single_turn(*arguments, **named)
         if self.stage.direct_rollout:
             answer, embed_id = self.conversation.answer_ids, self.conversation.embed_id
-            completions = with_direct(completions, self.stage.rollouts, answer, embed_id)
+            sampled, size = completions, self.stage.rollouts
+            completions = with_direct(sampled, size, answer, embed_id)
+            if logprobs is not None:  # of vLLM; None: it has none, and TRL corrects nothing
+                logprobs = [
+                    [None] * len(completion) if row % size == size - 1 else logprobs[row]
+                    for row, completion in enumerate(completions)
+                ]
         return completions, logprobs
 
     def _keep_hidden(self, module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -158,13 +170,14 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             self.conversation,
             self.stage.direct_rollout,
         )
-        search = self.search_model()
-        vectors = search.encode_rendered(rollouts.rendered())
+        search, group = self.search_model(), self.environment.group
+        vectors = encode_own(search, rollouts.rendered(), group)
         relevant = [self.qrels[key] for key in query_id]
         refreshed = self.environment.refresh(vectors, relevant, step)
         scores = self.environment.score(vectors, relevant)
 
-        plain = search.encode_query([self.dataset.queries[key].text for key in rollouts.asked])
+        asked = self.conversation.queries([self.dataset.queries[key].text for key in rollouts.asked])
+        plain = encode_own(search, asked, group)
         without = self.environment.score(plain, relevant[:: rollouts.size])
 
         ndcg = torch.from_numpy(scores.reward).float()
@@ -181,7 +194,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             torch.from_numpy(without.reward).float(),
             self.environment.candidates,
         )
-        figures = of_all(figures, self.environment.group)
+        figures = of_all(figures, group)
         self.note(**figures, **{f"environment_{name}": value for name, value in refreshed.metrics().items()})
         self._audit(vectors, relevant, step)
         self.health.observe(step + 1, figures)
@@ -203,7 +216,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         if settings.audit_every and step % settings.audit_every < updates:
             seed, sample = self.recipe.seed, settings.audit_documents
             found = audit(self.environment, vectors, relevant, step, self.stage.rollouts, sample, seed)
-            self.note(**{f"audit_{name}": value for name, value in found.metrics().items()})
+            figures = of_all(asdict(found), self.environment.group)
+            self.note(**{f"audit_{name}": value for name, value in figures.items() if isfinite(value)})
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         loss = self.stage.policy_gradient * super()._compute_loss(model, inputs)
@@ -219,13 +233,13 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         """A share of the term, see `contrastive`: its gradient is that of `Σ gradient · vector`."""
         total = term.through_rollouts(inputs, hidden)
         parts = self.args.steps_per_generation
-        texts, gradients = term.share(self._step % parts, parts)
-        if texts:
+        for texts, gradients in term.passes(self._step % parts, parts):
             items = [Item.of(one, (), learn=False, anchor=False) for one in texts]
             with self.accelerator.autocast():
-                vectors = embed_items(self.accelerator.unwrap_model(model), items, self.pad_id)
+                vectors = run(self.accelerator.unwrap_model(model), items, self.pad_id).vectors
             total = total + (gradients * vectors).sum()
-            self._hidden = None
+        self._hidden = None
+        total = term.group.size * total  # the mean over the processes is taken of what is a sum
         return self.stage.updates * (total - total.detach() + term.loss / parts)
 
 
@@ -242,28 +256,6 @@ class WatchHealth(TrainerCallback):
                 self.tell({**place, "alarm": alarm.message})
         if self.monitor.settings.stop and self.monitor.alarms:
             control.should_training_stop = control.should_log = True
-
-
-def grpo_config(recipe: Recipe, folder: Path) -> GRPOConfig:
-    """Ours to TRL's: one generation for `updates` optimizer steps; with one the policy loss is on-policy."""
-    stage = recipe.stage2
-    parts = stage.accumulation * stage.updates
-    return GRPOConfig(
-        **arguments(recipe, stage, folder),
-        gradient_accumulation_steps=stage.accumulation,
-        per_device_train_batch_size=stage.queries * stage.rollouts // parts,
-        steps_per_generation=parts,
-        num_generations=stage.rollouts,
-        max_completion_length=recipe.model.max_new_tokens,
-        temperature=stage.sampling_temperature,
-        top_k=0,
-        top_p=1.0,
-        beta=stage.beta,
-        epsilon=stage.epsilon,
-        loss_type=stage.loss_type,
-        scale_rewards=stage.scale_rewards,
-        disable_dropout=True,
-    )
 
 
 def train_stage2(
@@ -291,6 +283,9 @@ def train_stage2(
         the curve: a row a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and dev figures.
     """
     set_seed(recipe.seed)
+    group = start_group()
+    check_installed(recipe.stage2.generation)
+    on_first(group, lambda: check_server(recipe.stage2.generation))
     search.autocast = precision(recipe)
     corpus = {key: document.content for key, document in dataset.training_corpus().items()}
     settings = recipe.stage2
@@ -302,10 +297,10 @@ def train_stage2(
         settings.reward.temperature,
         vectors,
         dtype=settings.environment.dtype,
-        group=(group := current_group()),
+        group=group,
         lengths=[len(one.ids) for one in search.conversation.documents(list(corpus.values()))],
     )
-    log = EpisodeLog(episodes, dataset) if episodes else None
+    log = EpisodeLog(episodes, dataset, group) if episodes else None
     if recipe.model.lora is not None and not hasattr(search.model, "peft_config"):
         add_adapter(search, recipe)
     trainer = Stage2Trainer(search, environment, dataset, recipe, folder, log, tell)
@@ -318,6 +313,7 @@ def train_stage2(
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.hook.remove()
     if alarms:
-        write_json(alarms, [alarm.as_dict() for alarm in trainer.health.alarms])
+        raised = [alarm.as_dict() for alarm in trainer.health.alarms]
+        on_first(group, lambda: write_json(alarms, raised))
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     return curve(trainer.state)

@@ -1,0 +1,55 @@
+"""A recipe's second stage as the settings of `trl.GRPOTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl import GRPOConfig
+
+from searchr3.errors import RecipeError
+from searchr3.group import start_group
+from searchr3.training.common import arguments
+from searchr3.training.recipe import Recipe
+from searchr3.training.rollout_engine import engine_arguments
+
+
+def grpo_config(recipe: Recipe, folder: Path, stop_ids: Sequence[int] = ()) -> GRPOConfig:
+    """Ours to TRL's: one generation for `updates` optimizer steps; with one the policy loss is on-policy.
+
+    Args:
+        stop_ids: tokens that end a rollout of vLLM.
+
+    Raises:
+        RecipeError: the queries or the micro-batches cannot be divided among the processes.
+    """
+    stage = recipe.stage2
+    parts, processes = stage.accumulation * stage.updates, start_group().size
+    if stage.queries % processes:
+        raise RecipeError(
+            f"stage2.queries: {stage.queries} queries cannot be divided among {processes} processes; "
+            f"set it to a multiple of {processes}"
+        )
+    own = stage.queries // processes * stage.rollouts
+    if own % parts:
+        raise RecipeError(
+            f"stage2.accumulation: the {own} rollouts of each of {processes} processes cannot be made "
+            f"into {parts} micro-batches (accumulation × updates); set it lower"
+        )
+    return GRPOConfig(
+        **arguments(recipe, stage, folder),
+        gradient_accumulation_steps=stage.accumulation,
+        per_device_train_batch_size=own // parts,
+        steps_per_generation=parts,
+        num_generations=stage.rollouts,
+        max_completion_length=recipe.model.max_new_tokens,
+        temperature=stage.sampling_temperature,
+        top_k=0,
+        top_p=1.0,
+        beta=stage.beta,
+        epsilon=stage.epsilon,
+        loss_type=stage.loss_type,
+        scale_rewards=stage.scale_rewards,
+        disable_dropout=True,
+        **engine_arguments(stage.generation, stop_ids, recipe.model.max_length + recipe.model.max_new_tokens),
+    )

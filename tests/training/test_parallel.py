@@ -1,0 +1,125 @@
+"""Stage 2 in several processes is stage 2 in one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from searchr3.dataset import RetrievalDataset
+from searchr3.errors import RecipeError
+from searchr3.model import SearchR3
+from searchr3.training import grpo
+from searchr3.training.checkpoints import is_whole
+from searchr3.training.recipe import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+Launch = Callable[..., None]
+
+
+def prepare(folder: Path, toy: RetrievalDataset, recipe: Recipe) -> None:
+    toy.save(folder / "data")
+    (folder / "recipe.json").write_text(json.dumps(recipe.dump()), encoding="utf-8")
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return fmean((a[name] - b[name]).abs().mean().item() for name in a if name in b)
+
+
+def weights(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
+    return load_file(folder / f"{name}-{rank}.safetensors")
+
+
+def curve(folder: Path, name: str) -> list[dict[str, float]]:
+    return json.loads((folder / f"{name}-0.json").read_text(encoding="utf-8"))
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in row.items() if not name.endswith(("seconds", "time"))} for row in rows
+    ]
+
+
+def test_two_processes_are_taught_what_one_is(
+    tmp_path: Path, tiny_base: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, launch: Launch
+) -> None:
+    recipe = toy_recipe(
+        *("stage2.steps=3", "stage2.queries=4", "stage2.evaluate_every=3", "stage2.contrastive=0.5"),
+        *("stage2.contrastive_pairs=5", "stage2.warmup_share=0", "stage2.environment.audit_every=2"),
+    )
+    prepare(tmp_path, toy, recipe)
+
+    for size in (1, 2):
+        launch(size, "parallel.py", tmp_path, size, "stage2")
+
+    one, first, second = weights(tmp_path, "1"), weights(tmp_path, "2", 0), weights(tmp_path, "2", 1)
+    moved = difference(one, SearchR3.from_base(tiny_base, max_length=96).model.state_dict())
+    assert moved > 3e-4
+    assert difference(first, second) == 0
+    assert difference(one, first) < 1e-3 * moved
+    figures = ("loss", "grad_norm", "contrastive", "contrastive_share_tokens", "reward", "reward_ndcg")
+    figures = (*figures, "reward_gain", "environment_documents", "audit_reward_error", "eval_direct")
+    for alone, shared in zip(curve(tmp_path, "1"), curve(tmp_path, "2"), strict=True):
+        for name in figures:
+            assert (name in alone) == (name in shared), name
+            assert shared.get(name, 0) == pytest.approx(alone.get(name, 0), rel=2e-3, abs=1e-5), name
+    # the first process tells of all, once
+    episodes, others = (
+        (tmp_path / f"run-{size}" / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+        for size in (1, 2)
+    )
+    assert len(episodes) == 3 * 4
+    for mine, theirs in zip(map(json.loads, episodes), map(json.loads, others), strict=True):
+        assert (mine["step"], mine["query"]) == (theirs["step"], theirs["query"])
+        assert sorted(one["reasoning"] for one in mine["rollouts"]) == sorted(
+            one["reasoning"] for one in theirs["rollouts"]
+        )
+
+
+def test_two_processes_that_were_stopped_go_on_bit_for_bit(
+    tmp_path: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, launch: Launch
+) -> None:
+    recipe = toy_recipe(
+        *("stage2.steps=4", "stage2.evaluate_every=2", "stage2.contrastive=0.5", "stage2.warmup_share=0")
+    )
+    prepare(tmp_path, toy, recipe)
+
+    launch(2, "parallel.py", tmp_path, "whole", "stage2")
+    launch(2, "parallel.py", tmp_path, "again", "stage2", "3")
+    checkpoint = tmp_path / "run-again" / "checkpoint-2"
+    assert is_whole(checkpoint)
+    assert not (tmp_path / "again-0.safetensors").exists()
+    assert {"kept-0.json", "kept-1.json", "rng_state_0.pth", "rng_state_1.pth", "environment"} <= {
+        path.name for path in checkpoint.iterdir()
+    }
+    launch(2, "parallel.py", tmp_path, "again", "stage2")
+
+    assert difference(weights(tmp_path, "whole"), weights(tmp_path, "again")) == 0
+    assert without_times(curve(tmp_path, "whole")) == without_times(curve(tmp_path, "again"))
+    whole, again = ((tmp_path / f"run-{name}" / "episodes.jsonl").read_bytes() for name in ("whole", "again"))
+    assert whole == again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("stage2.queries=3",), "stage2.queries: 3 queries cannot be divided among 2 processes"),
+        (("stage2.queries=2", "stage2.rollouts=4", "stage2.accumulation=8"), "stage2.accumulation"),
+    ],
+)
+def test_what_cannot_be_divided_is_told_in_one_line(
+    overrides: tuple[str, ...],
+    said: str,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Two:
+        rank, size = 0, 2
+
+    monkeypatch.setattr(grpo, "start_group", Two)
+    with pytest.raises(RecipeError, match=said):
+        grpo.grpo_config(toy_recipe(*overrides), tmp_path)
