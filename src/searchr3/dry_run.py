@@ -211,7 +211,7 @@ def estimate(recipe: Recipe, dataset: RetrievalDataset, machine: Machine) -> Ite
         costs[name] = operations(shape, setting, part)
         steps = f"{getattr(recipe, name).steps:,}" if name in STAGES else ""
         tokens = f"{part.learnt:>16,.0f}{part.read:>16,.0f}{part.sampled:>14,.0f}"
-        yield f"{name:<12}{steps:>8}{tokens}{costs[name] / 1e15:>12,.2f}"
+        yield f"{name:<12}{steps:>8}{tokens}{costs[name] / 1e15:>12,.3g}"
     if recipe.stage2.steps:
         yield f"stage 2 encodes at most {refreshed(recipe, documents):,.0f} documents again each generation"
     yield ""

@@ -71,10 +71,11 @@ def _training(search: SearchR3, recipe: Recipe, shape: Shape, setting: Setting, 
     tokens = sum(len(one.ids) for one in chosen)
     context = sum(len(one.ids) ** 2 for one in chosen) / tokens
     pad_id = search.conversation.tokenizer.pad_token_id or 0
+    half = search.autocast
     search.model.train()
 
     def step() -> None:
-        with search._precision():
+        with torch.autocast(search.device.type, half, enabled=half is not None):
             vectors = run(search.model, chosen, pad_id).vectors
         vectors.sum().backward()
         search.model.zero_grad()
