@@ -4,6 +4,9 @@ A run folder fills in this order: `recipe.yaml`, `data/`, `base/`, `stage1/`, `s
 `vectors.safetensors`, `metrics.json`, `report.html`. Each of these appears whole or not at all, so a resumed
 run skips what is there; a stage goes on from its newest checkpoint. Only `episodes.jsonl` is written in
 place, line by line.
+
+In several processes (`accelerate launch`, torchrun), which must see the same folder, all train and measure
+together, and the first prepares, writes and speaks.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from rich.console import Console
 
 from searchr3 import __version__
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import check_writable, disk_errors, occupied, write_json, write_text
+from searchr3.group import ALONE, Group, on_first, start_group
 from searchr3.preparation import check_names, make_base_model, make_dataset, refuse_a_base_that_knows
 from searchr3.progress import Screen, hush_transformers
 from searchr3.run_search import IDS, ids_digest, search
@@ -62,8 +67,9 @@ def train(
     settings = load_recipe(recipe, overrides)
     refuse_a_base_that_knows(settings)
     output = output or Path("runs") / recipe_path(recipe).stem
-    with Screen() as screen:
-        RunFolder(output, settings, screen).run(resume)
+    group = start_group()
+    with Screen(Console(stderr=True, quiet=group.rank > 0)) as screen:
+        RunFolder(output, settings, screen, group).run(resume)
 
 
 @dataclass
@@ -73,16 +79,17 @@ class RunFolder:
     path: Path
     recipe: Recipe
     screen: Screen
+    group: Group = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
     chats: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
-        self._admit(resume)
+        on_first(self.group, lambda: self._admit(resume))
         dataset, model = self._begin()
         stage1 = self._stage("stage1", model, dataset, None, None)
         stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
-        self._finish(dataset, {"stage1": stage1, "stage2": stage2})
+        on_first(self.group, lambda: self._finish(dataset, {"stage1": stage1, "stage2": stage2}))
 
     def _admit(self, resume: bool) -> None:
         """Let a new run into a new folder only, and a resumed one only into its own."""
@@ -111,9 +118,17 @@ class RunFolder:
             self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
 
     def _begin(self) -> tuple[RetrievalDataset, SearchR3]:
-        """Data and base. Nothing is written before both are known to be good: a fault leaves no folder."""
+        """Data and base; the first process makes them, the others read what it has written."""
         from searchr3.model import SearchR3
 
+        made: list[RetrievalDataset] = []
+        on_first(self.group, lambda: made.append(self._prepare()))
+        hush_transformers()
+        dataset = made[0] if made else load_dataset(self.path / "data")
+        return dataset, SearchR3(self.path / "base", batch_size=self.recipe.model.batch_size, dtype="float32")
+
+    def _prepare(self) -> RetrievalDataset:
+        """Nothing is written before data and base are both known to be good: a fault leaves no folder."""
         data, base = self.path / "data", self.path / "base"
         source = f"the run's own copy, {data}" if data.is_dir() else self.recipe.data.source
         with self._phase("data", f"reading {source}"):
@@ -130,7 +145,7 @@ class RunFolder:
                 dataset.save(data)
             if fresh:
                 fresh.save_pretrained(base)
-            return dataset, SearchR3(base, batch_size=self.recipe.model.batch_size, dtype="float32")
+        return dataset
 
     def _stage(
         self,
@@ -145,18 +160,25 @@ class RunFolder:
         with self._phase(name, "preparing"):
             if not folder.is_dir():
                 curve = self._train(name, model, dataset, checkpoints / name, vectors)
-                write_json(checkpoints / f"{name}.curve.json", curve)
-                model.save_pretrained(folder)
-            for checkpoint in (checkpoints / name).glob("checkpoint-*"):  # also of a run killed just here
-                shutil.rmtree(checkpoint, ignore_errors=True)
+                on_first(self.group, lambda: self._save(name, model, curve))
+            on_first(self.group, lambda: self._remove_checkpoints(name))  # also of a run killed just here
             model.reload(folder)  # what is measured, and what stage 2 starts from, is what was saved
         with self._phase(f"{name} evaluation", "measuring on the test split"):
             results = self._evaluate(name, model, dataset, baselines)
-            if tokens := self.recipe.evaluation.chat_tokens:
+            if (tokens := self.recipe.evaluation.chat_tokens) and self.group.rank == 0:
                 from searchr3.evaluation.chat import still_chats
 
                 self.chats[name] = still_chats(model, self.path / "base", tokens)
             return results
+
+    def _save(self, name: str, model: SearchR3, curve: list[dict[str, float]]) -> None:
+        checkpoints = self.path / "checkpoints"
+        write_json(checkpoints / f"{name}.curve.json", curve)
+        model.save_pretrained(self.path / name)
+
+    def _remove_checkpoints(self, name: str) -> None:
+        for checkpoint in (self.path / "checkpoints" / name).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _train(
         self, name: str, model: SearchR3, dataset: RetrievalDataset, folder: Path, vectors: np.ndarray | None
@@ -190,13 +212,15 @@ class RunFolder:
         self, name: str, model: SearchR3, dataset: RetrievalDataset, baselines: tuple[Run, ...] | None
     ) -> Results:
         from searchr3.evaluation import evaluate
+        from searchr3.shared_search import SharedSearch
         from searchr3.training.precision import precision
 
         model.autocast = precision(self.recipe)
+        own = self.recipe.evaluation.baselines if self.group.rank == 0 else ()
         return evaluate(
-            model,
+            SharedSearch.over(model, self.group),
             dataset,
-            baselines=self.recipe.evaluation.baselines if baselines is None else baselines,
+            baselines=own if baselines is None else baselines,
             depth=self.recipe.evaluation.depth,
             max_new_tokens=self.recipe.model.max_new_tokens,
             progress=self.screen.work,
@@ -281,7 +305,7 @@ class RunFolder:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
-            if (self.path / "recipe.yaml").is_file():
+            if self.group.rank == 0 and (self.path / "recipe.yaml").is_file():
                 write_json(self.path / "progress.json", self.seconds)
 
 
