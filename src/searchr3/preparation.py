@@ -56,6 +56,7 @@ def make_base_model(recipe: Recipe) -> SearchR3:
     render = model.conversation
     for kind in (render.documents, render.reasoning_prompts, render.chat_prompts):
         kind([""])  # a template too long for max_length is told now
+    recipe.stage1.widths(model.dimension)
     if settings.lora:
         _check_adapter(model, recipe)
     return model

@@ -86,6 +86,13 @@ def test_a_perfect_model_scores_one(toy: RetrievalDataset) -> None:
     assert len(model.seen) == 40
 
 
+def test_shorter_widths_are_scored_as_shortened_vectors_are(toy: RetrievalDataset) -> None:
+    figures = DevSet.of(toy, 10, 40, widths=(6, 11)).score(Perfect())  # type: ignore[arg-type]
+
+    assert list(figures) == ["direct", "direct_at_6", "direct_at_11"]
+    assert figures["direct_at_6"] < figures["direct_at_11"] < figures["direct"]  # verbs, and things, of ways
+
+
 def test_thoughts_count_in_the_reasoned_score_only(toy: RetrievalDataset) -> None:
     model = Perfect(thought="parse sort merge split count load date string list file number")
 

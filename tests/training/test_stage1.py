@@ -23,12 +23,13 @@ from transformers import PreTrainedModel
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning
-from searchr3.losses import sft
+from searchr3.losses import allowed_negatives, info_nce, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training import stage1, stage1_batch
 from searchr3.training.adapter import add_adapter
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
+from searchr3.training.forward import run
 from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Stage1Trainer, train_stage1
@@ -635,6 +636,69 @@ def test_gradients_do_not_depend_on_the_size_of_a_pass(
             torch.testing.assert_close(parts[name], grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
+def all_forms(trainer: Stage1Trainer, rows: list[int]) -> list[tuple[float, Tensor, Tensor]]:
+    """Weight, vectors and negatives' mask of the direct and the reasoned queries, by one plain forward."""
+    batch = trainer.maker.of([trainer.pairs.pairs[row] for row in rows], 0, False)
+    vectors = run(trainer.model, batch.items, trainer.pad_id).vectors
+    n, m, stage = len(batch.queries), len(batch.documents), trainer.stage
+    ids = [trainer.pairs.document_ids[row] for row in batch.documents]
+    allowed = allowed_negatives(ids, [trainer.pairs.relevant[query] for query in batch.queries])
+    assert len(batch.reasoned) == n
+    forms = (1 - stage.reasoned_share, vectors[:n]), (stage.reasoned_share, vectors[n + m :][:n])
+    return [(weight, torch.cat([own, vectors[n : n + m]]), allowed) for weight, own in forms]
+
+
+@pytest.mark.parametrize("tokens", ["null", "200"])
+def test_at_several_widths_gradients_are_those_of_the_shortened_vectors(
+    tokens: str, make_trainer: Callable[..., Stage1Trainer]
+) -> None:
+    """Whether they are cached or not."""
+    only = ("stage1.sft=0", "stage1.own_samples=0", "stage1.triplet=0.5", f"stage1.micro_tokens={tokens}")
+    trainer = make_trainer(*only, "stage1.matryoshka=[4, 16]", "stage1.matryoshka_weights=[2, 0.5]")
+    rows, place = list(range(6)), torch.arange(6)
+
+    loss, found = gradients(trainer, rows)
+
+    trainer.model.zero_grad()
+    expected = torch.zeros(())
+    for share, vectors, allowed in all_forms(trainer, rows):
+        for width, weight in ((32, 1.0), (4, 2.0), (16, 0.5)):
+            short = vectors[:, :width] / vectors[:, :width].norm(dim=1, keepdim=True)
+            both = (short[:6], short[6:], place)
+            contrastive = info_nce(*both, trainer.stage.temperature, allowed)
+            contrastive = contrastive + 0.5 * triplet_margin(*both, trainer.stage.margin, allowed)
+            expected = expected + share * weight / 3.5 * contrastive
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_training_at_several_widths_makes_shortened_vectors_better(
+    tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    def loss_at(width: int, matryoshka: str) -> float:
+        search = SearchR3(tiny_model, dtype="float32")
+        recipe = toy_recipe(
+            *("stage1.steps=12", "stage1.evaluate_every=12", "stage1.batch_size=16", "stage1.kl=0"),
+            *("stage1.reasoned_share=0", f"stage1.matryoshka={matryoshka}"),
+        )
+        train_stage1(search, toy, recipe, tmp_path / matryoshka)
+        keys = list(toy.split("dev")) + list(toy.split("test"))  # whose documents share words, not texts
+        queries = search.encode_query([toy.queries[key].text for key in keys], dim=width)
+        documents = search.encode_document([toy.corpus[f"d{key[1:]}"].content for key in keys], dim=width)
+        both = torch.from_numpy(queries), torch.from_numpy(documents)
+        return info_nce(*both, torch.arange(len(keys)), 0.05).item()
+
+    assert loss_at(4, "[4]") < 0.8 * loss_at(4, "[]")
+
+
+def test_a_width_that_the_model_has_not_is_refused(make_trainer: Callable[..., Stage1Trainer]) -> None:
+    assert make_trainer("stage1.matryoshka=[32]").widths == {32: 1.0}
+    with pytest.raises(RecipeError, match=r"stage1.matryoshka: the model has 32 dimensions, 64 are asked"):
+        make_trainer("stage1.matryoshka=[8, 64]")
+
+
 def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
     make_trainer: Callable[..., Stage1Trainer],
 ) -> None:
@@ -656,7 +720,7 @@ def test_processes_learn_what_one_does(
     """Three epochs and more on gloo; the batch, its negatives and the means are those of all."""
     recipe = toy_recipe(
         *("stage1.own_samples=0", "stage1.kl=0.1", "stage1.steps=7", "stage1.batch_size=16"),
-        *("stage1.micro_tokens=300", "stage1.evaluate_every=7"),
+        *("stage1.micro_tokens=300", "stage1.evaluate_every=7", "stage1.matryoshka=[8]"),
     )
     few = dict(list(toy.split("stage1").items())[:33])  # the last batch of an epoch is dropped
     toy = replace(toy, qrels={**toy.qrels, "stage1": few})

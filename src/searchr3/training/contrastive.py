@@ -25,7 +25,7 @@ from searchr3.conversation import Conversation, Rendered
 from searchr3.dataset import RetrievalDataset
 from searchr3.environment import CorpusEnvironment
 from searchr3.group import together
-from searchr3.losses import allowed_negatives, info_nce
+from searchr3.losses import allowed_negatives, at_widths, info_nce
 from searchr3.model import SearchR3
 from searchr3.training.batches import Cycle, NeighbourSampler
 from searchr3.training.groups import Key, Rollouts, rollout_key
@@ -92,6 +92,7 @@ class ContrastiveTerm:
         self.qrels, self.stage = qrels, recipe.stage2
         self.query_ids = list(qrels)
         self.best = {key: max(judged, key=judged.__getitem__) for key, judged in qrels.items()}
+        self.widths = recipe.stage1.widths
         self._more: Cycle | None = None
         if self.stage.contrastive_pairs:
             texts = [dataset.corpus[self.best[key]].content for key in self.query_ids]
@@ -135,6 +136,7 @@ class ContrastiveTerm:
             torch.tensor([place[key] for key in first]),
             allowed_negatives(documents, [set(self.qrels[key]) for key in queries]),
             self.stage.contrastive_temperature,
+            self.widths(search.dimension),
         )
         keys, device = rollouts.keys, search.device
         return CachedTerm(
@@ -181,6 +183,7 @@ def cached_term(
     positive: Tensor,
     allowed: Tensor,
     temperature: float,
+    widths: Mapping[int, float] | None = None,
 ) -> tuple[float, Tensor, Tensor, Tensor]:
     """Half InfoNCE of the rollouts, half of the direct queries, against the same documents; its gradients.
 
@@ -191,15 +194,18 @@ def cached_term(
         query_of: the query of each rollout, int64, (n,).
         positive: the positive document of each query, int64, (q,).
         allowed: negatives of each query, bool, (q, m).
+        widths: at which it is taken, see `at_widths`; default: the vectors' own.
 
     Returns:
         loss; gradients shaped like `rollouts`, `direct` and `documents`.
     """
     leaves = [vectors.detach().float().requires_grad_(True) for vectors in (rollouts, direct, documents)]
     thinking, plain, corpus = leaves
-    loss = 0.5 * info_nce(plain, corpus, positive, temperature, allowed)
+    widths = widths or {corpus.shape[1]: 1.0}
+    loss = 0.5 * at_widths(info_nce, widths, plain, corpus, positive, temperature, allowed)
     if len(thinking):
-        loss = loss + 0.5 * info_nce(thinking, corpus, positive[query_of], temperature, allowed[query_of])
+        theirs = (positive[query_of], temperature, allowed[query_of])
+        loss = loss + 0.5 * at_widths(info_nce, widths, thinking, corpus, *theirs)
     of_rollouts, of_direct, of_documents = torch.autograd.grad(loss, leaves, materialize_grads=True)
     return loss.item(), of_rollouts, of_direct, of_documents
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from searchr3.errors import RecipeError
 from searchr3.training.health import HealthRecipe
 from searchr3.training.refresh import EnvironmentRecipe
-from searchr3.training.section import Count, Names, Positive, Section, Share, Weight
+from searchr3.training.section import Count, Counts, Names, Positive, Section, Share, Weight
 
 
 class DataRecipe(Section):
@@ -107,6 +108,14 @@ class Stage1Recipe(SelectionRecipe):
     triplet: Weight = Field(0.1, description="weight of the triplet margin loss")
     temperature: Positive = Field(0.05, description="τ of InfoNCE")
     margin: Weight = Field(0.1, description="θ of the triplet margin, in cosine")
+    matryoshka: Counts = Field(
+        (),
+        description="shorter widths at which the contrastive losses, of stage 2 too, are taken besides the "
+        "model's own, such as [64, 256]: then the first so many dimensions of a vector are a vector too",
+    )
+    matryoshka_weights: tuple[Positive, ...] = Field(
+        (), description="their weights, that of the model's own width being 1; default: all equal"
+    )
     reasoned_share: Share = Field(
         0.5,
         description="weight of the queries' reasoned form in the contrastive losses; the rest is direct",
@@ -129,6 +138,28 @@ class Stage1Recipe(SelectionRecipe):
         if self.noisy_traces + self.own_samples > 1:
             raise ValueError("noisy_traces + own_samples must not exceed 1: the rest are true traces")
         return self
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> Stage1Recipe:
+        if len(set(self.matryoshka)) < len(self.matryoshka):
+            raise ValueError("matryoshka names a width twice")
+        if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka):
+            raise ValueError("matryoshka_weights must be as many as the widths in matryoshka")
+        return self
+
+    def widths(self, own: int) -> dict[int, float]:
+        """Widths at which the contrastive losses are taken → weights, for a model of `own` dimensions.
+
+        Raises:
+            RecipeError: one is more than the model has.
+        """
+        if too_much := [width for width in self.matryoshka if width > own]:
+            raise RecipeError(
+                f"stage1.matryoshka: the model has {own} dimensions, {too_much[0]} are asked for; "
+                f"name widths up to {own}"
+            )
+        weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka)
+        return {own: 1.0} | dict(zip(self.matryoshka, weights, strict=True))
 
 
 class RewardRecipe(Section):

@@ -5,6 +5,7 @@ python -m searchr3.training.recipe_page > docs/recipe.md
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,7 +83,7 @@ def _values(key: dict[str, Any]) -> str:
     if "enum" in key:
         return ", ".join(f"`{value}`" for value in key["enum"])
     if key["type"] == "array":
-        return "list of texts"
+        return "list of " + re.sub(r"\b(text|number)\b", r"\1s", _values(key["items"]))
     names = {"integer": "whole number", "string": "text", "null": "`null`", "boolean": "`true` or `false`"}
     words = names.get(key["type"], key["type"])
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

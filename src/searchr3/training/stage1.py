@@ -26,7 +26,7 @@ from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.errors import RecipeError
 from searchr3.generation import Reasoning, generate_ids, padding_id, reason
 from searchr3.group import current_group
-from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
+from searchr3.losses import allowed_negatives, at_widths, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import NeighbourSampler
@@ -67,7 +67,9 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.conversation = search.conversation
         self.pad_id = padding_id(search.conversation)
         self.dataset, self.pairs = dataset, Pairs(dataset, "stage1")
-        self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
+        self.widths = self.stage.widths(search.dimension)
+        data = recipe.data
+        self.dev = DevSet.of(dataset, data.dev_queries, data.dev_documents, self.stage.matryoshka)
         self.base = base
         args = TrainingArguments(
             **arguments(recipe, self.stage, folder),
@@ -154,13 +156,15 @@ class Stage1Trainer(DevEvaluation, Trainer):
         allowed = allowed_negatives(ids, [self.pairs.relevant[query] for query in queries])
         allowed, place = allowed.to(vectors.device), torch.from_numpy(positive).to(vectors.device)
         share = stage.reasoned_share if len(of_reasoned) else 0.0
-        contrastive = (1 - share) * info_nce(direct, documents, place, stage.temperature, allowed)
-        triplet = (1 - share) * triplet_margin(direct, documents, place, stage.margin, allowed)
+        pairs = [(1 - share, direct, place, allowed)]
         if len(of_reasoned):
             which = torch.from_numpy(of_reasoned).to(vectors.device)
-            thinking = (reasoned, documents, place[which])
-            contrastive = contrastive + share * info_nce(*thinking, stage.temperature, allowed[which])
-            triplet = triplet + share * triplet_margin(*thinking, stage.margin, allowed[which])
+            pairs.append((share, reasoned, place[which], allowed[which]))
+        contrastive, triplet = torch.zeros(2, device=vectors.device)
+        for weight, asked, at, may in pairs:
+            both = (self.widths, asked, documents, at)
+            contrastive = contrastive + weight * at_widths(info_nce, *both, stage.temperature, may)
+            triplet = triplet + weight * at_widths(triplet_margin, *both, stage.margin, may)
         figures |= {"info_nce": contrastive.item(), "triplet": triplet.item()}
         total = stage.info_nce * contrastive + stage.triplet * triplet
         gradient = torch.zeros_like(vectors)

@@ -82,7 +82,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.pad_id = padding_id(search.conversation)
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
         self.qrels = relevant_documents(dataset, "stage2")
-        self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
+        data = recipe.data
+        self.dev = DevSet.of(dataset, data.dev_queries, data.dev_documents, recipe.stage1.matryoshka)
         self.contrastive = (
             ContrastiveTerm(dataset, environment, self.conversation, self.qrels, recipe)
             if self.stage.contrastive
