@@ -65,8 +65,8 @@ def at_widths(
 ) -> Tensor:
     """A contrastive loss at several widths, so that the first dimensions of a vector are vectors too.
 
-    `Σ_w weight_w · loss(q[:w] / ‖q[:w]‖, d[:w] / ‖d[:w]‖) / Σ_w weight_w` (Matryoshka representations, Kusupati
-    et al., 2022, arXiv 2205.13147; a mean, so that the loss keeps its scale however many widths there are).
+    `Σ_w weight_w · loss(q[:w] / ‖q[:w]‖, d[:w] / ‖d[:w]‖) / Σ_w weight_w` (Matryoshka representations,
+    Kusupati et al., 2022, arXiv 2205.13147; a mean, so that the loss keeps its scale however many widths).
 
     Args:
         loss: `info_nce` or `triplet_margin`.
