@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from searchr3.errors import RecipeError, SearchR3Error
 
 if TYPE_CHECKING:
     from searchr3.model import SearchR3
-    from searchr3.training.recipe import Recipe
+    from searchr3.training.recipe import Recipe, SourceRecipe
 
 
 def refuse_a_base_that_knows(recipe: Recipe) -> None:
@@ -26,13 +27,46 @@ def refuse_a_base_that_knows(recipe: Recipe) -> None:
 def make_dataset(recipe: Recipe) -> RetrievalDataset:
     """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none."""
     data = recipe.data
-    dataset = load_dataset(data.source, data.max_documents, data.split_by)
+    dataset = _told(load_dataset(data.source, data.max_documents, data.split_by), data)
     from searchr3.training.common import check_data  # torch, which a fault in the data need not wait for
 
     check_data(dataset, recipe)
     if not (recipe.stage1.steps and data.trace_words):
         return dataset
     return make_traces(dataset, ("stage1",), data.trace_words)
+
+
+def make_sources(recipe: Recipe, folder: Path | None = None) -> list[RetrievalDataset]:
+    """The further data sets of a mixture, looked over, with built-in traces for what is trained on.
+
+    Args:
+        folder: those that it holds already, by name, are taken from there as they are.
+
+    Raises:
+        DataError: one cannot be used.
+        RecipeError: one is too small for a batch.
+    """
+    from searchr3.training.mixture import training_splits
+    from searchr3.training.pairs import Pairs, check_pairs
+
+    found = []
+    for asked in recipe.data.mixture if recipe.stage1.steps else ():
+        if folder and (folder / asked.label).is_dir():
+            found.append(load_dataset(folder / asked.label))
+            continue
+        dataset = _told(load_dataset(asked.source), asked)
+        splits = training_splits(dataset)
+        check_pairs(Pairs(dataset, *splits), asked.label, recipe.stage1.batch_size)
+        if asked.dev_queries:
+            dataset.split("dev")
+        words = recipe.data.trace_words
+        found.append(make_traces(dataset, splits, words) if words else dataset)
+    return found
+
+
+def _told(dataset: RetrievalDataset, asked: SourceRecipe) -> RetrievalDataset:
+    """The data set with the recipe's instruction, where it has one."""
+    return replace(dataset, instruction=asked.instruction or dataset.instruction)
 
 
 def check_names(recipe: Recipe) -> None:
@@ -56,6 +90,9 @@ def make_base_model(recipe: Recipe) -> SearchR3:
     render = model.conversation
     for kind in (render.documents, render.reasoning_prompts, render.chat_prompts):
         kind([""])  # a template too long for max_length is told now
+    for one in (recipe.data, *recipe.data.mixture):
+        render.reasoning_prompts([""], one.instruction)
+        render.queries([""], one.instruction)
     recipe.stage1.widths(model.dimension)
     if settings.lora:
         _check_adapter(model, recipe)

@@ -21,7 +21,9 @@ def main() -> None:
     rank = os.environ.get("RANK", "0")
     recipe = load_recipe(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
     search = SearchR3.from_base(recipe.model.base, max_length=recipe.model.max_length, dtype="float32")
-    curve = train_stage1(search, load_dataset(folder / "data"), recipe, folder / f"run-{size}")
+    others = [load_dataset(one) for one in sorted(folder.glob("other-*"))]
+    data = load_dataset(folder / "data")
+    curve = train_stage1(search, data, recipe, folder / f"run-{size}", others=others)
     weights = {name: weight.clone() for name, weight in search.model.state_dict().items()}
     save_file(weights, folder / f"{size}-{rank}.safetensors")
     (folder / f"{size}-{rank}.json").write_text(json.dumps(curve), encoding="utf-8")

@@ -714,15 +714,21 @@ def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
     assert maker.of(pairs, 4, False).items != whole.items
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 def test_processes_learn_what_one_does(
-    tmp_path: Path, tiny_base: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe
+    mixed: bool, tmp_path: Path, tiny_base: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe
 ) -> None:
     """Three epochs and more on gloo; the batch, its negatives and the means are those of all."""
+    other = "{source: other, instruction: Answer., temperature: 0.2, weight: 2}"
     recipe = toy_recipe(
+        f"data.mixture=[{other if mixed else ''}]",
         *("stage1.own_samples=0", "stage1.kl=0.1", "stage1.steps=7", "stage1.batch_size=16"),
         *("stage1.micro_tokens=300", "stage1.evaluate_every=7", "stage1.matryoshka=[8]"),
     )
     few = dict(list(toy.split("stage1").items())[:33])  # the last batch of an epoch is dropped
+    if mixed:
+        rest = dict(list(toy.split("stage1").items())[33:])
+        replace(toy, qrels={"stage1": rest}, instruction="Answer.").save(tmp_path / "other-0")
     toy = replace(toy, qrels={**toy.qrels, "stage1": few})
     toy.save(tmp_path / "data")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.dump()), encoding="utf-8")
@@ -751,7 +757,7 @@ def test_processes_learn_what_one_does(
     assert mean_difference(one, first) < 1e-3 * moved
     curves = [json.loads((tmp_path / f"{size}-0.json").read_text(encoding="utf-8")) for size in (1, 2)]
     for a, b in zip(*curves, strict=True):
-        for name in ("loss", "sft", "kl", "info_nce", "triplet", "grad_norm"):
+        for name in ("loss", "sft", "kl", "info_nce", "info_nce_other", "triplet", "grad_norm"):
             assert (name in a) == (name in b)
             assert b.get(name, 0) == pytest.approx(a.get(name, 0), rel=1e-3, abs=1e-6), name
 

@@ -1,7 +1,7 @@
 """The BEIR layout on disk: `corpus.jsonl[.gz]`, `queries.jsonl[.gz]`, `qrels/SPLIT.tsv`.
 
 Beyond BEIR, queries may carry `reasoning` and `negatives` (document ids), documents `metadata` and
-`held_out`, and `dataset.json` the name.
+`held_out`, and `dataset.json` the name and the queries' instruction.
 """
 
 from __future__ import annotations
@@ -217,17 +217,21 @@ def read_beir(folder: str | Path) -> RetrievalDataset:
         )
     foreign = {file.stem: read_judgements(_tsv_rows(file), queries, corpus) for file in files}
     qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"))
-    return RetrievalDataset(_name(folder), corpus, queries, qrels, held_out).validate()
+    name, instruction = _facts(folder)
+    return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction).validate()
 
 
-def _name(folder: Path) -> str:
+def _facts(folder: Path) -> tuple[str, str | None]:
+    """Name and instruction."""
     file = folder / "dataset.json"
     if not file.exists():
-        return folder.resolve().name
+        return folder.resolve().name, None
     try:
-        return str(json.loads(file.read_text(encoding="utf-8-sig"))["name"])
+        facts = json.loads(file.read_text(encoding="utf-8-sig"))
+        name = str(facts["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{file}: must be an object with a 'name'; mend it or remove the file") from None
+    return name, text_field(facts, "instruction", str(file), required=False).strip() or None
 
 
 def jsonl_file(folder: Path, stem: str) -> Path:

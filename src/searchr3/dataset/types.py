@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from searchr3.errors import DataError
 from searchr3.files import nearest, new_folder, write_json, write_jsonl, write_text
@@ -43,6 +43,12 @@ class Query:
     negatives: tuple[str, ...] = ()
 
 
+class Task(TypedDict, total=False):
+    """What `encode_query` and `generate` are told about queries."""
+
+    instruction: str
+
+
 @dataclass(frozen=True)
 class RetrievalDataset:
     """Corpus, queries and judgements.
@@ -53,6 +59,8 @@ class RetrievalDataset:
         queries: query id → query.
         qrels: split → judgements. Our splits are `stage1`, `stage2`, `dev` and `test`; empty ones are absent.
         held_out: ids of documents that no training corpus may hold.
+        instruction: the task of its queries in a sentence; put after the system prompt wherever one of our
+            models embeds them or thinks about them.
     """
 
     name: str
@@ -60,6 +68,7 @@ class RetrievalDataset:
     queries: dict[str, Query]
     qrels: dict[str, Qrels]
     held_out: frozenset[str] = frozenset()
+    instruction: str | None = None
 
     def split(self, name: str) -> Qrels:
         """The judgements of one split.
@@ -84,6 +93,11 @@ class RetrievalDataset:
         if not self.held_out:
             return self.corpus
         return {key: document for key, document in self.corpus.items() if key not in self.held_out}
+
+    @property
+    def task(self) -> Task:
+        """The instruction as an argument of `encode_query` and `generate`; empty where there is none."""
+        return {"instruction": self.instruction} if self.instruction else {}
 
     def without_reasoning(self) -> RetrievalDataset:
         """The same data without any trace: what evaluation sees."""
@@ -152,7 +166,7 @@ class RetrievalDataset:
             for key, one in self.queries.items()
         )
         with new_folder(path) as folder:
-            write_json(folder / "dataset.json", {"name": self.name})
+            write_json(folder / "dataset.json", {"name": self.name, **self.task})
             write_jsonl(folder / "corpus.jsonl", documents)
             write_jsonl(folder / "queries.jsonl", queries)
             for split, qrels in self.qrels.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class DevEvaluation(WholeCheckpoints):
     dev: DevSet
     recipe: Recipe
     think_on_dev: bool
+    other_dev: Mapping[str, DevSet] = {}  # of further sources, by name; direct only
     best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
 
     def search_model(self) -> SearchR3:
@@ -132,9 +133,9 @@ class DevEvaluation(WholeCheckpoints):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         training = self.model.training  # type: ignore[attr-defined]
-        figures = self.dev.score(
-            self.search_model(), self.recipe.model.max_new_tokens if self.think_on_dev else 0
-        )
+        search = self.search_model()
+        figures = self.dev.score(search, self.recipe.model.max_new_tokens if self.think_on_dev else 0)
+        figures |= {f"direct_{name}": dev.score(search)["direct"] for name, dev in self.other_dev.items()}
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = sum(figures[name] for name in self.best_of) / len(self.best_of)
         self.model.eval()  # type: ignore[attr-defined]

@@ -123,7 +123,8 @@ class ContrastiveTerm:
         number = {key: row for row, key in enumerate(queries)}
         first = [self.best[key] for key in queries]
         documents = list(dict.fromkeys([*first, *self.negatives(rollouts, hits)]))
-        direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
+        texts = [self.dataset.queries[key].text for key in queries]
+        direct = self.conversation.queries(texts, self.dataset.instruction)
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
         others = search.encode_rendered(direct[len(asked) :])
         fresh, encoded = self._fresh(search, documents, contents, step)

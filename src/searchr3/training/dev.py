@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.splits import fraction
-from searchr3.dataset.types import Qrels
+from searchr3.dataset.types import Qrels, Task
 from searchr3.model import SearchR3, shorten
 from searchr3.ranking import top_k, trec_metrics
 
@@ -23,6 +23,7 @@ class DevSet:
     documents: list[str]
     qrels: Qrels
     widths: tuple[int, ...] = ()
+    task: Task = field(default_factory=Task)
 
     @classmethod
     def of(
@@ -47,6 +48,7 @@ class DevSet:
             [dataset.corpus[key].content for key in ids],
             qrels,
             widths,
+            dataset.task,
         )
 
     def score(self, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
@@ -57,13 +59,14 @@ class DevSet:
             `thinking_tokens` (mean) and `emission_rate`.
         """
         documents = model.encode_document(self.documents)
-        plain = model.encode_query(self.queries)
+        plain = model.encode_query(self.queries, **self.task)
         figures = {"direct": self._ndcg(plain, documents)}
         for width in self.widths:
             figures[f"direct_at_{width}"] = self._ndcg(shorten(plain, width), shorten(documents, width))
         if max_new_tokens:
-            thoughts = model.generate(self.queries, max_new_tokens)
-            figures["reasoned"] = self._ndcg(model.encode_query(self.queries, thoughts), documents)
+            thoughts = model.generate(self.queries, max_new_tokens, **self.task)
+            reasoned = model.encode_query(self.queries, thoughts, **self.task)
+            figures["reasoned"] = self._ndcg(reasoned, documents)
             figures["thinking_tokens"] = float(np.mean([len(thought.token_ids) for thought in thoughts]))
             figures["emission_rate"] = float(np.mean([thought.emitted for thought in thoughts]))
         return figures

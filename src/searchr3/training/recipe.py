@@ -6,6 +6,8 @@ the meaning of each is in its description, from which `docs/recipe.md` is render
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,14 +15,41 @@ from pydantic import Field, model_validator
 from searchr3.errors import RecipeError
 from searchr3.training.health import HealthRecipe
 from searchr3.training.refresh import EnvironmentRecipe
-from searchr3.training.section import Count, Counts, Names, Positive, Section, Share, Weight
+from searchr3.training.section import Count, Counts, Names, Positive, Section, Sentence, Share, Weight
 
 
-class DataRecipe(Section):
+class SourceRecipe(Section):
     source: str = Field(
-        "python",
-        description="`python` (code installed here), a BEIR folder, a .jsonl of triples, or a Hub data set",
+        description="`python` (code installed here), a BEIR folder, a .jsonl of triples, or a Hub data set"
     )
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = Field(
+        None, description="its name in the curve and in the run's folder; default: the last part of `source`"
+    )
+    instruction: Sentence | None = Field(
+        None,
+        description="the task of its queries in a sentence, put after the system prompt wherever they are "
+        "embedded or thought about; default: what the data set's `dataset.json` says",
+    )
+    weight: Positive = Field(1.0, description="of its share of stage 1's batches, in a mixture")
+    temperature: Positive | None = Field(
+        None, description="τ of InfoNCE in its batches; default: `stage1.temperature`"
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        last = PurePath(self.source).name.removesuffix(".gz").removesuffix(".jsonl")
+        return self.name or re.sub(r"[^\w.-]", "-", last).strip(".") or "data"
+
+
+class MixtureRecipe(SourceRecipe):
+    dev_queries: Annotated[int, Field(ge=0)] = Field(
+        0, description="its dev queries scored during training (direct); no checkpoint is chosen by them"
+    )
+
+
+class DataRecipe(SourceRecipe):
+    source: str = Field("python", description=SourceRecipe.model_fields["source"].description)
     split_by: Literal["hash", "package"] = Field(
         "hash",
         description="for `python`: `hash` splits single functions, `package` holds out whole packages; the "
@@ -37,6 +66,23 @@ class DataRecipe(Section):
     dev_documents: Count = Field(
         4000, description="documents they are scored against: the relevant ones and others drawn by hash"
     )
+    mixture: tuple[MixtureRecipe, ...] = Field(
+        (),
+        description="further sources for stage 1, besides `data.source`, which alone is searched, measured "
+        "and used by stage 2; a batch is of one source",
+    )
+    by_size: Share = Field(
+        1.0,
+        description="a source's share of the batches is `weight · pairs^by_size`: at 1 all pairs come "
+        "equally often, at 0 the weights alone decide",
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataRecipe:
+        labels = [one.label for one in (self, *self.mixture)]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"two sources are called {twice!r}; give one of them another name")
+        return self
 
 
 class LoraRecipe(Section):

@@ -123,7 +123,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         return GenerationSampler.of(len(self.qrels), self.args)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return self.conversation.reasoning_prompts(prompts), None, {}
+        return self.conversation.reasoning_prompts(prompts, self.dataset.instruction), None, {}
 
     def _generate_single_turn(self, *arguments: Any, **named: Any) -> tuple[list[list[int]], Any]:
         """With `direct_rollout` the last rollout of each group is the direct form's fixed answer.
@@ -151,7 +151,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         step = self.state.global_step
         rollouts = Rollouts(
             query_id,
-            self.conversation.reasoning_prompts(prompts),
+            self.conversation.reasoning_prompts(prompts, self.dataset.instruction),
             completion_ids,
             self.stage.rollouts,
             self.conversation,
@@ -163,7 +163,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         refreshed = self.environment.refresh(vectors, relevant, step)
         scores = self.environment.score(vectors, relevant)
 
-        plain = search.encode_query([self.dataset.queries[key].text for key in rollouts.asked])
+        asked = [self.dataset.queries[key].text for key in rollouts.asked]
+        plain = search.encode_query(asked, **self.dataset.task)
         without = self.environment.score(plain, relevant[:: rollouts.size])
 
         ndcg = torch.from_numpy(scores.reward).float()
