@@ -139,7 +139,10 @@ class RunFolder:
         data, base = self.path / "data", self.path / "base"
         source = f"the run's own copy, {data}" if data.is_dir() else self.recipe.data.source
         with self._phase("data", f"reading {source}"):
-            dataset = load_dataset(data) if data.is_dir() else make_dataset(self.recipe)
+            if data.is_dir():
+                dataset = load_dataset(data, on_disk=self.recipe.data.on_disk)
+            else:
+                dataset = make_dataset(self.recipe)
             if not (self.path / "stage1").is_dir():
                 self.others = make_sources(self.recipe, self.path / MIXTURE)
         with self._phase("base", "loading the base model"):

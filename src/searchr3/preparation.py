@@ -27,7 +27,7 @@ def refuse_a_base_that_knows(recipe: Recipe) -> None:
 def make_dataset(recipe: Recipe) -> RetrievalDataset:
     """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none."""
     data = recipe.data
-    dataset = _told(load_dataset(data.source, data.max_documents, data.split_by), data)
+    dataset = _told(load_dataset(data.source, data.max_documents, data.split_by, data.on_disk), data)
     from searchr3.training.common import check_data  # torch, which a fault in the data need not wait for
 
     check_data(dataset, recipe)
@@ -52,9 +52,9 @@ def make_sources(recipe: Recipe, folder: Path | None = None) -> list[RetrievalDa
     found = []
     for asked in recipe.data.mixture if recipe.stage1.steps else ():
         if folder and (folder / asked.label).is_dir():
-            found.append(load_dataset(folder / asked.label))
+            found.append(load_dataset(folder / asked.label, on_disk=asked.on_disk))
             continue
-        dataset = _told(load_dataset(asked.source), asked)
+        dataset = _told(load_dataset(asked.source, on_disk=asked.on_disk), asked)
         splits = training_splits(dataset)
         check_pairs(Pairs(dataset, *splits), asked.label, recipe.stage1.batch_size)
         if asked.dev_queries:

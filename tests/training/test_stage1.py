@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from searchr3.dataset import RetrievalDataset
+from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning
 from searchr3.losses import allowed_negatives, info_nce, sft, triplet_margin
@@ -447,6 +447,22 @@ def test_training_learns_and_leaves_a_curve(
     assert [news["step"] for news in told if "loss" in news] == list(range(1, 9))
     assert all(news["stage"] == "stage1" and news["steps"] == 8 for news in told)
     assert not search.model.training
+
+
+def test_data_on_disk_are_learnt_as_data_in_memory(
+    tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    queries = {key: replace(query, negatives=("d7", "d8")) for key, query in toy.queries.items()}
+    replace(toy, queries=queries).save(tmp_path / "data")
+    recipe = toy_recipe("stage1.steps=3", "stage1.evaluate_every=3", "stage1.hard_negatives=1")
+    found = []
+    for on_disk in (False, True):
+        search = SearchR3(tiny_model, dtype="float32")
+        dataset = load_dataset(tmp_path / "data", on_disk=on_disk)
+        curve = train_stage1(search, dataset, recipe, tmp_path / str(on_disk))
+        found.append((search.model.state_dict(), curve))
+    assert same(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
 
 
 def test_every_pair_is_seen_once_an_epoch_in_another_order(

@@ -179,7 +179,10 @@ def check_data(dataset: RetrievalDataset, recipe: Recipe) -> None:
                 f"{dataset.name}: split {split!r} has no relevant document: nothing can be measured"
             )
     if recipe.stage1.steps:
-        relevant_documents(dataset, "stage1")
+        corpus = dataset.training_corpus()
+        graded = (one for judged in dataset.split("stage1").values() for one in judged.items())
+        if not any(grade > 0 and document in corpus for document, grade in graded):
+            raise DataError(f"{dataset.name}: split 'stage1' has no relevant document to train on")
     wanted = recipe.stage2.queries
     if recipe.stage2.steps and (there := len(relevant_documents(dataset, "stage2"))) < wanted:
         raise RecipeError(

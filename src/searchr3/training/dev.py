@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,10 +38,12 @@ class DevSet:
         chosen = sorted(judged, key=lambda key: fraction(key, "dev"))[:queries]
         qrels = {key: judged[key] for key in chosen}
         relevant = {document for grades in qrels.values() for document in grades}
-        others = sorted(
-            (key for key in dataset.corpus if key not in relevant), key=lambda key: fraction(key, "dev")
+        others = heapq.nsmallest(
+            documents - len(relevant),
+            (key for key in dataset.corpus if key not in relevant),
+            key=lambda key: fraction(key, "dev"),
         )
-        ids = sorted(relevant) + others[: max(0, documents - len(relevant))]
+        ids = sorted(relevant) + others
         return cls(
             chosen,
             [dataset.queries[key].text for key in chosen],

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.lazy import Lazy
 from searchr3.training.batches import Cycle, NeighbourSampler
 from searchr3.training.pairs import Pairs, check_pairs
 from searchr3.training.recipe import Recipe
@@ -39,10 +40,10 @@ class Source:
     weight: float
     temperature: float
 
-    def contents(self) -> list[str]:
+    def contents(self) -> Sequence[str]:
         """The document of each pair."""
-        ids = [self.pairs.document_ids[document] for _, document in self.pairs.pairs]
-        return [self.dataset.corpus[key].content for key in ids]
+        pairs, corpus = self.pairs, self.dataset.corpus
+        return Lazy(len(pairs), lambda row: corpus[pairs.document_ids[pairs.pairs[row][1]]].content)
 
 
 def training_splits(dataset: RetrievalDataset) -> list[str]:

@@ -34,6 +34,11 @@ class SourceRecipe(Section):
     temperature: Positive | None = Field(
         None, description="τ of InfoNCE in its batches; default: `stage1.temperature`"
     )
+    on_disk: bool | None = Field(
+        None,
+        description="what is read goes to temporary files, not into memory (not for `python`); `null`: where "
+        "it is more than 256 MB",
+    )
 
     @property
     def label(self) -> str:

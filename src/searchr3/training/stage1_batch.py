@@ -7,12 +7,14 @@ in one process or in several. Only what the model itself says is sampled batch b
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
 from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.lazy import Lazy
 from searchr3.dataset.traces import noisy_trace
 from searchr3.generation import Reasoning, generate_ids
 from searchr3.group import ALONE, Group
@@ -78,8 +80,10 @@ class BatchMaker:
         self.dataset, self.pairs, self.conversation = dataset, pairs, conversation
         self.stage, self.seed = recipe.stage1, recipe.seed
         self.say, self.chats, self.group = say, chats, group
-        self.traces = [dataset.queries[key].reasoning for key in pairs.query_ids]
-        self.trace_pool = [trace for trace in self.traces if trace]
+        ids = pairs.query_ids
+        self.traces = Lazy(len(ids), lambda query: dataset.queries[ids[query]].reasoning)
+        traced = array("i", (query for query, trace in enumerate(self.traces) if trace))
+        self.trace_pool = Lazy(len(traced), lambda number: self.traces[traced[number]] or "")
 
     def of(self, pairs: Sequence[Sequence[int]], step: int, own_samples: bool) -> Batch:
         """What this process's pairs come to.
@@ -165,11 +169,9 @@ class BatchMaker:
     def hard_negatives(self, query: int, draw: random.Random) -> list[int]:
         """Numbers of documents."""
         known = self.dataset.queries[self.pairs.query_ids[query]].negatives
-        usable = [
-            self.pairs.number[key]
-            for key in known
-            if key not in self.pairs.relevant[query] and key not in self.dataset.held_out
-        ]
+        relevant = self.pairs.relevant[query]
+        numbers = (self.pairs.number_of(key) for key in known if key not in relevant)
+        usable = [number for number in numbers if number is not None]
         return draw.sample(usable, min(self.stage.hard_negatives, len(usable)))
 
 
