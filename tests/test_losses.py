@@ -1,6 +1,7 @@
 """Each loss against its formula in plain Python, masks, edge cases and gradients."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
+from searchr3.losses import allowed_negatives, at_widths, info_nce, kl_to_base, sft, triplet_margin
 
 
 def unit(rows: int, width: int, seed: int) -> Tensor:
@@ -65,6 +66,31 @@ def test_triplet_margin_is_its_formula(
     assert triplet_margin(queries, documents, positive, margin, allowed).item() == pytest.approx(
         expected, abs=1e-5
     )
+
+
+@given(
+    batch=batches(),
+    widths=st.dictionaries(st.integers(1, 4), st.floats(0.1, 3.0), min_size=1),
+    loss=st.sampled_from([info_nce, triplet_margin]),
+)
+def test_a_loss_at_several_widths_is_the_mean_of_those_of_shorter_vectors(
+    batch: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    widths: dict[int, float],
+    loss: Callable[..., Tensor],
+) -> None:
+    queries, documents, positive, allowed = batch
+    expected = 0.0
+    for width, weight in widths.items():
+        short = [rows[:, :width] / rows[:, :width].norm(dim=1, keepdim=True) for rows in (queries, documents)]
+        expected += weight * loss(*short, positive, 0.3, allowed).item()
+    found = at_widths(loss, widths, queries, documents, positive, 0.3, allowed).item()
+    assert found == pytest.approx(expected / sum(widths.values()), rel=1e-4, abs=1e-6)
+
+
+def test_at_its_own_width_alone_a_loss_is_itself() -> None:
+    queries, documents, positive = unit(3, 8, 0), unit(5, 8, 1), torch.tensor([0, 1, 4])
+    alone = at_widths(info_nce, {8: 1.0}, queries, documents, positive, 0.1)
+    assert alone == info_nce(queries, documents, positive, 0.1)
 
 
 @given(tokens=st.integers(1, 6), vocabulary=st.integers(1, 9), seed=st.integers(0, 10**6))

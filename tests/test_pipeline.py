@@ -392,6 +392,59 @@ def test_search_finds_what_the_model_ranks_first(here: Path) -> None:
     assert len(thought.hits) == 150
 
 
+def test_search_tells_the_instruction(here: Path) -> None:
+    run = ("train", "recipe.yaml", "data.instruction=Find code.", "--output", "run")
+    assert CliRunner().invoke(app, [*run]).exit_code == 0
+    model, data = SearchR3("run/stage2", dtype="float32"), RetrievalDataset.load("run/data")
+    documents = model.encode_document([one.content for one in data.corpus.values()])
+
+    hits = search("parse the date strictly", Path("run"), k=3, reasoning=False).hits
+
+    assert data.instruction == "Find code."
+    scores = model.encode_query(["parse the date strictly"], instruction="Find code.")[0] @ documents.T
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1][:3], atol=1e-3)
+
+
+# Mixtures
+
+
+def test_a_run_keeps_its_own_copy_of_further_sources(
+    here: Path, toy_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = RetrievalDataset.load("toy").without_reasoning()
+    data.save("more")
+    mixture = "data.mixture=[{source: more, instruction: Find code.}]"
+    recipe = toy_recipe("data.source=toy", mixture, "stage2.steps=0")
+    seen: list[Any] = []
+    monkeypatch.setattr("searchr3.training.stage1.train_stage1", lambda *arguments: seen.append(arguments))
+
+    def trained() -> RetrievalDataset:
+        run = begin(Path("run"), recipe, resume=Path("run").is_dir())
+        dataset, model = run._begin()
+        run._train("stage1", model, dataset, Path("checkpoints"), None)
+        return seen[-1][5][0]
+
+    first = trained()
+    shutil.rmtree("more")
+
+    assert trained() == first == RetrievalDataset.load("run/mixture/more")
+    assert first.instruction == "Find code."
+    traced = {key for key, query in first.queries.items() if query.reasoning}
+    assert traced == set(data.qrels["stage1"]) | set(data.qrels["stage2"])
+
+
+def test_faults_of_further_sources(here: Path) -> None:
+    RetrievalDataset.load("toy").save("more")
+    assert train("stage1.steps=1", "data.mixture=[{source: nowhere/x}]").startswith("nowhere/x: ")
+    few = train("stage1.steps=1", "stage1.batch_size=512", "data.mixture=[{source: more}]")
+    assert few.startswith("data.mixture: the source 'more' has ")
+    assert "leaves no room" in train(f"data.mixture=[{{source: more, instruction: {'word ' * 99}}}]")
+    dry = CliRunner().invoke(
+        app, ["train", "recipe.yaml", "stage1.steps=1", "data.mixture=[{source: more}]", "--dry-run"]
+    )
+    assert "# mixture: more, 150 documents, 150 queries" in dry.stdout
+
+
 def test_the_bundled_base_is_there() -> None:
     assert json.loads((bundled_base() / "config.json").read_text(encoding="utf-8"))["model_type"] == "qwen3"
 

@@ -16,6 +16,7 @@ from searchr3.preparation import (
     check_names,
     make_base_model,
     make_dataset,
+    make_sources,
     refuse_a_base_that_knows,
     trained_shape,
 )
@@ -87,7 +88,7 @@ def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine 
     hush_transformers()
     dataset = make_dataset(settings)
     check_names(settings)
-    lines = list(estimate(settings, dataset, machine))
+    lines = list(estimate(settings, dataset, machine, make_sources(settings)))
     if int(os.environ.get("RANK", 0)):
         return  # the first of the launched processes speaks for all
     print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
@@ -158,8 +159,13 @@ def needs(
     return setting, memory(shape, setting, passes)
 
 
-def estimate(recipe: Recipe, dataset: RetrievalDataset, machine: Machine) -> Iterator[str]:
+def estimate(
+    recipe: Recipe, dataset: RetrievalDataset, machine: Machine, others: Sequence[RetrievalDataset] = ()
+) -> Iterator[str]:
     """Lines on the data, the model, the memory of a process, tokens, operations and hours.
+
+    Args:
+        others: the data sets of `data.mixture`.
 
     Raises:
         SearchR3Error: the base model cannot be had, or the recipe does not fit it.
@@ -179,6 +185,8 @@ def estimate(recipe: Recipe, dataset: RetrievalDataset, machine: Machine) -> Ite
     shape, lengths = Shape.of(model.config), Lengths.measured(dataset, search.conversation, recipe)
     splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
     yield f"data: {len(dataset.corpus):,} documents; queries: {splits}"
+    for asked, other in zip(recipe.data.mixture, others, strict=True):
+        yield f"mixture: {asked.label}, {len(other.corpus):,} documents, {len(other.queries):,} queries"
     yield (
         f"tokens a text, with its conversation: document {lengths.document:.0f} (longest of a sample "
         f"{lengths.longest_document}), query {lengths.direct:.0f}, before thinking {lengths.prompt:.0f}, "
@@ -200,7 +208,7 @@ def estimate(recipe: Recipe, dataset: RetrievalDataset, machine: Machine) -> Ite
     yield f"  {'vectors of the corpus (main memory)':<38}{_size(vectors, unit)}"
     yield ""
     work = {
-        "stage1": stage1_work(dataset, search.conversation, recipe, lengths, machine.processes),
+        "stage1": stage1_work(dataset, search.conversation, recipe, lengths, machine.processes, others),
         "stage2": stage2_work(recipe, lengths, documents),
         "measuring": measuring_work(dataset, recipe, lengths),
     }

@@ -6,6 +6,9 @@ coefficients, so they are in the recipe). Vectors are unit length, so that a dot
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +58,36 @@ def triplet_margin(
     negative[rows, positive] = False
     hardest = scores.masked_fill(~negative, -torch.inf).amax(dim=1)
     return F.relu(margin - scores[rows, positive] + hardest).mean()
+
+
+def at_widths(
+    loss: Callable[..., Tensor], widths: Mapping[int, float], queries: Tensor, documents: Tensor, *others: Any
+) -> Tensor:
+    """A contrastive loss at several widths, so that the first dimensions of a vector are vectors too.
+
+    `Σ_w weight_w · loss(q[:w] / ‖q[:w]‖, d[:w] / ‖d[:w]‖) / Σ_w weight_w` (Matryoshka representations,
+    Kusupati et al., 2022, arXiv 2205.13147; a mean, so that the loss keeps its scale however many widths).
+
+    Args:
+        loss: `info_nce` or `triplet_margin`.
+        widths: dimensions, each from 1 to d → weight > 0.
+        queries: unit vectors, shape (n, d).
+        documents: unit vectors, shape (m, d).
+        others: what else `loss` takes.
+
+    Returns:
+        scalar.
+    """
+    parts = [
+        weight * loss(prefix(queries, width), prefix(documents, width), *others)
+        for width, weight in widths.items()
+    ]
+    return torch.stack(parts).sum() / sum(widths.values())
+
+
+def prefix(vectors: Tensor, width: int) -> Tensor:
+    """The first `width` dimensions of unit vectors (n, d), again to unit length."""
+    return vectors if width == vectors.shape[1] else F.normalize(vectors[:, :width], dim=-1)
 
 
 def sft(logits: Tensor, labels: Tensor) -> Tensor:

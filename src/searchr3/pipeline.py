@@ -32,7 +32,13 @@ from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import check_writable, disk_errors, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, on_first, start_group
-from searchr3.preparation import check_names, make_base_model, make_dataset, refuse_a_base_that_knows
+from searchr3.preparation import (
+    check_names,
+    make_base_model,
+    make_dataset,
+    make_sources,
+    refuse_a_base_that_knows,
+)
 from searchr3.progress import Screen, hush_transformers
 from searchr3.run_search import IDS, ids_digest, search
 from searchr3.training.recipe import Recipe
@@ -46,6 +52,7 @@ __all__ = ["RunFolder", "machine", "search", "train"]
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 EXAMPLES = 10
+MIXTURE = "mixture"  # the run's copies of further sources, by name
 ALARMS = "stage2.alarms.json"  # in `checkpoints/`
 
 
@@ -82,6 +89,7 @@ class RunFolder:
     group: Group = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
     chats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    others: list[RetrievalDataset] = field(default_factory=list)  # of the mixture, for stage 1 alone
 
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
@@ -111,8 +119,8 @@ class RunFolder:
             raise RecipeError(
                 f"{place}: the interrupted run had another recipe; resume with the same keys or {elsewhere}"
             )
-        for name in ("data", "base", "stage1", "stage2"):  # of a run that was killed while it wrote a folder
-            for left in self.path.glob(f".{name}.*"):
+        for name in (".data", ".base", ".stage1", ".stage2", f"{MIXTURE}/"):  # killed while it wrote a folder
+            for left in self.path.glob(f"{name}.*"):
                 shutil.rmtree(left, ignore_errors=True)
         if (self.path / "progress.json").is_file():
             self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
@@ -124,7 +132,11 @@ class RunFolder:
         made: list[RetrievalDataset] = []
         on_first(self.group, lambda: made.append(self._prepare()))
         hush_transformers()
-        dataset = made[0] if made else load_dataset(self.path / "data")
+        if made:
+            dataset = made[0]
+        else:
+            dataset = load_dataset(self.path / "data", on_disk=self.recipe.data.on_disk)
+            self.others = make_sources(self.recipe, self.path / MIXTURE)
         return dataset, SearchR3(self.path / "base", batch_size=self.recipe.model.batch_size, dtype="float32")
 
     def _prepare(self) -> RetrievalDataset:
@@ -132,7 +144,12 @@ class RunFolder:
         data, base = self.path / "data", self.path / "base"
         source = f"the run's own copy, {data}" if data.is_dir() else self.recipe.data.source
         with self._phase("data", f"reading {source}"):
-            dataset = load_dataset(data) if data.is_dir() else make_dataset(self.recipe)
+            if data.is_dir():
+                dataset = load_dataset(data, on_disk=self.recipe.data.on_disk)
+            else:
+                dataset = make_dataset(self.recipe)
+            if not (self.path / "stage1").is_dir():
+                self.others = make_sources(self.recipe, self.path / MIXTURE)
         with self._phase("base", "loading the base model"):
             hush_transformers()
             check_names(self.recipe)
@@ -143,6 +160,9 @@ class RunFolder:
                 write_text(place, yaml.safe_dump(used, sort_keys=False))
             if not data.is_dir():
                 dataset.save(data)
+            for asked, one in zip(self.recipe.data.mixture, self.others, strict=False):
+                if not (place := self.path / MIXTURE / asked.label).is_dir():
+                    one.save(place)
             if fresh:
                 fresh.save_pretrained(base)
         return dataset
@@ -187,7 +207,7 @@ class RunFolder:
             from searchr3.training.stage1 import train_stage1
 
             return (
-                train_stage1(model, dataset, self.recipe, folder, self.screen.training)
+                train_stage1(model, dataset, self.recipe, folder, self.screen.training, self.others)
                 if self.recipe.stage1.steps
                 else []
             )

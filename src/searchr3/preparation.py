@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from searchr3.model import SearchR3
-    from searchr3.training.recipe import Recipe
+    from searchr3.training.recipe import Recipe, SourceRecipe
 
 
 YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
@@ -36,13 +37,46 @@ def make_dataset(recipe: Recipe) -> RetrievalDataset:
             "data.source: this recipe leaves the data to you; add data.source=FOLDER, a folder in BEIR's "
             "layout or a .jsonl file of triples (docs/train-on-your-data.md says how they look)"
         )
-    dataset = load_dataset(data.source, data.max_documents, data.split_by)
+    dataset = _told(load_dataset(data.source, data.max_documents, data.split_by, data.on_disk), data)
     from searchr3.training.common import check_data  # torch, which a fault in the data need not wait for
 
     check_data(dataset, recipe)
     if not (recipe.stage1.steps and data.trace_words):
         return dataset
     return make_traces(dataset, ("stage1",), data.trace_words)
+
+
+def make_sources(recipe: Recipe, folder: Path | None = None) -> list[RetrievalDataset]:
+    """The further data sets of a mixture, looked over, with built-in traces for what is trained on.
+
+    Args:
+        folder: those that it holds already, by name, are taken from there as they are.
+
+    Raises:
+        DataError: one cannot be used.
+        RecipeError: one is too small for a batch.
+    """
+    from searchr3.training.mixture import training_splits
+    from searchr3.training.pairs import Pairs, check_pairs
+
+    found = []
+    for asked in recipe.data.mixture if recipe.stage1.steps else ():
+        if folder and (folder / asked.label).is_dir():
+            found.append(load_dataset(folder / asked.label, on_disk=asked.on_disk))
+            continue
+        dataset = _told(load_dataset(asked.source, on_disk=asked.on_disk), asked)
+        splits = training_splits(dataset)
+        check_pairs(Pairs(dataset, *splits), asked.label, recipe.stage1.batch_size)
+        if asked.dev_queries:
+            dataset.split("dev")
+        words = recipe.data.trace_words
+        found.append(make_traces(dataset, splits, words) if words else dataset)
+    return found
+
+
+def _told(dataset: RetrievalDataset, asked: SourceRecipe) -> RetrievalDataset:
+    """The data set with the recipe's instruction, where it has one."""
+    return replace(dataset, instruction=asked.instruction or dataset.instruction)
 
 
 def check_names(recipe: Recipe) -> None:
@@ -74,6 +108,10 @@ def make_base_model(recipe: Recipe, weights: bool = True) -> SearchR3:
         kind([""])  # a template too long for max_length is told now
     if settings.gradient_checkpointing and not model.model.supports_gradient_checkpointing:
         raise RecipeError(f"model.gradient_checkpointing: {settings.base} cannot do so; set it to false")
+    for one in (recipe.data, *recipe.data.mixture):
+        render.reasoning_prompts([""], one.instruction)
+        render.queries([""], one.instruction)
+    recipe.stage1.widths(model.dimension)
     if settings.lora:
         trained_shape(model, recipe)  # layers that are not there are told now
     return model

@@ -58,11 +58,12 @@ def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> Search
 
     model = SearchR3(run / "stage2")
     if reasoning:
-        thought = model.generate(batch=[query], max_new_tokens=used.model.max_new_tokens)[0]
-        found = model.encode_query([query], reasoning=[thought])
+        tokens = used.model.max_new_tokens
+        thought = model.generate(batch=[query], max_new_tokens=tokens, **dataset.task)[0]
+        found = model.encode_query([query], reasoning=[thought], **dataset.task)
         said = (thought.text, len(thought.token_ids), thought.emitted)
     else:
-        found, said = model.encode_query([query]), ("", 0, True)
+        found, said = model.encode_query([query], **dataset.task), ("", 0, True)
     scores, rows = top_k(found, vectors, min(k, len(vectors)))
     ids = list(dataset.corpus)
     return SearchAnswer(

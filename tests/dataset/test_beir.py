@@ -268,6 +268,12 @@ def test_saving_leaves_nothing_half_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_an_instruction_that_is_no_text_is_named(tmp_path):
+    (folder(tmp_path) / "dataset.json").write_text('{"name": "x", "instruction": 3}')
+    with pytest.raises(DataError, match=r"dataset\.json: 'instruction' must be a text, found int"):
+        read_beir(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["[]", "[" * 100_000])
 def test_a_broken_name_file_is_named(tmp_path, text):
     (folder(tmp_path) / "dataset.json").write_text(text)

@@ -145,9 +145,9 @@ def test_hub_faults_are_named():
 
 
 def test_which_source_is_read_how(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "read_hub", lambda name: f"hub {name}")
-    monkeypatch.setattr(readers, "read_beir", lambda path: f"beir {path.name}")
-    monkeypatch.setattr(readers, "read_triples", lambda path: f"triples {path.name}")
+    monkeypatch.setattr(readers, "read_hub", lambda name, on_disk: f"hub {name}")
+    monkeypatch.setattr(readers, "read_beir", lambda path, on_disk: f"beir {path.name}")
+    monkeypatch.setattr(readers, "read_triples", lambda path, on_disk: f"triples {path.name}")
     (tmp_path / "folder.jsonl").mkdir()
     assert load_dataset(tmp_path / "folder.jsonl") == "beir folder.jsonl"
     assert load_dataset(tmp_path / "file.jsonl.gz") == "triples file.jsonl.gz"

@@ -37,6 +37,13 @@ def test_without_reasoning():
     assert dataset.queries["q1"].reasoning == "thought"
 
 
+def test_the_instruction_is_kept_with_the_data(tmp_path):
+    dataset = small(instruction="Find what answers.")
+    dataset.save(tmp_path / "data")
+    assert RetrievalDataset.load(tmp_path / "data") == dataset
+    assert dataset.without_reasoning().task == {"instruction": "Find what answers."} and small().task == {}
+
+
 def test_split():
     assert small().split("test") == {"q2": {"d2": 2, "d1": 0}}
     with pytest.raises(DataError, match=r"small: no split 'tset' .*stage1, test.*did you mean 'test'\?"):

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 
 import numpy as np
@@ -68,6 +69,22 @@ def test_no_trace_reaches_evaluation(model, make_data):
     assert not np.allclose(
         model.vectors([data.queries["q20"].text]), model.vectors([data.queries["q20"].text + trace])
     )
+
+
+def test_the_model_is_told_the_instruction(model, data):
+    told = []
+
+    class Told(type(model)):
+        def generate(self, batch, max_new_tokens, instruction=None):
+            told.append(instruction)
+            return super().generate(batch, max_new_tokens)
+
+        def encode_query(self, queries, reasoning=False, instruction=None):
+            told.append(instruction)
+            return super().encode_query(queries, reasoning)
+
+    evaluate(Told(), replace(data, instruction="Find colours."), baselines=())
+    assert told == ["Find colours."] * 3  # direct; thinking, then after it
 
 
 def test_a_query_that_gives_its_trace_away_is_never_asked(model, make_data):

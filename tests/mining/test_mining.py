@@ -120,6 +120,14 @@ def test_a_model_mines_what_it_ranks_high(toy, tiny_model, tmp_path):
     assert list(found.queries[key].negatives) == best
 
 
+def test_a_model_is_told_the_instruction_of_the_data(toy, tiny_model, tmp_path):
+    rule, teacher = Rule(4, 1, 4, max_share=None), Teacher(str(tiny_model))
+    asked = mined(replace(toy, instruction="Find code."), tmp_path / "asked", rule, teacher)
+    told = mined(toy, tmp_path / "told", rule, replace(teacher, instruction="Find code."))
+    assert asked.queries == told.queries != mined(toy, tmp_path / "none", rule, teacher).queries
+    assert asked.instruction == "Find code."
+
+
 @pytest.mark.parametrize(
     ("splits", "words"),
     [

@@ -50,8 +50,9 @@ def main() -> None:
             os._exit(0)  # as one that is killed
 
     data, run = load_dataset(folder / "data"), folder / f"run-{name}"
+    others = [load_dataset(one) for one in sorted(folder.glob("other-*"))]
     if stage == "stage1":
-        curve = train_stage1(search, data, recipe, run, tell)
+        curve = train_stage1(search, data, recipe, run, tell, others=others)
     else:
         Stage2Trainer._generate_single_turn = decided
         StartCounts.on_train_begin = lambda *_, **__: None  # which might be kept in both

@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr3.training import batches
 from searchr3.training.batches import (
     Cycle,
     GenerationSampler,
@@ -46,6 +47,25 @@ def test_epochs_differ_and_can_be_repeated():
     assert second != first and sorted(second) == sorted(first) == list(range(len(TEXTS)))
 
 
+def test_more_than_a_block_is_read_block_by_block(monkeypatch):
+    monkeypatch.setattr(batches, "_WHOLE", 8)
+    monkeypatch.setattr(batches, "_BLOCK", 6)
+    seen = []
+
+    class Watched(list):
+        def __getitem__(self, row):
+            seen.append(row)
+            return super().__getitem__(row)
+
+    rows = iter(NeighbourSampler(Watched(TEXTS), 2, seed=0))
+    first = [next(rows) for _ in range(6)]
+    assert sorted(first) == sorted(seen)  # no other text was read
+    rest = list(rows)
+    assert sorted(first + rest) == list(range(12)) == sorted(seen)
+    again = NeighbourSampler(TEXTS, 2, seed=0)
+    assert list(again) == first + rest == list(again)
+
+
 def test_size_one_is_a_plain_shuffle():
     order = list(NeighbourSampler(TEXTS, 1, seed=0))
     assert sorted(order) == list(range(len(TEXTS))) and order != sorted(order)
@@ -58,11 +78,12 @@ def test_a_cycle_names_its_batches_by_number(rows, size, number, group):
     cycle, again = (Cycle(NeighbourSampler(texts, group, 0), size) for _ in range(2))
 
     epoch = rows // min(rows, size)
-    batches = [cycle.batch(one) for one in range(number + epoch)]
+    found = [cycle.batch(one) for one in range(number + epoch)]
 
-    assert again.batch(number) == batches[number]  # whatever was asked before
-    assert all(len(one) == min(rows, size) for one in batches)
-    first = [row for one in batches[:epoch] for row in one]
+    assert again.batch(number) == found[number]  # whatever was asked before
+    assert [again.batch(one) for one in (number, 0)] == [found[number], found[0]]
+    assert all(len(one) == min(rows, size) for one in found)
+    first = [row for one in found[:epoch] for row in one]
     assert len(first) == len(set(first))
 
 

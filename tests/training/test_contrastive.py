@@ -58,6 +58,19 @@ def test_gradients_of_vectors_are_those_of_the_loss(n: int, q: int, others: int,
         torch.testing.assert_close(gradient, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
 
 
+def test_at_several_widths_the_term_is_their_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    leaves = [F.normalize(torch.randn(rows, 6, generator=draw), dim=-1) for rows in (4, 2, 5)]
+    shape = (torch.tensor([0, 0, 1, 1]), torch.tensor([0, 3]), torch.ones(2, 5, dtype=torch.bool), 0.1)
+
+    loss, *gradients = cached_term(*leaves, *shape, {6: 1.0, 2: 3.0})
+
+    cut = [F.normalize(vectors[:, :2], dim=-1) for vectors in leaves]
+    expected = (cached_term(*leaves, *shape)[0] + 3 * cached_term(*cut, *shape)[0]) / 4
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert all((gradient[:, 2:].abs() < gradient.abs().max()).all() for gradient in gradients)
+
+
 def test_a_document_that_is_no_allowed_negative_is_not_pushed_away() -> None:
     vectors = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
     allowed = allowed_negatives(["a", "b", "a"], [{"a"}])  # the positive stands in the batch twice

@@ -86,6 +86,30 @@ def test_a_perfect_model_scores_one(toy: RetrievalDataset) -> None:
     assert len(model.seen) == 40
 
 
+def test_shorter_widths_are_scored_as_shortened_vectors_are(toy: RetrievalDataset) -> None:
+    figures = DevSet.of(toy, 10, 40, widths=(6, 11)).score(Perfect())  # type: ignore[arg-type]
+
+    assert list(figures) == ["direct", "direct_at_6", "direct_at_11"]
+    assert figures["direct_at_6"] < figures["direct_at_11"] < figures["direct"]  # verbs, and things, of ways
+
+
+def test_the_model_is_told_the_instruction(toy: RetrievalDataset) -> None:
+    told: list[str | None] = []
+
+    class Told(Perfect):
+        def encode_query(self, queries: Any, reasoning: Any = False, instruction: Any = None) -> np.ndarray:
+            told.append(instruction)
+            return super().encode_query(queries, reasoning)
+
+        def generate(self, batch: Any, max_new_tokens: int, instruction: Any = None) -> Any:
+            told.append(instruction)
+            return super().generate(batch, max_new_tokens)
+
+    DevSet.of(replace(toy, instruction="Find."), 10, 40).score(Told("date"), 4)  # type: ignore[arg-type]
+
+    assert told == ["Find."] * 3
+
+
 def test_thoughts_count_in_the_reasoned_score_only(toy: RetrievalDataset) -> None:
     model = Perfect(thought="parse sort merge split count load date string list file number")
 

@@ -94,6 +94,14 @@ def test_shares_of_the_reasoning_sources_must_fit() -> None:
     assert "must not exceed 1" in fault("stage1.noisy_traces=0.7", "stage1.own_samples=0.4")
 
 
+def test_widths_of_matryoshka_must_fit() -> None:
+    stage = load_recipe({}, ["stage1.matryoshka=[64, 256]"]).stage1
+    assert stage.widths(512) == {512: 1.0, 64: 1.0, 256: 1.0}
+    assert load_recipe({}, ["stage1.matryoshka=64"]).stage1.widths(512) == {512: 1.0, 64: 1.0}
+    assert "names a width twice" in fault("stage1.matryoshka=[64, 64]")
+    assert "as many as the widths" in fault("stage1.matryoshka=[64]", "stage1.matryoshka_weights=[1, 2]")
+
+
 def test_micro_batches_must_divide_a_step() -> None:
     both = ("stage2.queries=3", "stage2.rollouts=4")
     assert "stage2: queries × rollouts must be a multiple" in fault(*both, "stage2.accumulation=8")

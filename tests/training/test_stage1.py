@@ -20,15 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from searchr3.dataset import RetrievalDataset
+from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning
-from searchr3.losses import sft
+from searchr3.losses import allowed_negatives, info_nce, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training import stage1, stage1_batch
 from searchr3.training.adapter import add_adapter
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
+from searchr3.training.forward import run
 from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Stage1Trainer, train_stage1
@@ -448,6 +449,22 @@ def test_training_learns_and_leaves_a_curve(
     assert not search.model.training
 
 
+def test_data_on_disk_are_learnt_as_data_in_memory(
+    tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    queries = {key: replace(query, negatives=("d7", "d8")) for key, query in toy.queries.items()}
+    replace(toy, queries=queries).save(tmp_path / "data")
+    recipe = toy_recipe("stage1.steps=3", "stage1.evaluate_every=3", "stage1.hard_negatives=1")
+    found = []
+    for on_disk in (False, True):
+        search = SearchR3(tiny_model, dtype="float32")
+        dataset = load_dataset(tmp_path / "data", on_disk=on_disk)
+        curve = train_stage1(search, dataset, recipe, tmp_path / str(on_disk))
+        found.append((search.model.state_dict(), curve))
+    assert same(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
 def test_every_pair_is_seen_once_an_epoch_in_another_order(
     search: SearchR3,
     toy: RetrievalDataset,
@@ -661,6 +678,69 @@ def test_bf16_gradients_of_small_passes_are_close_to_those_in_float32(
     assert off.norm() < 0.1 * whole.norm()  # a number in bf16 has 8 bits
 
 
+def all_forms(trainer: Stage1Trainer, rows: list[int]) -> list[tuple[float, Tensor, Tensor]]:
+    """Weight, vectors and negatives' mask of the direct and the reasoned queries, by one plain forward."""
+    batch = trainer.maker.of([trainer.pairs.pairs[row] for row in rows], 0, False)
+    vectors = run(trainer.model, batch.items, trainer.pad_id).vectors
+    n, m, stage = len(batch.queries), len(batch.documents), trainer.stage
+    ids = [trainer.pairs.document_ids[row] for row in batch.documents]
+    allowed = allowed_negatives(ids, [trainer.pairs.relevant[query] for query in batch.queries])
+    assert len(batch.reasoned) == n
+    forms = (1 - stage.reasoned_share, vectors[:n]), (stage.reasoned_share, vectors[n + m :][:n])
+    return [(weight, torch.cat([own, vectors[n : n + m]]), allowed) for weight, own in forms]
+
+
+@pytest.mark.parametrize("tokens", ["null", "200"])
+def test_at_several_widths_gradients_are_those_of_the_shortened_vectors(
+    tokens: str, make_trainer: Callable[..., Stage1Trainer]
+) -> None:
+    """Whether they are cached or not."""
+    only = ("stage1.sft=0", "stage1.own_samples=0", "stage1.triplet=0.5", f"stage1.micro_tokens={tokens}")
+    trainer = make_trainer(*only, "stage1.matryoshka=[4, 16]", "stage1.matryoshka_weights=[2, 0.5]")
+    rows, place = list(range(6)), torch.arange(6)
+
+    loss, found = gradients(trainer, rows)
+
+    trainer.model.zero_grad()
+    expected = torch.zeros(())
+    for share, vectors, allowed in all_forms(trainer, rows):
+        for width, weight in ((32, 1.0), (4, 2.0), (16, 0.5)):
+            short = vectors[:, :width] / vectors[:, :width].norm(dim=1, keepdim=True)
+            both = (short[:6], short[6:], place)
+            contrastive = info_nce(*both, trainer.stage.temperature, allowed)
+            contrastive = contrastive + 0.5 * triplet_margin(*both, trainer.stage.margin, allowed)
+            expected = expected + share * weight / 3.5 * contrastive
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_training_at_several_widths_makes_shortened_vectors_better(
+    tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    def loss_at(width: int, matryoshka: str) -> float:
+        search = SearchR3(tiny_model, dtype="float32")
+        recipe = toy_recipe(
+            *("stage1.steps=12", "stage1.evaluate_every=12", "stage1.batch_size=16", "stage1.kl=0"),
+            *("stage1.reasoned_share=0", f"stage1.matryoshka={matryoshka}"),
+        )
+        train_stage1(search, toy, recipe, tmp_path / matryoshka)
+        keys = list(toy.split("dev")) + list(toy.split("test"))  # whose documents share words, not texts
+        queries = search.encode_query([toy.queries[key].text for key in keys], dim=width)
+        documents = search.encode_document([toy.corpus[f"d{key[1:]}"].content for key in keys], dim=width)
+        both = torch.from_numpy(queries), torch.from_numpy(documents)
+        return info_nce(*both, torch.arange(len(keys)), 0.05).item()
+
+    assert loss_at(4, "[4]") < 0.8 * loss_at(4, "[]")
+
+
+def test_a_width_that_the_model_has_not_is_refused(make_trainer: Callable[..., Stage1Trainer]) -> None:
+    assert make_trainer("stage1.matryoshka=[32]").widths == {32: 1.0}
+    with pytest.raises(RecipeError, match=r"stage1.matryoshka: the model has 32 dimensions, 64 are asked"):
+        make_trainer("stage1.matryoshka=[8, 64]")
+
+
 def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
     make_trainer: Callable[..., Stage1Trainer],
 ) -> None:
@@ -676,16 +756,30 @@ def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
     assert maker.of(pairs, 4, False).items != whole.items
 
 
-@pytest.mark.parametrize("lora", ["null", pytest.param("{r: 4}", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mixed", "lora"),
+    [(False, "null"), (True, "null"), pytest.param(False, "{r: 4}", marks=pytest.mark.slow)],
+)
 def test_processes_learn_what_one_does(
-    lora: str, tmp_path: Path, tiny_base: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe
+    mixed: bool,
+    lora: str,
+    tmp_path: Path,
+    tiny_base: Path,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
 ) -> None:
     """Three epochs and more on gloo; the batch, its negatives and the means are those of all."""
+    other = "{source: other, instruction: Answer., temperature: 0.2, weight: 2}"
     recipe = toy_recipe(
+        f"data.mixture=[{other if mixed else ''}]",
         *("stage1.own_samples=0", "stage1.kl=0.1", "stage1.steps=7", "stage1.batch_size=16"),
-        *("stage1.micro_tokens=300", "stage1.evaluate_every=7", f"model.lora={lora}"),
+        *("stage1.micro_tokens=300", "stage1.evaluate_every=7", "stage1.matryoshka=[8]"),
+        f"model.lora={lora}",
     )
     few = dict(list(toy.split("stage1").items())[:33])  # the last batch of an epoch is dropped
+    if mixed:
+        rest = dict(list(toy.split("stage1").items())[33:])
+        replace(toy, qrels={"stage1": rest}, instruction="Answer.").save(tmp_path / "other-0")
     toy = replace(toy, qrels={**toy.qrels, "stage1": few})
     toy.save(tmp_path / "data")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.dump()), encoding="utf-8")
@@ -714,7 +808,7 @@ def test_processes_learn_what_one_does(
     assert mean_difference(one, first) < 1e-3 * moved
     curves = [json.loads((tmp_path / f"{size}-0.json").read_text(encoding="utf-8")) for size in (1, 2)]
     for a, b in zip(*curves, strict=True):
-        for name in ("loss", "sft", "kl", "info_nce", "triplet", "grad_norm"):
+        for name in ("loss", "sft", "kl", "info_nce", "info_nce_other", "triplet", "grad_norm"):
             assert (name in a) == (name in b)
             assert b.get(name, 0) == pytest.approx(a.get(name, 0), rel=1e-3, abs=1e-6), name
 

@@ -176,6 +176,23 @@ def test_the_gain_is_over_the_direct_vectors_of_the_same_queries(trainer: Stage2
     assert trainer._parts["zero_variance_same"] == [1.0]
 
 
+def test_thoughts_and_direct_vectors_know_the_instruction(trainer: Stage2Trainer) -> None:
+    search, key = trainer.search_model(), next(iter(trainer.qrels))
+    text = trainer.dataset.queries[key].text
+    trainer.dataset = replace(trainer.dataset, instruction="Find code.")
+    task = {"instruction": "Find code."}
+
+    rewards_of(trainer, [key] * 4, [[]] * 4)
+
+    assert trainer._tokenize_prompts([text])[0] == trainer.conversation.reasoning_prompts([text], **task)
+    relevant = [trainer.qrels[key]]
+    direct = trainer.environment.score(search.encode_query([text], **task), relevant).reward[0]
+    own = search.encode_query([text], [Reasoning("", (), False)], **task)
+    ndcg = trainer.environment.score(own, relevant).reward[0]
+    assert trainer._parts["reward_direct"] == [pytest.approx(direct, abs=1e-5)]
+    assert trainer._parts["reward_ndcg"] == [pytest.approx(ndcg, abs=1e-5)]
+
+
 def test_reward_makes_no_difference_to_training_mode(trainer: Stage2Trainer) -> None:
     key = next(iter(trainer.qrels))
     trainer.model.train()

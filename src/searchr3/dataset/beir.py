@@ -1,26 +1,27 @@
 """The BEIR layout on disk: `corpus.jsonl[.gz]`, `queries.jsonl[.gz]`, `qrels/SPLIT.tsv`.
 
 Beyond BEIR, queries may carry `reasoning` and `negatives` (document ids), documents `metadata` and
-`held_out`, and `dataset.json` the name.
+`held_out`, and `dataset.json` the name and the queries' instruction.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from searchr3.dataset.disk import MEMORY, Shelves, shelves_for
 from searchr3.dataset.splits import TRAIN_DEV_SHARES, TRAIN_SHARES, query_key, split_of
 from searchr3.dataset.types import BREAK, QRELS_HEADER, Document, Qrels, Query, RetrievalDataset
 from searchr3.errors import DataError
-from searchr3.files import read_jsonl
+from searchr3.files import read_errors, read_jsonl
 
 MAX_GRADE = 100  # far above any scale in use, far below where sums of gains lose the small ones
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_EVALUATED = {"dev", "test"}
 _OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
 
 
@@ -71,14 +72,14 @@ def document_of(row: Mapping[str, Any], where: str) -> Document:
 
 
 def read_documents(
-    rows: Iterable[tuple[str, Mapping[str, Any]]],
-) -> tuple[dict[str, Document], frozenset[str]]:
+    rows: Iterable[tuple[str, Mapping[str, Any]]], shelves: Shelves = MEMORY
+) -> tuple[Mapping[str, Document], frozenset[str]]:
     """Corpus and held-out ids from `(where, row)`.
 
     Raises:
         DataError: a key is missing, an id comes twice, or a document has neither title nor text.
     """
-    corpus: dict[str, Document] = {}
+    corpus = shelves.documents()
     held_out: set[str] = set()
     for where, row in rows:
         key = id_field(row, where)
@@ -101,14 +102,16 @@ def read_documents(
 
 
 def read_queries(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], corpus: Mapping[str, Document]
-) -> dict[str, Query]:
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    corpus: Mapping[str, Document],
+    shelves: Shelves = MEMORY,
+) -> Mapping[str, Query]:
     """Queries from `(where, row)`.
 
     Raises:
         DataError: a key is missing, an id comes twice, a text is empty, or a negative is not in the corpus.
     """
-    queries: dict[str, Query] = {}
+    queries = shelves.queries()
     for where, row in rows:
         key = id_field(row, where)
         if key in queries:
@@ -129,7 +132,10 @@ def read_queries(
 
 
 def read_judgements(
-    rows: Iterable[tuple[str, Any, Any, Any]], queries: Mapping[str, Query], corpus: Mapping[str, Document]
+    rows: Iterable[tuple[str, Any, Any, Any]],
+    queries: Mapping[str, Query],
+    corpus: Mapping[str, Document],
+    shelves: Shelves = MEMORY,
 ) -> Qrels:
     """Judgements of one split from `(where, query id, document id, score)`.
 
@@ -137,7 +143,7 @@ def read_judgements(
         DataError: an id is unknown, a score is not a whole number from 0 to 100, or a pair comes twice with
             different scores.
     """
-    qrels: Qrels = defaultdict(dict)
+    qrels = shelves.judgements()
     for where, query, document, score in rows:
         query, document = str(query), str(document)
         if query not in queries:
@@ -157,15 +163,20 @@ def read_judgements(
                 f"{where}: the score {score!r} is not a whole number from 0 to {MAX_GRADE}; "
                 "write 0 where the document is no answer, else 1, 2 …"
             ) from None
-        if qrels[query].setdefault(document, grade) != grade:
+        judged = qrels.get(query, {})
+        if judged.setdefault(document, grade) != grade:
             raise DataError(
                 f"{where}: judges query {query!r} and document {document!r} again, with another score"
             )
-    return dict(qrels)
+        qrels[query] = judged
+    return qrels
 
 
 def own_splits(
-    queries: Mapping[str, Query], foreign: Mapping[str, Qrels], place: Callable[[str], str]
+    queries: Mapping[str, Query],
+    foreign: Mapping[str, Qrels],
+    place: Callable[[str], str],
+    shelves: Shelves = MEMORY,
 ) -> dict[str, Qrels]:
     """Our splits from foreign ones: a stable hash divides `train` into stage1, stage2 and a missing dev.
 
@@ -192,42 +203,53 @@ def own_splits(
     named = {_OTHER_NAMES.get(split, split): qrels for split, qrels in foreign.items()}
     if "stage1" in named or "stage2" in named:
         named.pop("train", None)
+    for split in _EVALUATED & named.keys():
+        named[split] = dict(named[split])  # small beside the rest, and what measures wants dicts
     if "train" not in named:
         return named
     shares = TRAIN_SHARES if "dev" in named else TRAIN_DEV_SHARES
-    divided: dict[str, Qrels] = defaultdict(dict)
+    divided: dict[str, MutableMapping[str, dict[str, int]]] = {}
     for query, judged in named.pop("train").items():
-        divided[split_of(query_key(queries[query].text), shares)][query] = judged
+        split = split_of(query_key(queries[query].text), shares)
+        divided.setdefault(split, {} if split in _EVALUATED else shelves.judgements())[query] = judged
     return {**named, **divided}
 
 
-def read_beir(folder: str | Path) -> RetrievalDataset:
+def read_beir(folder: str | Path, on_disk: bool | None = None) -> RetrievalDataset:
     """Read a BEIR folder. A foreign `train` split serves both stages.
+
+    Args:
+        on_disk: see `load_dataset`.
 
     Raises:
         DataError: a file is missing, or a line of it is wrong; file, line and mend are named.
     """
     folder = Path(folder)
-    corpus, held_out = read_documents(_jsonl_rows(folder, "corpus"))
-    queries = read_queries(_jsonl_rows(folder, "queries"), corpus)
+    shelves = shelves_for([jsonl_file(folder, "corpus"), jsonl_file(folder, "queries")], on_disk)
+    corpus, held_out = read_documents(_jsonl_rows(folder, "corpus"), shelves)
+    queries = read_queries(_jsonl_rows(folder, "queries"), corpus, shelves)
     files = sorted((folder / "qrels").glob("*.tsv"))
     if not files:
         raise DataError(
             f"{folder / 'qrels'}: no judgements; put at least one SPLIT.tsv there, such as test.tsv"
         )
-    foreign = {file.stem: read_judgements(_tsv_rows(file), queries, corpus) for file in files}
-    qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"))
-    return RetrievalDataset(_name(folder), corpus, queries, qrels, held_out).validate()
+    foreign = {file.stem: read_judgements(_tsv_rows(file), queries, corpus, shelves) for file in files}
+    qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"), shelves)
+    name, instruction = _facts(folder)
+    return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction).validate()
 
 
-def _name(folder: Path) -> str:
+def _facts(folder: Path) -> tuple[str, str | None]:
+    """Name and instruction."""
     file = folder / "dataset.json"
     if not file.exists():
-        return folder.resolve().name
+        return folder.resolve().name, None
     try:
-        return str(json.loads(file.read_text(encoding="utf-8-sig"))["name"])
+        facts = json.loads(file.read_text(encoding="utf-8-sig"))
+        name = str(facts["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{file}: must be an object with a 'name'; mend it or remove the file") from None
+    return name, text_field(facts, "instruction", str(file), required=False).strip() or None
 
 
 def jsonl_file(folder: Path, stem: str) -> Path:
@@ -256,25 +278,36 @@ def _jsonl_rows(folder: Path, stem: str) -> Iterable[tuple[str, dict[str, Any]]]
 
 
 def _tsv_rows(path: Path) -> Iterable[tuple[str, str, str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if lines[0].strip().split("\t") != QRELS_HEADER.split("\t"):
-        found = f"there is {lines[0].strip()[:80]!r}" if lines[0].strip() else "the line is empty"
+    lines = _tsv_lines(path)
+    header = next(lines, (1, ""))[1].strip()
+    if header.split("\t") != QRELS_HEADER.split("\t"):
+        found = f"there is {header[:80]!r}" if header else "the line is empty"
         raise DataError(
             f"{path}:1: the header is missing ({found}); "
             f"the first line must be {' TAB '.join(QRELS_HEADER.split())}"
         )
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in lines:
         if line.strip():
-            columns = line.rstrip("\r").split("\t")
+            columns = line.rstrip("\r\n").split("\t")
             if len(columns) != 3:
                 raise DataError(
                     f"{path}:{number}: {len(columns)} columns; write query-id TAB corpus-id TAB score"
                 )
             query, document, score = columns
             yield f"{path}:{number}", query, document, score
+
+
+def _tsv_lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with read_errors(path), path.open(encoding="utf-8-sig") as lines:
+            yield from enumerate(lines, start=1)
+    except UnicodeDecodeError:
+        number = next(number for number, line in enumerate(path.open("rb"), start=1) if not _is_utf8(line))
+        raise DataError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from None
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        return bool(line.decode())
+    except UnicodeDecodeError:
+        return False

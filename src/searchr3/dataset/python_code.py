@@ -16,7 +16,7 @@ import numpy as np
 from searchr3.dataset.near_duplicates import near_duplicate_groups
 from searchr3.dataset.python_source import Function, Module, installed_roots, scan
 from searchr3.dataset.splits import SHARES, digest, fraction, query_key, split_of
-from searchr3.dataset.types import Document, Qrels, Query, RetrievalDataset
+from searchr3.dataset.types import Document, Query, RetrievalDataset
 from searchr3.errors import DataError
 
 _MIN_WORDS, _MAX_WORDS = 3, 40
@@ -163,7 +163,7 @@ def python_dataset(
     splits = _assign(by_key, held_out_packages)
     corpus: dict[str, Document] = {}
     queries: dict[str, Query] = {}
-    qrels: dict[str, Qrels] = defaultdict(dict)
+    qrels: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
     held_out: set[str] = set()
     for key in sorted(splits, key=lambda key: fraction(key, "cap")):
         documents = {_document_id(function): _document(function) for function, _ in by_key[key]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,21 @@ from searchr3.dataset.beir import (
     read_queries,
     text_field,
 )
+from searchr3.dataset.disk import shelves_for
 from searchr3.dataset.splits import digest, query_key, split_of
-from searchr3.dataset.types import Document, Qrels, Query, RetrievalDataset
+from searchr3.dataset.types import Document, Query, RetrievalDataset
 from searchr3.errors import DataError
 from searchr3.files import read_jsonl
 
+_MANY = 300_000  # documents of the Hub, whose bytes are not known beforehand
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_dataset(
-    source: str | Path, max_documents: int | None = None, split_by: str = "hash"
+    source: str | Path,
+    max_documents: int | None = None,
+    split_by: str = "hash",
+    on_disk: bool | None = None,
 ) -> RetrievalDataset:
     """Load a data set.
 
@@ -32,7 +37,8 @@ def load_dataset(
         source: `"python"` (the code installed on this machine), a BEIR folder, a `.jsonl` or `.jsonl.gz` file
         of triples, or the name of a Hub data set in BEIR's layout. max_documents: for `"python"`: keep at
         most so many documents. split_by: for `"python"`: `"hash"`, or `"package"` to keep whole packages out
-        of training.
+        of training. on_disk: what is read goes to temporary files and not into memory (`"python"` aside); by
+        default where it is more than 256 MB.
 
     Raises:
         DataError: it does not exist or cannot be used; the message names the file and the line.
@@ -47,35 +53,40 @@ def load_dataset(
             f"{source}: max_documents and split_by are for the data set 'python' only; leave them out"
         )
     if path.is_dir():
-        return read_beir(path)
+        return read_beir(path, on_disk)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return read_triples(path)
+        return read_triples(path, on_disk)
     if path.exists():
         raise DataError(
             f"{source}: neither a folder in BEIR's layout nor a .jsonl or .jsonl.gz file of triples"
         )
     if path.is_absolute() or not _HUB_ID.fullmatch(str(source)):
         raise DataError(f"{source}: no such file or folder; check the path")
-    return read_hub(str(source))
+    return read_hub(str(source), on_disk=on_disk)
 
 
-def read_triples(path: str | Path) -> RetrievalDataset:
+def read_triples(path: str | Path, on_disk: bool | None = None) -> RetrievalDataset:
     """Read lines of `query`, `positive` (a text or a list), optional `negatives` (texts) and `reasoning`.
 
     Documents with the same text are one document, lines with the same query one query. The splits follow from
     a stable hash of the query.
 
+    Args:
+        on_disk: see `load_dataset`.
+
     Raises:
         DataError: the file is missing or empty, or a line is wrong; the line is named.
     """
     path = Path(path)
-    corpus: dict[str, Document] = {}
-    queries: dict[str, Query] = {}
-    qrels: dict[str, Qrels] = {}
+    shelves = shelves_for([path], on_disk)
+    corpus, queries = shelves.documents(), shelves.queries()
+    qrels: dict[str, MutableMapping[str, dict[str, int]]] = {}
 
     def add(texts: list[str]) -> list[str]:
         keys = [f"d-{digest(text)}" for text in texts]
-        corpus.update((key, Document("", text)) for key, text in zip(keys, texts, strict=True))
+        for one, content in zip(keys, texts, strict=True):
+            if one not in corpus:
+                corpus[one] = Document("", content)
         return keys
 
     for number, row in read_jsonl(path):
@@ -89,8 +100,9 @@ def read_triples(path: str | Path) -> RetrievalDataset:
                 f"{where}: the same text is positive and negative: {corpus[both].text[:60]!r}; remove one"
             )
         known = queries.get(key, Query(text))
-        judged = qrels.setdefault(split_of(query_key(text)), {}).setdefault(key, {})
-        judged.update(dict.fromkeys(positives, 1))
+        if (split := split_of(query_key(text))) not in qrels:
+            qrels[split] = {} if split in ("dev", "test") else shelves.judgements()
+        judged = qrels[split][key] = qrels[split].get(key, {}) | dict.fromkeys(positives, 1)
         reasoning = known.reasoning or text_field(row, "reasoning", where, required=False) or None
         merged = dict.fromkeys([*known.negatives, *negatives])
         queries[key] = Query(text, reasoning, tuple(one for one in merged if one not in judged))
@@ -113,7 +125,9 @@ def _texts(row: Mapping[str, Any], key: str, where: str, required: bool) -> list
     return [text_field({key: one}, key, where).strip() for one in value]
 
 
-def read_hub(name: str, load: Callable[..., Any] | None = None) -> RetrievalDataset:
+def read_hub(
+    name: str, load: Callable[..., Any] | None = None, on_disk: bool | None = None
+) -> RetrievalDataset:
     """Download a data set in BEIR's layout from the Hugging Face Hub, or take it from the local cache.
 
     The configurations `corpus` and `queries` hold the texts; the judgements are in the repository
@@ -123,6 +137,7 @@ def read_hub(name: str, load: Callable[..., Any] | None = None) -> RetrievalData
     Args:
         name: such as `BeIR/scifact` or `mteb/scifact`.
         load: called in the place of `datasets.load_dataset`.
+        on_disk: see `load_dataset`; by default where there are more than 300,000 documents.
 
     Raises:
         DataError: it cannot be downloaded, is not in this layout, or contradicts itself.
@@ -139,13 +154,16 @@ def read_hub(name: str, load: Callable[..., Any] | None = None) -> RetrievalData
             f"{name}: no such folder, and the Hub does not give it ({why}); check the name and the network"
         ) from None
     judgements = _hub_judgement_tables(name, load)
-    corpus, held_out = read_documents(_hub_rows(f"{name} corpus", corpus_tables))
-    queries = read_queries(_hub_rows(f"{name} queries", query_tables), corpus)
+    if on_disk is None:
+        on_disk = sum(len(rows) for rows in corpus_tables.values()) > _MANY
+    shelves = shelves_for([], on_disk)
+    corpus, held_out = read_documents(_hub_rows(f"{name} corpus", corpus_tables), shelves)
+    queries = read_queries(_hub_rows(f"{name} queries", query_tables), corpus, shelves)
     foreign = {
-        split: read_judgements(_hub_judgement_rows(f"{name} qrels", {split: rows}), queries, corpus)
+        split: read_judgements(_hub_judgement_rows(f"{name} qrels", {split: rows}), queries, corpus, shelves)
         for split, rows in judgements.items()
     }
-    qrels = own_splits(queries, foreign, lambda split: f"{name} qrels {split}")
+    qrels = own_splits(queries, foreign, lambda split: f"{name} qrels {split}", shelves)
     return RetrievalDataset(name, corpus, queries, qrels, held_out).validate()
 
 

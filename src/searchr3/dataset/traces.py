@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from searchr3.dataset.disk import writable
 from searchr3.dataset.types import RetrievalDataset
 from searchr3.errors import DataError
 from searchr3.words import split_identifiers
@@ -55,20 +56,27 @@ def queries_without_trace(
     Raises:
         DataError: a split does not exist, or is dev or test: their answers must not be written down.
     """
-    for split in splits:
-        if split in ("dev", "test"):
-            raise DataError(
-                f"{dataset.name}: no traces for the split {split!r}: it is for evaluation; leave it out"
-            )
-    wanted: dict[str, list[str]] = {}
+    _check_splits(dataset, splits)
+    return dict(_without_trace(dataset, splits))
+
+
+def _without_trace(dataset: RetrievalDataset, splits: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     for split in splits:
         for key, judged in dataset.split(split).items():
             relevant = sorted(
                 (one for one, grade in judged.items() if grade > 0), key=judged.__getitem__, reverse=True
             )
             if relevant and not dataset.queries[key].reasoning:
-                wanted[key] = relevant
-    return wanted
+                yield key, relevant
+
+
+def _check_splits(dataset: RetrievalDataset, splits: Sequence[str]) -> None:
+    for split in splits:
+        if split in ("dev", "test"):
+            raise DataError(
+                f"{dataset.name}: no traces for the split {split!r}: it is for evaluation; leave it out"
+            )
+        dataset.split(split)
 
 
 def make_traces(
@@ -81,10 +89,10 @@ def make_traces(
     Raises:
         DataError: a split does not exist, or is dev or test.
     """
-    wanted = queries_without_trace(dataset, splits)
+    _check_splits(dataset, splits)
     maker = TraceMaker(document.content for document in dataset.training_corpus().values())
-    queries = dict(dataset.queries)
-    for key, relevant in wanted.items():
+    queries = writable(dataset.queries)
+    for key, relevant in _without_trace(dataset, splits):
         trace = maker.trace(dataset.corpus[relevant[0]].content, words)
         queries[key] = replace(queries[key], reasoning=trace or None)
     return replace(dataset, queries=queries)

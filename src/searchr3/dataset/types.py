@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
+from searchr3.dataset.lazy import View
 from searchr3.errors import DataError
-from searchr3.files import nearest, new_folder, write_json, write_jsonl, write_text
+from searchr3.files import nearest, new_folder, replacing, write_json, write_jsonl
 
 BREAK = re.compile("[\t\r\n]")  # would break the lines of qrels
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
 
-Qrels = dict[str, dict[str, int]]
+Qrels = Mapping[str, dict[str, int]]
 """query id → document id → grade; a grade above zero is relevant."""
 
 SPLITS = ("stage1", "stage2", "dev", "test")
@@ -43,9 +45,15 @@ class Query:
     negatives: tuple[str, ...] = ()
 
 
+class Task(TypedDict, total=False):
+    """What `encode_query` and `generate` are told about queries."""
+
+    instruction: str
+
+
 @dataclass(frozen=True)
 class RetrievalDataset:
-    """Corpus, queries and judgements.
+    """Corpus, queries and judgements: dicts, or for large data tables on disk (`searchr3.dataset.disk`).
 
     Attributes:
         name: for reports.
@@ -53,13 +61,16 @@ class RetrievalDataset:
         queries: query id → query.
         qrels: split → judgements. Our splits are `stage1`, `stage2`, `dev` and `test`; empty ones are absent.
         held_out: ids of documents that no training corpus may hold.
+        instruction: the task of its queries in a sentence; put after the system prompt wherever one of our
+            models embeds them or thinks about them.
     """
 
     name: str
-    corpus: dict[str, Document]
-    queries: dict[str, Query]
-    qrels: dict[str, Qrels]
+    corpus: Mapping[str, Document]
+    queries: Mapping[str, Query]
+    qrels: Mapping[str, Qrels]
     held_out: frozenset[str] = frozenset()
+    instruction: str | None = None
 
     def split(self, name: str) -> Qrels:
         """The judgements of one split.
@@ -79,17 +90,18 @@ class RetrievalDataset:
             )
         return self.qrels[name]
 
-    def training_corpus(self) -> dict[str, Document]:
+    def training_corpus(self) -> Mapping[str, Document]:
         """The corpus without the held-out documents."""
-        if not self.held_out:
-            return self.corpus
-        return {key: document for key, document in self.corpus.items() if key not in self.held_out}
+        return View(self.corpus, self.held_out) if self.held_out else self.corpus
+
+    @property
+    def task(self) -> Task:
+        """The instruction as an argument of `encode_query` and `generate`; empty where there is none."""
+        return {"instruction": self.instruction} if self.instruction else {}
 
     def without_reasoning(self) -> RetrievalDataset:
         """The same data without any trace: what evaluation sees."""
-        return replace(
-            self, queries={key: replace(query, reasoning=None) for key, query in self.queries.items()}
-        )
+        return replace(self, queries=View(self.queries, change=lambda query: replace(query, reasoning=None)))
 
     def validate(self) -> RetrievalDataset:
         """Return self when all ids are known, no text is empty and no query is in two splits.
@@ -110,15 +122,15 @@ class RetrievalDataset:
                     raise DataError(
                         f"{self.name}: query {key!r} names the unknown negative document {negative!r}"
                     )
-        split_of: dict[str, str] = {}
-        for split, qrels in self.qrels.items():
+        for number, (split, qrels) in enumerate(self.qrels.items()):
+            before = list(self.qrels.items())[:number]
             for key, judged in qrels.items():
                 if key not in self.queries:
                     raise DataError(f"{self.name}: split {split!r} judges the unknown query {key!r}")
                 if unknown := next((document for document in judged if document not in self.corpus), None):
                     raise DataError(f"{self.name}: split {split!r} judges the unknown document {unknown!r}")
-                if split_of.setdefault(key, split) != split:
-                    both = f"{split_of[key]!r} and {split!r}"
+                if other := next((name for name, judgements in before if key in judgements), None):
+                    both = f"{other!r} and {split!r}"
                     raise DataError(
                         f"{self.name}: query {key!r} is in the splits {both}; leave it in one of them"
                     )
@@ -134,7 +146,7 @@ class RetrievalDataset:
             SearchR3Error: the folder holds something already, or cannot be written.
         """
         self.validate()
-        for key in (*self.corpus, *self.queries):
+        for key in chain(self.corpus, self.queries):
             if not key or BREAK.search(key):
                 raise DataError(
                     f"{self.name}: the id {key!r} is empty or holds a tab or a line break; rename it"
@@ -152,16 +164,14 @@ class RetrievalDataset:
             for key, one in self.queries.items()
         )
         with new_folder(path) as folder:
-            write_json(folder / "dataset.json", {"name": self.name})
+            write_json(folder / "dataset.json", {"name": self.name, **self.task})
             write_jsonl(folder / "corpus.jsonl", documents)
             write_jsonl(folder / "queries.jsonl", queries)
             for split, qrels in self.qrels.items():
-                lines = (
-                    f"{query}\t{key}\t{grade}\n"
-                    for query, judged in qrels.items()
-                    for key, grade in judged.items()
-                )
-                write_text(folder / "qrels" / f"{split}.tsv", f"{QRELS_HEADER}\n{''.join(lines)}")
+                with replacing(folder / "qrels" / f"{split}.tsv") as file:
+                    file.write(f"{QRELS_HEADER}\n")
+                    for query, judged in qrels.items():
+                        file.writelines(f"{query}\t{key}\t{grade}\n" for key, grade in judged.items())
 
     @classmethod
     def load(cls, source: str | Path) -> RetrievalDataset:

@@ -40,8 +40,12 @@ class Thought(Protocol):
 class Embedder(Protocol):
     """The part of `SearchR3` that an evaluation uses. Vectors are float32, (n, d), of unit length."""
 
-    def generate(self, batch: Sequence[str], max_new_tokens: int) -> Sequence[Thought]: ...
-    def encode_query(self, queries: Sequence[str], reasoning: Any = False) -> np.ndarray: ...
+    def generate(
+        self, batch: Sequence[str], max_new_tokens: int, *, instruction: str | None = None
+    ) -> Sequence[Thought]: ...
+    def encode_query(
+        self, queries: Sequence[str], reasoning: Any = False, *, instruction: str | None = None
+    ) -> np.ndarray: ...
     def encode_document(self, documents: Sequence[str]) -> np.ndarray: ...
 
 
@@ -128,7 +132,7 @@ class _Bench:
     def dense(self, name: str, model: Any, document_vectors: np.ndarray, setting: str | None = None) -> Run:
         start = time.perf_counter()
         parts = self.steps(f"{name} queries", self.queries, _QUERIES)
-        vectors = np.concatenate([model.encode_query(part) for part in parts])
+        vectors = np.concatenate([model.encode_query(part, **self.dataset.task) for part in parts])
         return self.ranked(name, vectors, document_vectors, start, setting=setting)
 
     def reasoned(self, model: Embedder, document_vectors: np.ndarray, max_new_tokens: int) -> Run:
@@ -136,8 +140,8 @@ class _Bench:
         thoughts: list[Thought] = []
         vectors = []
         for part in self.steps("thinking", self.queries, _QUERIES):
-            new = list(model.generate(batch=part, max_new_tokens=max_new_tokens))
-            vectors.append(model.encode_query(part, reasoning=new))
+            new = list(model.generate(batch=part, max_new_tokens=max_new_tokens, **self.dataset.task))
+            vectors.append(model.encode_query(part, reasoning=new, **self.dataset.task))
             thoughts.extend(new)
         of = dict(zip(self.ids, thoughts, strict=True))
         return self.ranked(
@@ -254,14 +258,14 @@ def _load(path: str) -> Any:
 
 
 class _SentenceTransformer:
-    """A sentence-transformers model; its own prompts for queries and documents are used."""
+    """A sentence-transformers model; its own prompts for queries and documents are used, not the task's."""
 
     def __init__(self, path: str) -> None:
         from sentence_transformers import SentenceTransformer
 
         self.model = SentenceTransformer(path, model_kwargs={"use_safetensors": True})  # never a pickle
 
-    def encode_query(self, queries: Sequence[str]) -> np.ndarray:
+    def encode_query(self, queries: Sequence[str], instruction: str | None = None) -> np.ndarray:
         return self.model.encode_query(list(queries), normalize_embeddings=True, show_progress_bar=False)
 
     def encode_document(self, documents: Sequence[str]) -> np.ndarray:

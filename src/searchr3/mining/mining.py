@@ -75,6 +75,8 @@ def mine(
         SearchR3Error: an interrupted mining was begun otherwise, or the disk is full.
     """
     splits = training_splits(dataset, splits)
+    if teacher.by != "bm25" and teacher.instruction is None:
+        teacher = replace(teacher, instruction=dataset.instruction)
     if anew:
         dataset = _with_negatives(dataset, {key: () for split in splits for key in dataset.split(split)})
     questions, without_relevant = questions_of(dataset, splits)

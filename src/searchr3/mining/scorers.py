@@ -54,7 +54,7 @@ class Teacher:
 
     Attributes:
         by: "bm25", or the folder or Hub id of a searchr3 model.
-        instruction: task instruction for the model's queries.
+        instruction: task instruction for the model's queries; default: the data set's.
         prompts: file with the prompts of a checkpoint that is not ours.
         batch_size: most texts in one forward.
         device: such as "cuda:1"; by default the GPU when there is one.

@@ -10,6 +10,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from trl import GRPOConfig
 
 _DIMENSIONS = 1024
-_BLOCK = 20_000  # rows that are grouped among themselves: bounds the time on millions
+_WHOLE = 20_000  # so many rows are grouped among themselves
+_BLOCK = 4_096  # of more rows, so many: bounds time and memory on millions
 
 
 def hashed_tf_idf(texts: Sequence[str], dimensions: int = _DIMENSIONS) -> np.ndarray:
@@ -49,21 +51,20 @@ def group_neighbours(vectors: np.ndarray, size: int, rng: np.random.Generator) -
         arrays of row numbers; every row stands in exactly one.
     """
     groups = []
-    order = rng.permutation(len(vectors))
-    for start in range(0, len(order), _BLOCK):
-        block = order[start : start + _BLOCK]
-        waiting = np.arange(len(block))
-        while len(waiting):
-            near = vectors[block[waiting]] @ vectors[block[waiting[0]]]
-            near[0] = np.inf  # the row itself
-            chosen = np.argsort(-near, kind="stable")[:size]
-            groups.append(block[waiting[chosen]])
-            waiting = np.delete(waiting, chosen)
+    waiting = rng.permutation(len(vectors))
+    while len(waiting):
+        near = vectors[waiting] @ vectors[waiting[0]]
+        near[0] = np.inf  # the row itself
+        chosen = np.argsort(-near, kind="stable")[:size]
+        groups.append(waiting[chosen])
+        waiting = np.delete(waiting, chosen)
     return groups
 
 
 class NeighbourSampler(Sampler[int]):
     """Order of the pairs in an epoch: group after group, groups shuffled; fixed by seed and epoch.
+
+    More pairs than a block are shuffled, and then read, grouped and shuffled block by block.
 
     Args:
         texts: the document of each pair.
@@ -71,11 +72,11 @@ class NeighbourSampler(Sampler[int]):
     """
 
     def __init__(self, texts: Sequence[str], size: int, seed: int):
-        self.vectors = hashed_tf_idf(texts) if size > 1 else np.zeros((len(texts), 1), dtype=np.float32)
-        self.size, self.seed, self.epoch = size, seed, 0
+        self.texts, self.size, self.seed, self.epoch = texts, size, seed, 0
+        self._only_block: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.texts)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer, also when it resumes in mid-epoch."""
@@ -85,8 +86,25 @@ class NeighbourSampler(Sampler[int]):
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.size == 1:
             return iter(rng.permutation(len(self)).tolist())
-        groups = group_neighbours(self.vectors, self.size, rng)
-        return iter([int(row) for number in rng.permutation(len(groups)) for row in groups[number]])
+        return self._grouped(rng)
+
+    def _grouped(self, rng: np.random.Generator) -> Iterator[int]:
+        one = len(self) <= _WHOLE
+        order = np.arange(len(self)) if one else rng.permutation(len(self))
+        rows = _WHOLE if one else _BLOCK
+        for start in range(0, len(order), rows):
+            block = order[start : start + rows]
+            groups = group_neighbours(self._vectors(block, keep=one), self.size, rng)
+            for number in rng.permutation(len(groups)):
+                yield from block[groups[number]].tolist()
+
+    def _vectors(self, block: np.ndarray, keep: bool) -> np.ndarray:
+        if self._only_block is not None:
+            return self._only_block
+        vectors = hashed_tf_idf([self.texts[int(row)] for row in block])
+        if keep:
+            self._only_block = vectors
+        return vectors
 
 
 class Cycle:
@@ -94,15 +112,18 @@ class Cycle:
 
     def __init__(self, sampler: NeighbourSampler, size: int):
         self.sampler, self.size = sampler, min(size, len(sampler))
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._epoch, self._place = -1, 0
+        self._rows: Iterator[int] = iter(())
 
     def batch(self, number: int) -> list[int]:
         """Rows of batch `number` ≥ 0; none twice in an epoch, whose rest that fills no batch is left out."""
         epoch, place = divmod(number, len(self.sampler) // self.size)
-        if epoch != self._epoch:
+        if epoch != self._epoch or place < self._place:
             self.sampler.set_epoch(epoch)
-            self._epoch, self._order = epoch, np.fromiter(self.sampler, dtype=np.int64)
-        return self._order[place * self.size : (place + 1) * self.size].tolist()
+            self._epoch, self._place, self._rows = epoch, 0, iter(self.sampler)
+        skipped = (place - self._place) * self.size
+        self._place = place + 1
+        return list(islice(self._rows, skipped, skipped + self.size))
 
 
 class GenerationSampler(Sampler[int]):

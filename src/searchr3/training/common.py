@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ class DevEvaluation(WholeCheckpoints):
     dev: DevSet
     recipe: Recipe
     think_on_dev: bool
+    other_dev: Mapping[str, DevSet] = {}  # of further sources, by name; direct only
     best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
 
     def search_model(self) -> SearchR3:
@@ -133,9 +134,9 @@ class DevEvaluation(WholeCheckpoints):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         training = self.model.training  # type: ignore[attr-defined]
-        figures = self.dev.score(
-            self.search_model(), self.recipe.model.max_new_tokens if self.think_on_dev else 0
-        )
+        search = self.search_model()
+        figures = self.dev.score(search, self.recipe.model.max_new_tokens if self.think_on_dev else 0)
+        figures |= {f"direct_{name}": dev.score(search)["direct"] for name, dev in self.other_dev.items()}
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = sum(figures[name] for name in self.best_of) / len(self.best_of)
         self.model.eval()  # type: ignore[attr-defined]
@@ -179,7 +180,10 @@ def check_data(dataset: RetrievalDataset, recipe: Recipe) -> None:
                 f"{dataset.name}: split {split!r} has no relevant document: nothing can be measured"
             )
     if recipe.stage1.steps:
-        relevant_documents(dataset, "stage1")
+        corpus = dataset.training_corpus()
+        graded = (one for judged in dataset.split("stage1").values() for one in judged.items())
+        if not any(grade > 0 and document in corpus for document, grade in graded):
+            raise DataError(f"{dataset.name}: split 'stage1' has no relevant document to train on")
     wanted = recipe.stage2.queries
     if recipe.stage2.steps and (there := len(relevant_documents(dataset, "stage2"))) < wanted:
         raise RecipeError(

@@ -29,7 +29,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.environment import CorpusEnvironment
 from searchr3.group import ALONE, Group, joined
-from searchr3.losses import allowed_negatives, info_nce
+from searchr3.losses import allowed_negatives, at_widths, info_nce
 from searchr3.model import SearchR3
 from searchr3.sharing import encode_shared
 from searchr3.training.batches import Cycle, NeighbourSampler
@@ -114,6 +114,7 @@ class ContrastiveTerm:
         self.query_ids = list(qrels)
         self.number = {key: row for row, key in enumerate(self.query_ids)}
         self.best = {key: max(judged, key=judged.__getitem__) for key, judged in qrels.items()}
+        self.widths = recipe.stage1.widths
         self._more: Cycle | None = None
         if self.stage.contrastive_pairs:
             texts = [dataset.corpus[self.best[key]].content for key in self.query_ids]
@@ -149,7 +150,8 @@ class ContrastiveTerm:
         number = {key: row for row, key in enumerate(queries)}
         first = [self.best[key] for key in queries]
         documents = list(dict.fromkeys([*first, *(ids[row] for row in wrong)]))
-        direct = self.conversation.queries([self.dataset.queries[key].text for key in queries])
+        texts = [self.dataset.queries[key].text for key in queries]
+        direct = self.conversation.queries(texts, self.dataset.instruction)
         contents = self.conversation.documents([self.dataset.corpus[key].content for key in documents])
         others = encode_shared(search, direct[len(asked) :], group)
         fresh, encoded = self._fresh(search, documents, contents, step)
@@ -162,6 +164,7 @@ class ContrastiveTerm:
             torch.tensor([place[key] for key in first]),
             allowed_negatives(documents, [set(self.qrels[key]) for key in queries]),
             self.stage.contrastive_temperature,
+            self.widths(search.dimension),
         )
         keys, device = rollouts.keys, search.device
         before = sum(int(count[0]) for count in group.gather(np.array([len(counted)]))[: group.rank])
@@ -215,6 +218,7 @@ def cached_term(
     positive: Tensor,
     allowed: Tensor,
     temperature: float,
+    widths: Mapping[int, float] | None = None,
 ) -> tuple[float, Tensor, Tensor, Tensor]:
     """Half InfoNCE of the rollouts, half of the direct queries, against the same documents; its gradients.
 
@@ -225,15 +229,18 @@ def cached_term(
         query_of: the query of each rollout, int64, (n,).
         positive: the positive document of each query, int64, (q,).
         allowed: negatives of each query, bool, (q, m).
+        widths: at which it is taken, see `at_widths`; default: the vectors' own.
 
     Returns:
         loss; gradients shaped like `rollouts`, `direct` and `documents`.
     """
     leaves = [vectors.detach().float().requires_grad_(True) for vectors in (rollouts, direct, documents)]
     thinking, plain, corpus = leaves
-    loss = 0.5 * info_nce(plain, corpus, positive, temperature, allowed)
+    widths = widths or {corpus.shape[1]: 1.0}
+    loss = 0.5 * at_widths(info_nce, widths, plain, corpus, positive, temperature, allowed)
     if len(thinking):
-        loss = loss + 0.5 * info_nce(thinking, corpus, positive[query_of], temperature, allowed[query_of])
+        theirs = (positive[query_of], temperature, allowed[query_of])
+        loss = loss + 0.5 * at_widths(info_nce, widths, thinking, corpus, *theirs)
     of_rollouts, of_direct, of_documents = torch.autograd.grad(loss, leaves, materialize_grads=True)
     return loss.item(), of_rollouts, of_direct, of_documents
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.splits import fraction
-from searchr3.dataset.types import Qrels
-from searchr3.model import SearchR3
+from searchr3.dataset.types import Qrels, Task
+from searchr3.model import SearchR3, shorten
 from searchr3.ranking import top_k, trec_metrics
 
 
@@ -22,40 +23,53 @@ class DevSet:
     document_ids: list[str]
     documents: list[str]
     qrels: Qrels
+    widths: tuple[int, ...] = ()
+    task: Task = field(default_factory=Task)
 
     @classmethod
-    def of(cls, dataset: RetrievalDataset, queries: int, documents: int) -> DevSet:
+    def of(
+        cls, dataset: RetrievalDataset, queries: int, documents: int, widths: tuple[int, ...] = ()
+    ) -> DevSet:
         """At most `queries` dev queries, their relevant documents and others up to `documents`.
 
-        Chosen by a stable hash.
+        Chosen by a stable hash. Shortened vectors of `widths` dimensions are scored too.
         """
         judged = dataset.split("dev")
         chosen = sorted(judged, key=lambda key: fraction(key, "dev"))[:queries]
         qrels = {key: judged[key] for key in chosen}
         relevant = {document for grades in qrels.values() for document in grades}
-        others = sorted(
-            (key for key in dataset.corpus if key not in relevant), key=lambda key: fraction(key, "dev")
+        others = heapq.nsmallest(
+            documents - len(relevant),
+            (key for key in dataset.corpus if key not in relevant),
+            key=lambda key: fraction(key, "dev"),
         )
-        ids = sorted(relevant) + others[: max(0, documents - len(relevant))]
+        ids = sorted(relevant) + others
         return cls(
             chosen,
             [dataset.queries[key].text for key in chosen],
             ids,
             [dataset.corpus[key].content for key in ids],
             qrels,
+            widths,
+            dataset.task,
         )
 
     def score(self, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
         """nDCG@10 of direct queries and, when `max_new_tokens` > 0, of greedily reasoned ones.
 
         Returns:
-            `direct`, and with reasoning also `reasoned`, `thinking_tokens` (mean) and `emission_rate`.
+            `direct`, `direct_at_64` and so on for shorter widths, and with reasoning also `reasoned`,
+            `thinking_tokens` (mean) and `emission_rate`.
         """
         documents = model.encode_document(self.documents)
-        figures = {"direct": self._ndcg(model.encode_query(self.queries), documents)}
+        plain = model.encode_query(self.queries, **self.task)
+        figures = {"direct": self._ndcg(plain, documents)}
+        for width in self.widths:
+            figures[f"direct_at_{width}"] = self._ndcg(shorten(plain, width), shorten(documents, width))
         if max_new_tokens:
-            thoughts = model.generate(self.queries, max_new_tokens)
-            figures["reasoned"] = self._ndcg(model.encode_query(self.queries, thoughts), documents)
+            thoughts = model.generate(self.queries, max_new_tokens, **self.task)
+            reasoned = model.encode_query(self.queries, thoughts, **self.task)
+            figures["reasoned"] = self._ndcg(reasoned, documents)
             figures["thinking_tokens"] = float(np.mean([len(thought.token_ids) for thought in thoughts]))
             figures["emission_rate"] = float(np.mean([thought.emitted for thought in thoughts]))
         return figures

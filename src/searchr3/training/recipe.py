@@ -6,21 +6,56 @@ the meaning of each is in its description, from which `docs/recipe.md` is render
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from searchr3.errors import RecipeError
 from searchr3.training.health import HealthRecipe
 from searchr3.training.refresh import EnvironmentRecipe
 from searchr3.training.rollout_engine import GenerationRecipe
-from searchr3.training.section import Count, Names, Positive, Section, Share, Weight
+from searchr3.training.section import Count, Counts, Names, Positive, Section, Sentence, Share, Weight
 
 
-class DataRecipe(Section):
+class SourceRecipe(Section):
     source: str = Field(
-        "python",
-        description="`python` (code installed here), a BEIR folder, a .jsonl of triples, or a Hub data set",
+        description="`python` (code installed here), a BEIR folder, a .jsonl of triples, or a Hub data set"
     )
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = Field(
+        None, description="its name in the curve and in the run's folder; default: the last part of `source`"
+    )
+    instruction: Sentence | None = Field(
+        None,
+        description="the task of its queries in a sentence, put after the system prompt wherever they are "
+        "embedded or thought about; default: what the data set's `dataset.json` says",
+    )
+    weight: Positive = Field(1.0, description="of its share of stage 1's batches, in a mixture")
+    temperature: Positive | None = Field(
+        None, description="τ of InfoNCE in its batches; default: `stage1.temperature`"
+    )
+    on_disk: bool | None = Field(
+        None,
+        description="what is read goes to temporary files, not into memory (not for `python`); `null`: where "
+        "it is more than 256 MB",
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        last = PurePath(self.source).name.removesuffix(".gz").removesuffix(".jsonl")
+        return self.name or re.sub(r"[^\w.-]", "-", last).strip(".") or "data"
+
+
+class MixtureRecipe(SourceRecipe):
+    dev_queries: Annotated[int, Field(ge=0)] = Field(
+        0, description="its dev queries scored during training (direct); no checkpoint is chosen by them"
+    )
+
+
+class DataRecipe(SourceRecipe):
+    source: str = Field("python", description=SourceRecipe.model_fields["source"].description)
     split_by: Literal["hash", "package"] = Field(
         "hash",
         description="for `python`: `hash` splits single functions, `package` holds out whole packages; the "
@@ -37,6 +72,23 @@ class DataRecipe(Section):
     dev_documents: Count = Field(
         4000, description="documents they are scored against: the relevant ones and others drawn by hash"
     )
+    mixture: tuple[MixtureRecipe, ...] = Field(
+        (),
+        description="further sources for stage 1, besides `data.source`, which alone is searched, measured "
+        "and used by stage 2; a batch is of one source",
+    )
+    by_size: Share = Field(
+        1.0,
+        description="a source's share of the batches is `weight · pairs^by_size`: at 1 all pairs come "
+        "equally often, at 0 the weights alone decide",
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataRecipe:
+        labels = [one.label for one in (self, *self.mixture)]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"two sources are called {twice!r}; give one of them another name")
+        return self
 
 
 class LoraRecipe(Section):
@@ -113,6 +165,14 @@ class Stage1Recipe(SelectionRecipe):
     triplet: Weight = Field(0.1, description="weight of the triplet margin loss")
     temperature: Positive = Field(0.05, description="τ of InfoNCE")
     margin: Weight = Field(0.1, description="θ of the triplet margin, in cosine")
+    matryoshka: Counts = Field(
+        (),
+        description="shorter widths at which the contrastive losses, of stage 2 too, are taken besides the "
+        "model's own, such as [64, 256]: then the first so many dimensions of a vector are a vector too",
+    )
+    matryoshka_weights: tuple[Positive, ...] = Field(
+        (), description="their weights, that of the model's own width being 1; default: all equal"
+    )
     reasoned_share: Share = Field(
         0.5,
         description="weight of the queries' reasoned form in the contrastive losses; the rest is direct",
@@ -135,6 +195,28 @@ class Stage1Recipe(SelectionRecipe):
         if self.noisy_traces + self.own_samples > 1:
             raise ValueError("noisy_traces + own_samples must not exceed 1: the rest are true traces")
         return self
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> Stage1Recipe:
+        if len(set(self.matryoshka)) < len(self.matryoshka):
+            raise ValueError("matryoshka names a width twice")
+        if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka):
+            raise ValueError("matryoshka_weights must be as many as the widths in matryoshka")
+        return self
+
+    def widths(self, own: int) -> dict[int, float]:
+        """Widths at which the contrastive losses are taken → weights, for a model of `own` dimensions.
+
+        Raises:
+            RecipeError: one is more than the model has.
+        """
+        if too_much := [width for width in self.matryoshka if width > own]:
+            raise RecipeError(
+                f"stage1.matryoshka: the model has {own} dimensions, {too_much[0]} are asked for; "
+                f"name widths up to {own}"
+            )
+        weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka)
+        return {own: 1.0} | dict(zip(self.matryoshka, weights, strict=True))
 
 
 class RewardRecipe(Section):

@@ -104,6 +104,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
 def _keys_beside(location: tuple[Any, ...]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in location[:-1]:
+        if isinstance(part, int):  # an entry of a list of sections
+            continue
         annotation = section.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(

@@ -5,6 +5,7 @@ python -m searchr3.training.recipe_page > docs/recipe.md
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,20 +55,23 @@ def _section(prefix: str, section: dict[str, Any], known: dict[str, Any], note: 
             yield _row(prefix + key, keys[key])
         yield ""
     for key, found in inner.items():
-        absent = "default" in keys[key] and keys[key]["default"] is None
-        note = f"\nOff by default: {keys[key]['description']}.\n" if absent else ""
+        default, note = keys[key].get("default", {}), ""
+        if not default and default != {}:
+            form = "A list, empty by default" if default == [] else "Off by default"
+            note = f"\n{form}: {keys[key]['description']}.\n"
         yield from _section(f"{prefix}{key}.", found, known, note)
 
 
 def _inner(key: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
     """The section that a key holds, if it holds one."""
-    options = [key, *key.get("anyOf", ())]
+    options = [key, key.get("items", {}), *key.get("anyOf", ())]
     name = next((one["$ref"] for one in options if "$ref" in one), None)
     return known[name.rpartition("/")[2]] if name else None
 
 
 def _row(name: str, key: dict[str, Any]) -> str:
-    cells = (f"`{name}`", _values(key), f"`{_yaml(key['default'])}`", key["description"])
+    default = f"`{_yaml(key['default'])}`" if "default" in key else "must be given"
+    cells = (f"`{name}`", _values(key), default, key["description"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -82,7 +86,7 @@ def _values(key: dict[str, Any]) -> str:
     if "enum" in key:
         return ", ".join(f"`{value}`" for value in key["enum"])
     if key["type"] == "array":
-        return "list of texts"
+        return "list of " + re.sub(r"\b(text|number)\b", r"\1s", _values(key["items"]))
     names = {"integer": "whole number", "string": "text", "null": "`null`", "boolean": "`true` or `false`"}
     words = names.get(key["type"], key["type"])
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

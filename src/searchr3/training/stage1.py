@@ -12,21 +12,21 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.errors import RecipeError
-from searchr3.generation import Reasoning, generate_ids, padding_id, reason
+from searchr3.generation import Reasoning, padding_id, reason
 from searchr3.group import start_group
-from searchr3.losses import allowed_negatives, info_nce, kl_to_base, sft, triplet_margin
+from searchr3.losses import allowed_negatives, at_widths, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import NeighbourSampler
@@ -35,13 +35,11 @@ from searchr3.training.checkpoints import resume_point
 from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, curve
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, Outputs, run
-from searchr3.training.pairs import Pairs
+from searchr3.training.mixture import MixedPairs, MixtureSampler, Source, shares, sources_of
 from searchr3.training.parallel import gathered, sum_gradients, unsynced
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
-from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts
-
-CHAT_REPLY_TOKENS = 24
+from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts, chat_items
 
 
 class Stage1Trainer(DevEvaluation, Trainer):
@@ -50,6 +48,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
     Args:
         search: the model to train.
         base: what the KL holds on to; None when a LoRA adapter is trained: its base is the model without it.
+        others: the data sets of `data.mixture`, in its order.
     """
 
     best_of = ("direct",)
@@ -62,47 +61,62 @@ class Stage1Trainer(DevEvaluation, Trainer):
         recipe: Recipe,
         folder: Path,
         tell: Tell | None,
+        others: Sequence[RetrievalDataset] = (),
     ):
         self.recipe, self.stage = recipe, recipe.stage1
         self.conversation = search.conversation
         self.pad_id = padding_id(search.conversation)
-        self.dataset, self.pairs = dataset, Pairs(dataset, "stage1")
-        self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
+        self.sources = sources_of(dataset, others, recipe)
+        self.dataset, self.pairs = dataset, self.sources[0].pairs
+        self.mixed = MixedPairs(self.sources)
+        self.widths = self.stage.widths(search.dimension)
+        data = recipe.data
+        self.dev = DevSet.of(dataset, data.dev_queries, data.dev_documents, self.stage.matryoshka)
+        self.other_dev = {
+            asked.label: DevSet.of(one, asked.dev_queries, data.dev_documents)
+            for asked, one in zip(data.mixture, others, strict=True)
+            if asked.dev_queries
+        }
         self.base = base
         args = TrainingArguments(
             **arguments(recipe, self.stage, folder),
-            dataloader_drop_last=len(self.pairs) >= self.stage.batch_size,
+            dataloader_drop_last=len(self.mixed) >= self.stage.batch_size,
         )
         args.per_device_train_batch_size = share_of(self.stage.batch_size, args.world_size)
         self.group = start_group()
         super().__init__(
             model=search.model,
             args=args,
-            train_dataset=self.pairs,
-            eval_dataset=self.pairs,
+            train_dataset=self.mixed,
+            eval_dataset=self.mixed,
             data_collator=lambda rows: {"pairs": torch.stack(rows)},
             processing_class=search.tokenizer,
             callbacks=callbacks(self.stage, tell, "stage1"),
         )
         self.loss_is_scaled_for_ga = False
         self.remove_callback(PrinterCallback)
-        self.maker = BatchMaker(
-            dataset, self.pairs, self.conversation, recipe, self._say, self._chat_items(), self.group
-        )
+        chats = chat_items(search, recipe)
+        shared = (self.conversation, recipe, self._say, chats, self.group)
+        self.makers = [BatchMaker(one.dataset, one.pairs, *shared) for one in self.sources]
+        self.maker = self.makers[0]
         self.think_on_dev = bool(self.maker.trace_pool) and self.stage.reasoned_share > 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> NeighbourSampler:
-        ids = [self.pairs.document_ids[document] for _, document in self.pairs.pairs]
-        texts = [self.dataset.corpus[key].content for key in ids]
-        return NeighbourSampler(texts, self.stage.neighbours, self.recipe.seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        stage, seed = self.stage, self.recipe.seed
+        samplers = [NeighbourSampler(one.contents(), stage.neighbours, seed) for one in self.sources]
+        if len(samplers) == 1:
+            return samplers[0]
+        of_source = shares(self.sources, self.recipe.data.by_size)
+        return MixtureSampler(samplers, of_source, stage.batch_size, stage.steps)
 
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Tensor], num_items_in_batch: Any = None
     ) -> Tensor:
         """One optimizer step's gradients: the batch of all processes, in passes that the memory bears."""
         model.train()
-        batch = self.maker.of(inputs["pairs"].tolist(), self.state.global_step, self.may_sample)
-        items, stage = batch.items, self.stage
+        number, rows = self.mixed.of_one(inputs["pairs"].cpu())
+        batch = self.makers[number].of(rows, self.state.global_step, self.may_sample)
+        items, stage, source = batch.items, self.stage, self.sources[number]
         chunks = list(length_batches(items, len(items), stage.micro_tokens or TOKENS_PER_BATCH // 2))
         tokens = self._token_counts(batch)
         figures = {"sft": 0.0, "kl": 0.0}
@@ -127,7 +141,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
             backward(
                 chunks,
                 run_some,
-                lambda vectors: self._of_vectors(vectors, batch, figures),
+                lambda vectors: self._of_vectors(vectors, batch, source, figures),
                 of_tokens,
                 self.accelerator.backward,
                 cache,
@@ -136,11 +150,15 @@ class Stage1Trainer(DevEvaluation, Trainer):
         for name in ("sft", "kl"):  # of this process's tokens so far, over the number of all
             figures[name] = sum(float(one[0]) for one in self.group.gather(np.array([figures[name]])))
         self.note(**figures)
+        if len(self.sources) > 1:
+            self.note(**{f"info_nce_{source.name}": figures["info_nce"]})
         weights = {"sft": stage.sft, "kl": stage.kl, "info_nce": stage.info_nce, "triplet": stage.triplet}
         loss = sum(weight * figures[name] for name, weight in weights.items())
         return torch.tensor(loss, device=self.args.device)
 
-    def _of_vectors(self, vectors: Tensor, batch: Batch, figures: dict[str, float]) -> tuple[float, Tensor]:
+    def _of_vectors(
+        self, vectors: Tensor, batch: Batch, source: Source, figures: dict[str, float]
+    ) -> tuple[float, Tensor]:
         """The contrastive losses over the batch of all processes, and their gradient for our vectors.
 
         Every process works out the whole: beside the forwards it is next to nothing.
@@ -150,17 +168,19 @@ class Stage1Trainer(DevEvaluation, Trainer):
         leaves = [part.clone().requires_grad_(True) for part in own]
         direct, documents, reasoned = (gathered(leaf, self.group) for leaf in leaves)
         queries, rows, of_reasoned, positive = self._numbers(batch)
-        ids = [self.pairs.document_ids[row] for row in rows]
-        allowed = allowed_negatives(ids, [self.pairs.relevant[query] for query in queries])
+        ids = [source.pairs.document_ids[row] for row in rows]
+        allowed = allowed_negatives(ids, [source.pairs.relevant[query] for query in queries])
         allowed, place = allowed.to(vectors.device), torch.from_numpy(positive).to(vectors.device)
         share = stage.reasoned_share if len(of_reasoned) else 0.0
-        contrastive = (1 - share) * info_nce(direct, documents, place, stage.temperature, allowed)
-        triplet = (1 - share) * triplet_margin(direct, documents, place, stage.margin, allowed)
+        pairs = [(1 - share, direct, place, allowed)]
         if len(of_reasoned):
             which = torch.from_numpy(of_reasoned).to(vectors.device)
-            thinking = (reasoned, documents, place[which])
-            contrastive = contrastive + share * info_nce(*thinking, stage.temperature, allowed[which])
-            triplet = triplet + share * triplet_margin(*thinking, stage.margin, allowed[which])
+            pairs.append((share, reasoned, place[which], allowed[which]))
+        contrastive, triplet = torch.zeros(2, device=vectors.device)
+        for weight, asked, at, may in pairs:
+            both = (self.widths, asked, documents, at)
+            contrastive = contrastive + weight * at_widths(info_nce, *both, source.temperature, may)
+            triplet = triplet + weight * at_widths(triplet_margin, *both, stage.margin, may)
         figures |= {"info_nce": contrastive.item(), "triplet": triplet.item()}
         total = stage.info_nce * contrastive + stage.triplet * triplet
         gradient = torch.zeros_like(vectors)
@@ -260,20 +280,6 @@ class Stage1Trainer(DevEvaluation, Trainer):
                 finally:
                     inner.train(training)
 
-    def _chat_items(self) -> list[Item]:
-        """General chat prompts with the base's own replies: the KL holds the model to what it could do."""
-        if not (self.stage.kl and self.stage.chat_prompts):
-            return []
-        text = resources.files("searchr3").joinpath("chat_prompts.txt").read_text(encoding="utf-8")
-        prompts = self.conversation.chat_prompts([line.strip() for line in text.splitlines() if line.strip()])
-        model = self.accelerator.unwrap_model(self.model)
-        eos = [self.conversation.tokenizer.eos_token_id]
-        replies = generate_ids(model, self.conversation, prompts, CHAT_REPLY_TOKENS, stop_ids=eos)
-        return [
-            Item([*prompt, *reply], None, answer_start=len(prompt), anchor=True)
-            for prompt, reply in zip(prompts, replies, strict=True)
-        ]
-
 
 def share_of(batch_size: int, processes: int) -> int:
     """Pairs of a batch for each process.
@@ -290,11 +296,19 @@ def share_of(batch_size: int, processes: int) -> int:
 
 
 def train_stage1(
-    search: SearchR3, dataset: RetrievalDataset, recipe: Recipe, folder: Path, tell: Tell | None = None
+    search: SearchR3,
+    dataset: RetrievalDataset,
+    recipe: Recipe,
+    folder: Path,
+    tell: Tell | None = None,
+    others: Sequence[RetrievalDataset] = (),
 ) -> list[dict[str, float]]:
     """Train `search` in place; it ends as the best checkpoint by dev nDCG@10.
 
     Goes on from the newest checkpoint in `folder`, if there is one.
+
+    Args:
+        others: the data sets of `data.mixture`, in its order.
 
     Returns:
         the curve: one entry a logged step with `loss`, its parts, and the dev figures (`eval_…`).
@@ -305,7 +319,7 @@ def train_stage1(
         add_adapter(search, recipe)
     elif recipe.stage1.kl:
         base = copy.deepcopy(search.model).eval().requires_grad_(False)
-    trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell)
+    trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell, others)
     trainer.train(resume_from_checkpoint=resume_point(folder))
     search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     search.autocast = precision(recipe)

@@ -7,17 +7,23 @@ in one process or in several. Only what the model itself says is sampled batch b
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 
 from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.lazy import Lazy
 from searchr3.dataset.traces import noisy_trace
-from searchr3.generation import Reasoning
+from searchr3.generation import Reasoning, generate_ids
 from searchr3.group import ALONE, Group
+from searchr3.model import SearchR3
 from searchr3.training.forward import Item
 from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import Recipe
+
+CHAT_REPLY_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,10 @@ class BatchMaker:
         self.dataset, self.pairs, self.conversation = dataset, pairs, conversation
         self.stage, self.seed = recipe.stage1, recipe.seed
         self.say, self.chats, self.group = say, chats, group
-        self.traces = [dataset.queries[key].reasoning for key in pairs.query_ids]
-        self.trace_pool = [trace for trace in self.traces if trace]
+        ids = pairs.query_ids
+        self.traces = Lazy(len(ids), lambda query: dataset.queries[ids[query]].reasoning)
+        traced = array("i", (query for query, trace in enumerate(self.traces) if trace))
+        self.trace_pool = Lazy(len(traced), lambda number: self.traces[traced[number]] or "")
 
     def of(self, pairs: Sequence[Sequence[int]], step: int, own_samples: bool) -> Batch:
         """What this process's pairs come to.
@@ -93,7 +101,8 @@ class BatchMaker:
         texts = [self.dataset.queries[self.pairs.query_ids[query]].text for query in queries]
         anchor = self.stage.kl > 0
         after = chat.after_token(reasoned=False)
-        items = [Item.of(one, after, learn=True, anchor=anchor) for one in chat.queries(texts)]
+        direct = chat.queries(texts, self.dataset.instruction)
+        items = [Item.of(one, after, learn=True, anchor=anchor) for one in direct]
         contents = [self.dataset.corpus[self.pairs.document_ids[row]].content for row in documents]
         # a document's answer is the same as a direct query's: learning it once is enough
         items += [Item.of(one, (), learn=False, anchor=False) for one in chat.documents(contents)]
@@ -107,7 +116,8 @@ class BatchMaker:
         chat, anchor = self.conversation, self.stage.kl > 0
         items = []
         rows = sorted(thoughts)
-        rendered = chat.reasoned([texts[row] for row in rows], [thoughts[row][0] for row in rows])
+        task = self.dataset.instruction
+        rendered = chat.reasoned([texts[row] for row in rows], [thoughts[row][0] for row in rows], task)
         end = chat.after_token(reasoned=True)
         # a thought that is not to be learnt counts as given: learnt is to end it with the embed token, and
         # in its stead the true trace, where there is one
@@ -119,7 +129,7 @@ class BatchMaker:
                 start = one.answer_start if thoughts[row][1] else one.position
                 items.append(Item.of(one, end, learn=True, anchor=anchor, learn_from=start))
         traces = chat.thought_ids([self.traces[queries[row]] or "" for row in instead])
-        for one in chat.reasoned([texts[row] for row in instead], traces):
+        for one in chat.reasoned([texts[row] for row in instead], traces, task):
             items.append(Item.of(one, end, learn=True, anchor=anchor))
         return items
 
@@ -152,16 +162,29 @@ class BatchMaker:
         }
         if sampled:
             texts = [self.dataset.queries[self.pairs.query_ids[queries[row]]].text for row in sampled]
-            said = self.say(self.conversation.reasoning_prompts(texts))
+            said = self.say(self.conversation.reasoning_prompts(texts, self.dataset.instruction))
             thoughts |= {row: (list(one.token_ids), False) for row, one in zip(sampled, said, strict=True)}
         return thoughts
 
     def hard_negatives(self, query: int, draw: random.Random) -> list[int]:
         """Numbers of documents."""
         known = self.dataset.queries[self.pairs.query_ids[query]].negatives
-        usable = [
-            self.pairs.number[key]
-            for key in known
-            if key not in self.pairs.relevant[query] and key not in self.dataset.held_out
-        ]
+        relevant = self.pairs.relevant[query]
+        numbers = (self.pairs.number_of(key) for key in known if key not in relevant)
+        usable = [number for number in numbers if number is not None]
         return draw.sample(usable, min(self.stage.hard_negatives, len(usable)))
+
+
+def chat_items(search: SearchR3, recipe: Recipe) -> list[Item]:
+    """General chat prompts with the base's own replies: the KL holds the model to what it could do."""
+    if not (recipe.stage1.kl and recipe.stage1.chat_prompts):
+        return []
+    chat = search.conversation
+    text = resources.files("searchr3").joinpath("chat_prompts.txt").read_text(encoding="utf-8")
+    prompts = chat.chat_prompts([line.strip() for line in text.splitlines() if line.strip()])
+    eos = [chat.tokenizer.eos_token_id]
+    replies = generate_ids(search.model, chat, prompts, CHAT_REPLY_TOKENS, stop_ids=eos)
+    return [
+        Item([*prompt, *reply], None, answer_start=len(prompt), anchor=True)
+        for prompt, reply in zip(prompts, replies, strict=True)
+    ]

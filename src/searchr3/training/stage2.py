@@ -86,7 +86,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.pad_id = padding_id(search.conversation)
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
         self.qrels = relevant_documents(dataset, "stage2")
-        self.dev = DevSet.of(dataset, recipe.data.dev_queries, recipe.data.dev_documents)
+        data = recipe.data
+        self.dev = DevSet.of(dataset, data.dev_queries, data.dev_documents, recipe.stage1.matryoshka)
         self.contrastive = (
             ContrastiveTerm(dataset, environment, self.conversation, self.qrels, recipe)
             if self.stage.contrastive
@@ -130,7 +131,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         return GenerationSampler.of(len(self.qrels), self.args)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return self.conversation.reasoning_prompts(prompts), None, {}
+        return self.conversation.reasoning_prompts(prompts, self.dataset.instruction), None, {}
 
     def _generate_single_turn(self, *arguments: Any, **named: Any) -> tuple[list[list[int]], Any]:
         """With `direct_rollout` the last rollout of each group is the direct form's fixed answer.
@@ -164,7 +165,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         step = self.state.global_step
         rollouts = Rollouts(
             query_id,
-            self.conversation.reasoning_prompts(prompts),
+            self.conversation.reasoning_prompts(prompts, self.dataset.instruction),
             completion_ids,
             self.stage.rollouts,
             self.conversation,
@@ -176,7 +177,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         refreshed = self.environment.refresh(vectors, relevant, step)
         scores = self.environment.score(vectors, relevant)
 
-        asked = self.conversation.queries([self.dataset.queries[key].text for key in rollouts.asked])
+        texts = [self.dataset.queries[key].text for key in rollouts.asked]
+        asked = self.conversation.queries(texts, self.dataset.instruction)
         plain = encode_own(search, asked, group)
         without = self.environment.score(plain, relevant[:: rollouts.size])
 

@@ -17,7 +17,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.generation import Reasoning
 from searchr3.training.estimate import LOGITS, LOGITS_KL, TILE, Passes, Shape, Work
 from searchr3.training.forward import Item
-from searchr3.training.pairs import Pairs
+from searchr3.training.mixture import Source, shares, sources_of
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker
 
@@ -55,7 +55,7 @@ class Lengths:
         known = [key for name in ("stage1", "stage2") for key in dataset.qrels.get(name, ())]
         asked = [dataset.queries[key] for key in _some(draw, known or list(dataset.queries))]
         texts = [query.text for query in asked]
-        prompts = [len(ids) for ids in conversation.reasoning_prompts(texts)]
+        prompts = [len(ids) for ids in conversation.reasoning_prompts(texts, dataset.instruction)]
         chosen = _some(draw, list(dataset.training_corpus()))
         documents = [
             len(one.ids) for one in conversation.documents([dataset.corpus[key].content for key in chosen])
@@ -63,7 +63,7 @@ class Lengths:
         traces = conversation.thought_ids([query.reasoning for query in asked if query.reasoning])
         most = recipe.model.max_new_tokens
         return cls(
-            fmean(len(one.ids) for one in conversation.queries(texts)),
+            fmean(len(one.ids) for one in conversation.queries(texts, dataset.instruction)),
             fmean(prompts),
             fmean(documents),
             min(most, fmean(map(len, traces))) if traces else most,
@@ -80,14 +80,34 @@ def _some(draw: random.Random, keys: Sequence[str]) -> list[str]:
 
 
 def stage1_work(
-    dataset: RetrievalDataset, conversation: Conversation, recipe: Recipe, lengths: Lengths, processes: int
+    dataset: RetrievalDataset,
+    conversation: Conversation,
+    recipe: Recipe,
+    lengths: Lengths,
+    processes: int,
+    others: Sequence[RetrievalDataset] = (),
 ) -> Work:
-    """All steps of stage 1, counted on sampled pairs before and after the model's own samples begin."""
-    stage = recipe.stage1
-    if not stage.steps:
-        return Work()
+    """All steps of stage 1, counted on sampled pairs before and after the model's own samples begin.
+
+    Args:
+        others: the data sets of `data.mixture`; each makes its share of the steps.
+    """
+    total = Work()
+    if not recipe.stage1.steps:
+        return total
+    sources = sources_of(dataset, others, recipe)
+    for source, share in zip(sources, shares(sources, recipe.data.by_size), strict=True):
+        steps = share * recipe.stage1.steps
+        total = total.plus(_mean_step(source, conversation, recipe, lengths, processes).times(steps))
+    return total
+
+
+def _mean_step(
+    source: Source, conversation: Conversation, recipe: Recipe, lengths: Lengths, processes: int
+) -> Work:
+    """A step on batches of one source."""
+    dataset, pairs, stage = source.dataset, source.pairs, recipe.stage1
     thought = Reasoning("", (conversation.embed_id,) * round(lengths.thought), True)
-    pairs = Pairs(dataset, "stage1")
     maker = BatchMaker(dataset, pairs, conversation, recipe, lambda prompts: [thought] * len(prompts))
     rows = random.Random(recipe.seed).sample(range(len(pairs)), min(SAMPLE, len(pairs)))
     per_step = Work()
@@ -102,7 +122,7 @@ def stage1_work(
             some *= stage.batch_size / len(rows)
             part = part.plus(_asked(some, lengths, embedded=False))
         per_step = per_step.plus(part.times(share))
-    return per_step.times(stage.steps)
+    return per_step
 
 
 def _stage1_step(batch: Batch, recipe: Recipe, scale: float, processes: int) -> Work:
