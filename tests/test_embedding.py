@@ -112,6 +112,27 @@ def test_llama_and_bfloat16(search: SearchR3) -> None:
         assert thrifty(other, documents, documents) == pytest.approx(exact, abs=0.05)
 
 
+def test_long_texts_compute_the_beginning_anew(search: SearchR3) -> None:
+    """There a mask would cost more than the shared beginning saves; the vectors are the same."""
+    documents = search.conversation.documents(["x", "merge two sorted lists " * 20])
+    embedder = Embedder(search.model, padding_id(search.conversation), documents)
+    short, long = (len(one.ids) for one in documents)
+    few = -(-short // 8)
+    assert few < len(embedder.prefix) and long > 8 * few
+    embedder.prefix = embedder.prefix[:few]
+    embedder.shared = [(keys[:, :, :few], values[:, :, :few]) for keys, values in embedder.shared]
+    seen: list[int] = []
+    hook = search.model.model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape[1])
+    )
+    try:
+        found = [embedder([one]).numpy() for one in documents]
+    finally:
+        hook.remove()
+    assert seen == [short - few, long]
+    assert np.concatenate(found) == pytest.approx(plain(search, documents), abs=2e-6)
+
+
 @pytest.mark.parametrize("change", ["eager", "another architecture", "a sliding window"])
 def test_what_it_does_not_know_goes_the_plain_way(tiny_model: Path, change: str) -> None:
     search = SearchR3(tiny_model)

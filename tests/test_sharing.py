@@ -28,7 +28,7 @@ def test_shared_vectors_are_those_of_one_process(search, on_ranks, size, texts):
     shares = []
 
     class Share:
-        conversation, batch_size = search.conversation, 2
+        conversation, batch_size, device = search.conversation, 2, search.device
 
         def encode_rendered(self, rendered, batches):
             shares.append(tuple(map(len, batches)))

@@ -15,6 +15,8 @@ from searchr3.conversation import Rendered
 from searchr3.generation import pad_ids, without_wrapper
 
 TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
+TOKENS_ON_CPU = 2048  # on a CPU: what a layer makes of them stays in its caches
+WORTH_SHARING = 1 / 8  # share of a batch's length from which on the texts' shared beginning saves work
 KNOWN = ("llama", "qwen2", "qwen3")  # architectures whose layers `Embedder` can take apart
 
 
@@ -61,12 +63,18 @@ def length_batches(
         start += rows
 
 
+def tokens_per_pass(device: torch.device) -> int:
+    """Padded tokens of one encoding forward that a device does fastest per token, or bears."""
+    return TOKENS_ON_CPU if device.type == "cpu" else TOKENS_PER_BATCH
+
+
 class Embedder:
     """`embed` without gradients, at less cost: the same vectors but for the rounding of sums.
 
     Two things need no computing. What all texts begin with (the system prompt) has the same keys and values
     everywhere: they are made once. And in the last layer only the embed position is asked for: the others
     give it their keys and values, and are spared the query, the attention and the feed-forward block.
+    Behind a beginning attention needs a mask, and computes what it hides; so long texts make theirs anew.
 
     Other architectures, other attention than `sdpa` and weights dealt among processes go through `embed`.
 
@@ -89,10 +97,11 @@ class Embedder:
         """Unit vectors of one batch, shape (n, d), float32."""
         if not self.known:
             return embed(self.model, rendered, self.pad_id)
-        skip = len(self.prefix)
-        ids, _ = pad_ids([item.ids[skip:] for item in rendered], self.pad_id)
-        at = torch.tensor([item.position - skip for item in rendered])
-        return F.normalize(self._hidden(ids, _Cache(self.shared), at).float(), dim=-1)
+        longest = max(len(item.ids) for item in rendered)
+        cache = _Cache(self.shared if len(self.prefix) >= WORTH_SHARING * longest else ())
+        ids, _ = pad_ids([item.ids[cache.length :] for item in rendered], self.pad_id)
+        at = torch.tensor([item.position - cache.length for item in rendered])
+        return F.normalize(self._hidden(ids, cache, at).float(), dim=-1)
 
     @torch.no_grad()
     def _hidden(self, ids: Tensor, cache: _Cache, at: Tensor | None = None) -> Tensor:
@@ -100,7 +109,7 @@ class Embedder:
         inner: Any = backbone(self.model)
         hidden = inner.embed_tokens(ids.to(inner.device))
         n, length, _ = hidden.shape
-        skip = len(self.prefix)
+        skip = cache.length
         places = torch.arange(skip + length, device=hidden.device)
         turn = inner.rotary_emb(hidden, places[None, skip:])
         # Padding stands on the right, where no token of the text looks: the causal mask is mask enough.
@@ -129,6 +138,11 @@ class _Cache:
     ):
         self.shared = shared
         self.made = made  # keeps each layer's, while the beginning itself is computed
+
+    @property
+    def length(self) -> int:
+        """Tokens of the shared beginning."""
+        return self.shared[0][0].shape[2] if self.shared else 0
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         if self.made is not None:

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
-from searchr3.embedding import Embedder, length_batches
+from searchr3.embedding import Embedder, length_batches, tokens_per_pass
 from searchr3.errors import ModelError
 from searchr3.files import new_folder
 from searchr3.generation import Reasoning, padding_id, reason
@@ -231,7 +231,8 @@ class SearchR3:
         done = 0
         try:
             with self._precision():
-                plan = list(length_batches(rendered, self.batch_size) if batches is None else batches)
+                limits = (self.batch_size, tokens_per_pass(self.device))
+                plan = list(length_batches(rendered, *limits) if batches is None else batches)
                 embedder = Embedder(
                     self.model, padding_id(self.conversation), rendered if len(plan) > 1 else []
                 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from searchr3.conversation import Rendered
-from searchr3.embedding import length_batches
+from searchr3.embedding import length_batches, tokens_per_pass
 from searchr3.group import Group
 from searchr3.model import SearchR3
 
@@ -35,7 +35,8 @@ def encode_shared(search: SearchR3, rendered: Sequence[Rendered], group: Group) 
     """
     if group.size == 1:
         return search.encode_rendered(rendered)
-    parts = dealt(length_batches(rendered, search.batch_size, ranks=group.size), group.size)
+    limits = (search.batch_size, tokens_per_pass(search.device), group.size)
+    parts = dealt(length_batches(rendered, *limits), group.size)
     own = search.encode_rendered(rendered, batches=parts[group.rank])
     vectors = np.empty_like(own)
     rows = [[row for batch in part for row in batch] for part in parts]

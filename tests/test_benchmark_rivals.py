@@ -1,0 +1,191 @@
+"""What the benchmarks against other libraries rest on: fair timings, the same texts, tokens and vectors."""
+
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from searchr3.conversation import Prompts
+from searchr3.model import SearchR3
+
+Import = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Import:
+    """Imports a file of `benchmarks/` as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module
+
+
+def test_arms_take_turns_and_each_begins_a_round(benchmark: Import) -> None:
+    said: list[str] = []
+    arms = {name: lambda name=name: said.append(name) or len(said) for name in "abc"}
+    found = benchmark("_timing").in_turn(arms, 3)
+    assert "".join(said) == "abc" + "bca" + "cab"
+    assert found == {"a": [1, 6, 8], "b": [2, 4, 9], "c": [3, 5, 7]}
+
+
+def test_a_ratio_is_of_medians_and_its_spread_is_over_rounds(benchmark: Import) -> None:
+    found = benchmark("_timing").ratio("r", [1.0, 20.0, 3.0], [2.0, 2.0, 1.0])
+    assert found == {"r": 1.5, "r_least": 0.5, "r_most": 10.0}
+
+
+def test_step_times_leave_the_first_step_out(benchmark: Import, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = benchmark("_timing")
+    clock = iter([5.0, 6.0, 8.0, 1.0, 4.0])
+    monkeypatch.setattr(timing, "now", lambda: next(clock))
+    times = timing.StepTimes()
+    times.on_train_begin()
+    for _ in range(3):
+        times.on_step_end()
+    assert times.seconds == [1.0, 2.0]
+    times.on_train_begin()  # another training
+    for _ in range(2):
+        times.on_step_end()
+    assert times.seconds == [3.0]
+
+
+def test_a_clock_sums_calls_by_step_and_leaves_no_trace(benchmark: Import) -> None:
+    class Base:
+        def work(self, seconds: float) -> float:
+            time.sleep(seconds)
+            return seconds
+
+    class Worker(Base): ...
+
+    clock = benchmark("_timing").Clock()
+    with clock.watch(Worker, "work", "w"):
+        assert Worker().work(0.02) == 0.02
+        Worker().work(0.02)
+        clock.close_step()
+        Worker().work(0.01)
+        Base().work(0.01)  # not watched
+        clock.close_step()
+    Worker().work(0.01)
+    clock.close_step()
+    assert "work" not in vars(Worker)
+    first, second, third = clock.steps
+    assert first["w"] >= 0.04 > second["w"] >= 0.01 and third == {}
+
+
+def test_the_peak_is_of_what_came_and_went(benchmark: Import) -> None:
+    timing = benchmark("_timing")
+    before = timing.forget_peak()
+    block = np.ones(64 * 2**20, dtype=np.uint8)
+    del block
+    assert 60 < timing.peak() - before < 90
+    timing.forget_peak()
+    assert timing.peak() - before < 30
+
+
+TEXTS = ["parse the date", "def sort_list(list): return list", "x", "merge two lists lazily " * 40]
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "qwen2_model"])
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_rival_reads_the_same_and_gives_the_same_vectors(
+    name: str, bare: bool, benchmark: Import, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    rival = benchmark("_rival")
+    prompts = Prompts(embed="") if bare else None
+    SearchR3(request.getfixturevalue(name), prompts=prompts).save_pretrained(tmp_path / "model")
+    ours = SearchR3(tmp_path / "model", dtype="float32")
+    chat = ours.conversation
+    special = "a text with <|im_end|> in it"
+    texts = rival.cut(chat, [*TEXTS, special])
+    assert texts[:3] == TEXTS[:3] and len(texts[3]) < len(TEXTS[3])
+    assert len(chat.documents([texts[3]])[0].ids) > chat.max_length - 4
+    alike = rival.read_alike(chat, texts)
+    assert alike == [True] * 4 + [False]
+    model = rival.rival_of(tmp_path / "model", ours.dimension)
+    found = model.encode(rival.as_text(chat, texts[:4]), show_progress_bar=False)
+    assert found == pytest.approx(ours.encode_document(texts[:4]), abs=1e-5)
+
+
+def test_the_rival_learns_the_pairs_in_their_order(benchmark: Import) -> None:
+    pytest.importorskip("sentence_transformers")
+    batches = benchmark("_rival").in_order(list(range(7)), batch_size=3, drop_last=True, generator=None)
+    assert list(batches) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_arms_of_stage_1_differ_in_what_they_say(benchmark: Import) -> None:
+    stage1 = benchmark("stage1")
+    alone, whole = (stage1.recipe_of(arm, stage1.FULL).stage1 for arm in ("contrastive", "all_losses"))
+    assert alone.info_nce == whole.info_nce > 0
+    assert alone.sft == alone.kl == alone.triplet == alone.reasoned_share == 0
+    assert min(whole.sft, whole.kl, whole.triplet, whole.reasoned_share) > 0
+    assert alone.micro_tokens == whole.micro_tokens and alone.batch_size == whole.batch_size
+
+
+def test_each_loss_is_left_out_and_stands_alone(benchmark: Import) -> None:
+    losses = benchmark("losses")
+    whole = losses.recipe_of("all", losses.FULL, ()).stage1
+    assert all(getattr(whole, name) > 0 for name in losses.LOSSES)
+    for name in losses.LOSSES:
+        without, only = (
+            losses.recipe_of(f"{kind}_{name}", losses.FULL, ()).stage1 for kind in ("without", "only")
+        )
+        for other in losses.LOSSES:
+            assert getattr(without, other) == (0 if other == name else getattr(whole, other))
+            assert getattr(only, other) == (getattr(whole, other) if other == name else 0)
+
+
+def test_losses_are_compared_query_by_query(benchmark: Import) -> None:
+    rng = np.random.default_rng(0)
+    base = {f"q{number}": value for number, value in enumerate(rng.random(50))}
+    arms = {
+        "all": {"documents": 9, "pairs": 5, "ndcg": {key: value + 0.1 for key, value in base.items()}},
+        "st": {"documents": 9, "pairs": 5, "ndcg": base},
+    }
+    found = benchmark("losses").figures_of({"pack": arms})
+    assert found["pack_minus_st"] == pytest.approx(0.1)
+    assert found["pack_minus_st_low"] == pytest.approx(0.1)  # paired: no spread is left
+    assert found["pack.st.minus_st"] is None and found["pack.st.minus_all"] == pytest.approx(-0.1)
+    assert found["pack.all.low"] < found["pack.all.ndcg"] < found["pack.all.high"]
+
+
+def test_missing_data_sets_are_left_out_in_one_line(
+    benchmark: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = benchmark("losses")
+    options = SimpleNamespace(
+        quick=False, packs=tmp_path, names=["one"], size=losses.QUICK, overrides=[], work=tmp_path
+    )
+    assert losses.packs(options) == {}
+    assert capsys.readouterr().out == f"one: no such data set in {tmp_path}, left out\n"
+
+
+def test_shares_of_a_step_are_medians_over_all_rounds(benchmark: Import) -> None:
+    def step(seconds: float, refresh: float) -> dict[str, float]:
+        parts = {"refresh": refresh, "scoring": 0.1, "reward_forward": 0.2, "reward": refresh + 0.3}
+        return {"step": seconds, **parts, "rollout": 0.5, "update": 0.2}
+
+    ours = [
+        {"steps": [step(2, 0.1), step(2, 0.3)], "seconds": [2, 2], "tokens": 3},
+        {"steps": [step(4, 0.5)], "seconds": [4], "tokens": 5},
+    ]
+    theirs = [{"seconds": [1, 1], "tokens": 4}, {"seconds": [2], "tokens": 4}]
+    found = benchmark("stage2").figures_of({"ours": ours, "theirs": theirs}, 8)
+    assert found["environment_share_of_step"] == pytest.approx(0.2)
+    assert found["samples_ratio"] == pytest.approx(0.5)
+    assert found["samples_a_second_trl"] == pytest.approx(8)
+    assert found["thinking_tokens"] == 4
+
+
+def test_model_flops_are_those_of_a_forward(benchmark: Import) -> None:
+    gpu = benchmark("gpu")
+    model = gpu.make_model("tiny", gpu.SMALL).model.cpu()
+    flops, length = gpu.Flops(model), 48
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.zeros(1, length, dtype=torch.long), logits_to_keep=1, use_cache=False)
+    hidden = 2 * length**2 * flops.width * flops.layers  # counted too, though a causal mask hides it
+    assert flops.forward(length, 1) + hidden == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert flops.forward(length) / 2 < flops.encoded(length) < flops.forward(length)
