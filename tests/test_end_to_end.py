@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import searchr3
 from searchr3.cli import app
+from searchr3.closing import EXAMPLES
 from searchr3.dataset import RetrievalDataset
 from searchr3.evaluation.report import CURVES
-from searchr3.pipeline import EXAMPLES
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(searchr3.__file__).parents[1])}
 LONGEST = 400  # seconds, on a machine that is busy with other things
@@ -147,9 +147,10 @@ def test_recipe_is_kept_as_used_with_versions_and_seed(whole: Whole) -> None:
     assert kept["recipe"]["seed"] == 0
     assert kept["machine"]["searchr3"] == searchr3.__version__
     assert {"python", "platform", "torch", "transformers", "trl"} <= kept["machine"].keys()
-    data = f"data.source={whole.folder / 'toy'}"
-    again = yaml.safe_load(whole.searchr3("train", str(whole.path / "recipe.yaml"), data, "--dry-run"))
+    places = f"data.source={whole.folder / 'toy'}", f"model.base={whole.folder / 'base'}"
+    again = yaml.safe_load(whole.searchr3("train", str(whole.path / "recipe.yaml"), *places, "--dry-run"))
     again["data"]["source"] = kept["recipe"]["data"]["source"]
+    again["model"]["base"] = kept["recipe"]["model"]["base"]
     assert again == kept["recipe"]
 
 

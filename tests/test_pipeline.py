@@ -14,10 +14,11 @@ import yaml
 from typer.testing import CliRunner
 
 from searchr3.cli import app
+from searchr3.closing import _alarm_lines, machine
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
-from searchr3.pipeline import RunFolder, _alarm_lines, machine, search
+from searchr3.pipeline import RunFolder, search
 from searchr3.preparation import bundled_base, make_base_model, make_dataset
 from searchr3.progress import Screen
 from searchr3.training.recipe import Recipe

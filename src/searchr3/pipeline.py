@@ -12,14 +12,11 @@ together, and the first prepares, writes and speaks.
 from __future__ import annotations
 
 import json
-import platform
-import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +24,10 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from searchr3 import __version__
+from searchr3.closing import ALARMS, close, machine
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.files import check_writable, disk_errors, occupied, write_json, write_text
+from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, on_first, start_group
 from searchr3.preparation import (
     check_names,
@@ -40,7 +37,7 @@ from searchr3.preparation import (
     refuse_a_base_that_knows,
 )
 from searchr3.progress import Screen, hush_transformers
-from searchr3.run_search import IDS, ids_digest, search
+from searchr3.run_search import search
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe, recipe_path
 
@@ -48,12 +45,9 @@ if TYPE_CHECKING:
     from searchr3.evaluation import Results, Run
     from searchr3.model import SearchR3
 
-__all__ = ["RunFolder", "machine", "search", "train"]
+__all__ = ["RunFolder", "search", "train"]
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-EXAMPLES = 10
 MIXTURE = "mixture"  # the run's copies of further sources, by name
-ALARMS = "stage2.alarms.json"  # in `checkpoints/`
 
 
 def train(
@@ -248,73 +242,7 @@ class RunFolder:
         )
 
     def _finish(self, dataset: RetrievalDataset, stages: dict[str, Results]) -> None:
-        from safetensors.numpy import save_file
-
-        from searchr3.evaluation import between, differences_table, results_table
-        from searchr3.evaluation.chat import chat_examples, chat_table
-        from searchr3.evaluation.report import choose_examples, render_report
-
-        final = stages["stage2"].document_vectors
-        assert final is not None
-        place = self.path / "vectors.safetensors"
-        partial = place.with_suffix(".partial")
-        with disk_errors(place):
-            try:
-                save_file({"documents": final}, partial, {IDS: ids_digest(dataset.corpus)})
-                partial.chmod(0o644)
-                partial.replace(place)
-            finally:
-                partial.unlink(missing_ok=True)
-        curves = {name: _rows(self.path / "checkpoints" / f"{name}.curve.json") for name in stages}
-        alarms = _rows(self.path / "checkpoints" / ALARMS)
-        summaries = {name: results.summary for name, results in stages.items()}
-        differences = between(stages["stage1"], stages["stage2"])
-        write_json(
-            self.path / "metrics.json",
-            {
-                "seconds": self.seconds,
-                "stages": summaries,
-                "differences": differences,
-                "curves": curves,
-                "alarms": alarms,
-                "chat": self.chats,
-            },
-        )
-        report = render_report(
-            f"searchr3 · {self.recipe.name}",
-            summaries,
-            curves,
-            choose_examples(stages["stage1"], stages["stage2"], dataset, EXAMPLES),
-            yaml.safe_dump(self.recipe.dump(), sort_keys=False),
-            machine() | {f"seconds, {name}": f"{seconds:.0f}" for name, seconds in self.seconds.items()},
-            differences,
-            alarms,
-            self.chats,
-            chat_examples(self.chats),
-        )
-        write_text(self.path / "report.html", report)
-        self.screen.finish(
-            [results_table(summary) for summary in summaries.values()]
-            + [differences_table(differences, ["ndcg@10"])]
-            + ([chat_table(self.chats)] if self.chats else []),
-            [
-                *_stage2_kept_its_start(curves["stage2"]),
-                *_alarm_lines(alarms, self.recipe),
-                *self._next_steps(dataset),
-            ],
-        )
-
-    def _next_steps(self, dataset: RetrievalDataset) -> list[str]:
-        query = dataset.queries[next(iter(dataset.split("test")))].text
-        tokens = self.recipe.model.max_new_tokens
-        return [
-            f"Done in {sum(self.seconds.values()) / 60:.1f} minutes. Try next:",
-            f"  open {self.path / 'report.html'}",
-            f"  searchr3 search {shlex.quote(query)} --run {self.path}",
-            f"  searchr3 evaluate {self.path / 'stage2'} --data {self.path / 'data'}"
-            f" --max-new-tokens {tokens} --output results.json",
-            "  searchr3 train MY_RECIPE.yaml        your own data: docs/train-on-your-data.md",
-        ]
+        self.screen.finish(*close(self.path, self.recipe, dataset, stages, self.seconds, self.chats))
 
     @contextmanager
     def _phase(self, name: str, doing: str) -> Iterator[None]:
@@ -327,34 +255,3 @@ class RunFolder:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
             if self.group.rank == 0 and (self.path / "recipe.yaml").is_file():
                 write_json(self.path / "progress.json", self.seconds)
-
-
-def machine() -> dict[str, str]:
-    """What a run ran on: versions and platform."""
-    here = {"python": platform.python_version(), "platform": platform.platform(), "searchr3": __version__}
-    return here | {name: version(name) for name in LIBRARIES}
-
-
-def _rows(place: Path) -> list[dict[str, Any]]:
-    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
-
-
-def _alarm_lines(alarms: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
-    """The health monitor's alarms, and whether one ended the stage."""
-    lines = [f"Alarm at step {alarm['step']} of stage 2: {alarm['message']}." for alarm in alarms]
-    if alarms and recipe.stage2.health.stop:
-        lines.append(
-            f"Stage 2 ended there, after {alarms[0]['step']} of {recipe.stage2.steps} steps, as "
-            "stage2.health.stop asks; its best checkpoint was kept."
-        )
-    return lines
-
-
-def _stage2_kept_its_start(curve: list[dict[str, float]]) -> list[str]:
-    """What to say when no checkpoint of stage 2 was better on dev than the model it began with."""
-    from searchr3.training.checkpoints import BEST
-
-    scores = [(row[BEST], -row["step"]) for row in curve if BEST in row]
-    if not scores or max(scores)[1] < 0:
-        return []
-    return ["Stage 2 was never better on dev than its start, which was kept: more steps, or another rate?"]
