@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -85,13 +84,21 @@ def generate_ids(
     )
     training = model.training
     model.eval()
-    # A shallow copy with this config alone: what it leaves open would come from the checkpoint's own, such as
-    # the repetition penalty of Qwen2.5-Instruct.
-    speaker = copy.copy(without_wrapper(model))
-    speaker.generation_config = config
+    # What this config leaves open would come from the checkpoint's own, such as the repetition penalty of
+    # Qwen2.5-Instruct.
+    inner, dealt = without_wrapper(model), is_dealt(model)
+    speaker = model if dealt else inner  # dealt weights are gathered by the whole
+    own = [one.generation_config for one in (model, inner)]
+    model.generation_config = inner.generation_config = config
     try:
-        output = speaker.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        output = speaker.generate(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            synced_gpus=dealt,  # who has finished goes on with the others
+        )
     finally:
+        model.generation_config, inner.generation_config = own
         model.train(training)
     completions = output[:, ids.shape[1] :].tolist()
     return [_until_stop(completion, stops) for completion in completions]
@@ -130,6 +137,11 @@ def without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
         else model
     )
+
+
+def is_dealt(model: torch.nn.Module) -> bool:
+    """Whether the weights are dealt among processes (FSDP, ZeRO-3), all of which must make as many passes."""
+    return any(type(weight.data) is not Tensor or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def padding_id(conversation: Conversation) -> int:

@@ -27,6 +27,7 @@ from searchr3 import __version__
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import check_writable, disk_errors, occupied, write_json, write_text
+from searchr3.group import ALONE, Group, on_first, start_group
 from searchr3.preparation import check_names, make_base_model, make_dataset, refuse_a_base_that_knows
 from searchr3.progress import Screen, hush_transformers
 from searchr3.run_search import IDS, ids_digest, search
@@ -34,7 +35,7 @@ from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 
 if TYPE_CHECKING:
-    from searchr3.evaluation import Results, Run
+    from searchr3.evaluation import Results
     from searchr3.model import SearchR3
 
 __all__ = ["RunFolder", "machine", "search", "train"]
@@ -75,26 +76,31 @@ def train(
         sizes = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
         print(f"# data: {len(dataset.corpus):,} documents; queries: {sizes}")
         return
-    with Screen() as screen:
-        RunFolder(output, settings, screen).run(resume)
+    group = start_group()
+    with Screen(silent=group.rank > 0) as screen:
+        RunFolder(output, settings, screen, group).run(resume)
 
 
 @dataclass
 class RunFolder:
-    """One run and its folder."""
+    """One run and its folder. In several processes all train, and the first does the rest."""
 
     path: Path
     recipe: Recipe
     screen: Screen
+    group: Group = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
-        self._admit(resume)
-        dataset, model = self._begin()
-        stage1 = self._stage("stage1", model, dataset, None, None)
-        stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
-        self._finish(dataset, {"stage1": stage1, "stage2": stage2})
+        on_first(self.group, lambda: self._admit(resume))
+        begun: list[tuple[RetrievalDataset, SearchR3]] = []
+        on_first(self.group, lambda: begun.append(self._begin()))
+        dataset, model = begun[0] if begun else self._begin()  # by now there is nothing left to write
+        results: dict[str, Results] = {}
+        for name in ("stage1", "stage2"):
+            self._stage(name, model, dataset, results)
+        on_first(self.group, lambda: self._finish(dataset, results))
 
     def _admit(self, resume: bool) -> None:
         """Let a new run into a new folder only, and a resumed one only into its own."""
@@ -145,25 +151,28 @@ class RunFolder:
             return dataset, SearchR3(base, batch_size=self.recipe.model.batch_size, dtype="float32")
 
     def _stage(
-        self,
-        name: str,
-        model: SearchR3,
-        dataset: RetrievalDataset,
-        vectors: np.ndarray | None,
-        baselines: tuple[Run, ...] | None,
-    ) -> Results:
-        """Train a stage unless it is done, then measure the model on the test split."""
+        self, name: str, model: SearchR3, dataset: RetrievalDataset, results: dict[str, Results]
+    ) -> None:
+        """Train a stage unless it is done, then measure the model on the test split, for `results`."""
         folder, checkpoints = self.path / name, self.path / "checkpoints"
         with self._phase(name, "preparing"):
             if not folder.is_dir():
+                before = results.get("stage1")
+                # several processes encode the corpus anew, together: sooner done than handed round
+                vectors = before.document_vectors if before and self.group.size == 1 else None
                 curve = self._train(name, model, dataset, checkpoints / name, vectors)
-                write_json(checkpoints / f"{name}.curve.json", curve)
-                model.save_pretrained(folder)
+                on_first(self.group, lambda: self._keep(name, model, curve))
             for checkpoint in (checkpoints / name).glob("checkpoint-*"):  # also of a run killed just here
                 shutil.rmtree(checkpoint, ignore_errors=True)
             model.reload(folder)  # what is measured, and what stage 2 starts from, is what was saved
         with self._phase(f"{name} evaluation", "measuring on the test split"):
-            return self._evaluate(name, model, dataset, baselines)
+            on_first(
+                self.group, lambda: results.update({name: self._evaluate(name, model, dataset, results)})
+            )
+
+    def _keep(self, name: str, model: SearchR3, curve: list[dict[str, float]]) -> None:
+        write_json(self.path / "checkpoints" / f"{name}.curve.json", curve)
+        model.save_pretrained(self.path / name)
 
     def _train(
         self, name: str, model: SearchR3, dataset: RetrievalDataset, folder: Path, vectors: np.ndarray | None
@@ -194,7 +203,7 @@ class RunFolder:
         )
 
     def _evaluate(
-        self, name: str, model: SearchR3, dataset: RetrievalDataset, baselines: tuple[Run, ...] | None
+        self, name: str, model: SearchR3, dataset: RetrievalDataset, before: Mapping[str, Results]
     ) -> Results:
         from searchr3.evaluation import evaluate
         from searchr3.training.precision import precision
@@ -203,7 +212,7 @@ class RunFolder:
         return evaluate(
             model,
             dataset,
-            baselines=self.recipe.evaluation.baselines if baselines is None else baselines,
+            baselines=before["stage1"].baselines if before else self.recipe.evaluation.baselines,
             depth=self.recipe.evaluation.depth,
             max_new_tokens=self.recipe.model.max_new_tokens,
             progress=self.screen.work,
@@ -283,7 +292,7 @@ class RunFolder:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
-            if (self.path / "recipe.yaml").is_file():
+            if self.group.rank == 0 and (self.path / "recipe.yaml").is_file():
                 write_json(self.path / "progress.json", self.seconds)
 
 
