@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -303,3 +306,31 @@ def chat_server() -> Iterator[ChatServer]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., None]:
+    """`launch(size, *command)` runs Python with these arguments in so many processes of one run."""
+
+    def together(size: int, *command: object, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        places = [
+            {**meeting, "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            for rank in range(size)
+        ]
+        running = [
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                env={**os.environ, **environment, **(place if size > 1 else {})},
+            )
+            for place in places
+        ]
+        try:
+            assert [process.wait(280) for process in running] == [0] * size
+        finally:
+            for process in running:
+                process.kill()
+
+    return together

@@ -58,6 +58,35 @@ def train(*overrides: str) -> str:
     return line
 
 
+@pytest.mark.slow
+def test_two_processes_fill_one_run_folder(
+    here: Path, toy_recipe: MakeRecipe, launch: Callable[..., None]
+) -> None:
+    """As `torchrun` or `accelerate launch` would start them; also when the run goes on after a stop."""
+    recipe = toy_recipe("data.source=toy", "stage2.contrastive=0.5", "stage2.contrastive_pairs=4")
+    (here / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump()), encoding="utf-8")
+    command = ("-m", "searchr3", "train", "recipe.yaml", "--output", "run")
+
+    launch(2, *command)
+
+    metrics = json.loads((here / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert set(metrics["stages"]) == {"stage1", "stage2"}
+    assert metrics["curves"]["stage2"][-1]["step"] == recipe.stage2.steps
+    assert (here / "run" / "report.html").is_file()
+    queries = [json.loads(line)["query"] for line in (here / "run" / "episodes.jsonl").open(encoding="utf-8")]
+    assert len(queries) == recipe.stage2.steps * recipe.stage2.queries
+    assert not list((here / "run" / "checkpoints").rglob("checkpoint-*"))
+
+    shutil.rmtree(here / "run" / "stage2")
+    (here / "run" / "report.html").unlink()
+    launch(2, *command, "--resume")
+    again = json.loads((here / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert (
+        again["stages"]["stage1"]["runs"][0]["ndcg@10"] == metrics["stages"]["stage1"]["runs"][0]["ndcg@10"]
+    )
+    assert (here / "run" / "report.html").is_file()
+
+
 # Bad input: one line that names the place, and no folder
 
 

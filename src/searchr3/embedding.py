@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3.conversation import Rendered
-from searchr3.generation import pad_ids, without_wrapper
+from searchr3.generation import is_dealt, pad_ids, without_wrapper
 
 TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
 TOKENS_ON_CPU = 2048  # on a CPU: what a layer makes of them stays in its caches
@@ -26,16 +27,42 @@ def backbone(model: PreTrainedModel) -> torch.nn.Module:
     return getattr(inner, inner.base_model_prefix)
 
 
+@contextlib.contextmanager
+def seen_by_head(
+    model: PreTrainedModel, at: tuple[Tensor, Tensor] | slice = slice(0)
+) -> Iterator[list[Tensor]]:
+    """Lists the last hidden states, (n, length, d), of passes through `model`, wrapped or not.
+
+    The head is the largest matrix of a small model, so it gets only the places `at`: none by default.
+    """
+    seen: list[Tensor] = []
+
+    def choose(head: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+        seen.append(inputs[0])
+        return (inputs[0][at],)
+
+    hook = without_wrapper(model).get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
 def embed(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> Tensor:
     """Unit vectors of one padded batch of conversations, shape (n, d), float32, differentiable.
 
-    The vector is the last hidden state, after the final norm, at each conversation's own position.
+    The vector is the last hidden state, after the final norm, at each conversation's own position. Weights
+    that are dealt among processes are gathered by the whole model only, so the pass goes through that.
     """
     ids, mask = pad_ids([item.ids for item in rendered], pad_id)
     device = next(model.parameters()).device
-    hidden = backbone(model)(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state
+    texts = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+    if is_dealt(model):
+        with seen_by_head(model) as seen:
+            model(**texts)
+        (hidden,) = seen
+    else:
+        hidden = backbone(model)(**texts).last_hidden_state
     positions = torch.tensor([item.position for item in rendered], device=device)
     return F.normalize(hidden[torch.arange(len(rendered), device=device), positions].float(), dim=-1)
 
@@ -189,10 +216,9 @@ def _beginning(texts: Sequence[Rendered]) -> list[int]:
 def _known(model: PreTrainedModel) -> bool:
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    dealt = any(type(weight.data) is not Tensor or hasattr(weight, "ds_id") for weight in model.parameters())
     return (
         config.model_type in KNOWN
         and kinds == {"full_attention"}
         and config._attn_implementation == "sdpa"
-        and not dealt
+        and not is_dealt(model)
     )

@@ -85,13 +85,23 @@ def generate_ids(
     )
     training = model.training
     model.eval()
-    # A shallow copy with this config alone: what it leaves open would come from the checkpoint's own, such as
-    # the repetition penalty of Qwen2.5-Instruct.
-    speaker = copy.copy(without_wrapper(model))
-    speaker.generation_config = config
+    # What this config leaves open would come from the checkpoint's own, such as the repetition penalty of
+    # Qwen2.5-Instruct. A shallow copy bears it; but dealt weights are gathered by the whole model itself.
+    inner, dealt = without_wrapper(model), is_dealt(model)
+    speaker = model if dealt else copy.copy(inner)
+    changed = [(one, one.generation_config) for one in ((model, inner) if dealt else ())]
+    for one in (speaker, *(one for one, _ in changed)):
+        one.generation_config = config
     try:
-        output = speaker.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        output = speaker.generate(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            synced_gpus=dealt,  # who has finished goes on with the others
+        )
     finally:
+        for one, own in changed:
+            one.generation_config = own
         model.train(training)
     completions = output[:, ids.shape[1] :].tolist()
     return [_until_stop(completion, stops) for completion in completions]
@@ -130,6 +140,11 @@ def without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
         else model
     )
+
+
+def is_dealt(model: torch.nn.Module) -> bool:
+    """Whether the weights are dealt among processes (FSDP, ZeRO-3), all of which must make as many passes."""
+    return any(type(weight.data) is not Tensor or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def padding_id(conversation: Conversation) -> int:

@@ -113,6 +113,11 @@ def bounds(rows: int, size: int) -> np.ndarray:
     return np.arange(size + 1, dtype=np.int64) * rows // size
 
 
+def most(group: Group, count: int) -> int:
+    """The greatest of the ranks' counts; collective."""
+    return max(int(one[0]) for one in group.gather(np.array([count])))
+
+
 def joined(group: Group, array: np.ndarray) -> np.ndarray:
     """The rows of all ranks, in their order; collective."""
     return np.concatenate(group.gather(array))

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from rich.console import Console
 
 from searchr3.closing import ALARMS, close, machine
 from searchr3.dataset import RetrievalDataset, load_dataset
@@ -69,7 +68,7 @@ def train(
     refuse_a_base_that_knows(settings)
     output = output or Path("runs") / recipe_path(recipe).stem
     group = start_group()
-    with Screen(Console(stderr=True, quiet=group.rank > 0)) as screen:
+    with Screen(silent=group.rank > 0) as screen:
         RunFolder(output, settings, screen, group).run(resume)
 
 

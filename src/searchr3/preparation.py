@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,11 +81,13 @@ def _told(dataset: RetrievalDataset, asked: SourceRecipe) -> RetrievalDataset:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Look at the trackers, the baselines and the engine of the rollouts that a recipe names."""
+    """Look at the launcher, and at the trackers, the baselines and the engine that a recipe names."""
     from searchr3.evaluation import check_baselines
     from searchr3.training.common import check_trackers
+    from searchr3.training.parallel import check_launcher
     from searchr3.training.rollout_engine import check_installed
 
+    check_launcher(os.environ, lora=recipe.model.lora is not None)
     check_trackers(recipe.report_to)
     check_installed(recipe.stage2.generation)
     check_baselines(recipe.evaluation.baselines)

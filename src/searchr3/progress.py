@@ -32,10 +32,10 @@ _QUIET = 30.0  # seconds between lines where nobody watches a bar
 
 
 class Screen:
-    """A live line on a terminal; in a file or a pipe a plain line every half minute."""
+    """A live line on a terminal; in a file or a pipe a plain line every half minute; silent nothing."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=True)
+    def __init__(self, console: Console | None = None, silent: bool = False):
+        self.console = console or Console(stderr=True, quiet=silent)
         self.live = self.console.is_terminal
         self._bar = Progress(
             SpinnerColumn(),

@@ -8,7 +8,7 @@ import numpy as np
 
 from searchr3.conversation import Rendered
 from searchr3.embedding import length_batches, tokens_per_pass
-from searchr3.group import Group
+from searchr3.group import Group, most
 from searchr3.model import SearchR3
 
 
@@ -53,5 +53,5 @@ def encode_own(search: SearchR3, rendered: Sequence[Rendered], group: Group) -> 
     if group.size == 1:
         return search.encode_rendered(rendered)
     batches = list(length_batches(rendered, search.batch_size))
-    most = max(int(count[0]) for count in group.gather(np.array([len(batches)])))
-    return search.encode_rendered(rendered, batches=batches + batches[-1:] * (most - len(batches)))
+    missing = most(group, len(batches)) - len(batches)
+    return search.encode_rendered(rendered, batches=batches + batches[-1:] * missing)

@@ -14,10 +14,12 @@ from searchr3.errors import RecipeError
 from searchr3.model import SearchR3
 from searchr3.training import grpo
 from searchr3.training.checkpoints import is_whole
+from searchr3.training.parallel import check_launcher
 from searchr3.training.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 Launch = Callable[..., None]
+SCRIPT = Path(__file__).with_name("parallel.py")
 
 
 def prepare(folder: Path, toy: RetrievalDataset, recipe: Recipe) -> None:
@@ -53,7 +55,7 @@ def test_two_processes_are_taught_what_one_is(
     prepare(tmp_path, toy, recipe)
 
     for size in (1, 2):
-        launch(size, "parallel.py", tmp_path, size, "stage2")
+        launch(size, SCRIPT, tmp_path, size, "stage2")
 
     one, first, second = weights(tmp_path, "1"), weights(tmp_path, "2", 0), weights(tmp_path, "2", 1)
     moved = difference(one, SearchR3.from_base(tiny_base, max_length=96).model.state_dict())
@@ -79,6 +81,7 @@ def test_two_processes_are_taught_what_one_is(
         )
 
 
+@pytest.mark.slow
 def test_two_processes_that_were_stopped_go_on_bit_for_bit(
     tmp_path: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, launch: Launch
 ) -> None:
@@ -87,20 +90,40 @@ def test_two_processes_that_were_stopped_go_on_bit_for_bit(
     )
     prepare(tmp_path, toy, recipe)
 
-    launch(2, "parallel.py", tmp_path, "whole", "stage2")
-    launch(2, "parallel.py", tmp_path, "again", "stage2", "3")
+    launch(2, SCRIPT, tmp_path, "whole", "stage2")
+    launch(2, SCRIPT, tmp_path, "again", "stage2", "3")
     checkpoint = tmp_path / "run-again" / "checkpoint-2"
     assert is_whole(checkpoint)
     assert not (tmp_path / "again-0.safetensors").exists()
     assert {"kept-0.json", "kept-1.json", "rng_state_0.pth", "rng_state_1.pth", "environment"} <= {
         path.name for path in checkpoint.iterdir()
     }
-    launch(2, "parallel.py", tmp_path, "again", "stage2")
+    launch(2, SCRIPT, tmp_path, "again", "stage2")
 
     assert difference(weights(tmp_path, "whole"), weights(tmp_path, "again")) == 0
     assert without_times(curve(tmp_path, "whole")) == without_times(curve(tmp_path, "again"))
     whole, again = ((tmp_path / f"run-{name}" / "episodes.jsonl").read_bytes() for name in ("whole", "again"))
     assert whole == again
+
+
+@pytest.mark.parametrize(
+    ("settings", "lora", "said"),
+    [
+        ({"FSDP_VERSION": "1"}, False, "fsdp_version: set it, in the configuration of accelerate, to 2"),
+        ({}, False, "fsdp_version"),
+        ({"FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, False, "cpu_ram_efficient_loading"),
+        ({"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, True, "to FULL_STATE_DICT"),
+    ],
+)
+def test_a_launcher_that_deals_weights_otherwise_is_told_so(
+    settings: dict[str, str], lora: bool, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        check_launcher({"ACCELERATE_USE_FSDP": "true", **settings}, lora)
+    check_launcher(settings, lora)
+    good = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    check_launcher({"ACCELERATE_USE_FSDP": "true", **good}, lora)
+    check_launcher({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, lora=False)
 
 
 @pytest.mark.parametrize(

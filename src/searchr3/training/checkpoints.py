@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import save_fsdp_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.distributed.fsdp import get_fsdp_ckpt_kwargs
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from searchr3.errors import DataError
@@ -111,6 +113,10 @@ class WholeCheckpoints:
     state: TrainerState
     control: TrainerControl
     accelerator: Any
+    model: Any
+    model_wrapped: Any
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
     _parts: defaultdict[str, list[float]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -179,6 +185,15 @@ class WholeCheckpoints:
                 self.accelerator.wait_for_everyone()
         finally:
             shutil.rmtree(hidden.parent, ignore_errors=True)
+
+    def save_weights(self, folder: Path) -> None:
+        """The weights alone, also as transformers looks for them when they are dealt among processes."""
+        self.save_model(str(folder))  # type: ignore[attr-defined]
+        if self.is_fsdp_enabled:
+            plugin, model = self.accelerator.state.fsdp_plugin, self.model
+            save_fsdp_model(plugin, self.accelerator, model, str(folder), **get_fsdp_ckpt_kwargs())
+        elif self.is_deepspeed_enabled:
+            self.model_wrapped.save_checkpoint(str(folder))
 
     def _save_kept(self, folder: Path) -> None:
         kept = {
@@ -266,5 +281,5 @@ class StartCounts(TrainerCallback):
         if not state.global_step:
             state.best_metric = self.trainer.evaluate()[BEST]
             with self.trainer.whole("checkpoint-0") as hidden:
-                self.trainer.save_model(str(hidden))
+                self.trainer.save_weights(hidden)
             state.best_model_checkpoint = str(Path(args.output_dir) / "checkpoint-0")

@@ -20,11 +20,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
+from searchr3.generation import is_dealt
 from searchr3.model import SearchR3
 from searchr3.training.checkpoints import BEST, WholeCheckpoints
 from searchr3.training.dev import DevSet
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe, SelectionRecipe
+from searchr3.training.weights import ends_in_one_unit, load_dealt_adapter
 
 Tell = Callable[[dict[str, Any]], None]
 """Receives progress: `stage`, `step`, `steps`, and the newest figures."""
@@ -106,9 +108,26 @@ class DevEvaluation(WholeCheckpoints):
     other_dev: Mapping[str, DevSet] = {}  # of further sources, by name; direct only
     best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with ends_in_one_unit(self.model if self.is_fsdp_enabled else None):
+            return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if is_dealt(self.model) and hasattr(self.model, "peft_config"):
+            load_dealt_adapter(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best and is_dealt(self.model) and hasattr(self.model, "peft_config"):
+            load_dealt_adapter(self.model, Path(best))
+        else:
+            super()._load_best_model()  # type: ignore[misc]
+
     def search_model(self) -> SearchR3:
         """The model as it is now, for encoding and generating; it stays in training mode if it is."""
-        model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        model = self.accelerator.unwrap_model(self.model)
         training = model.training
         search = SearchR3.from_parts(
             model,
@@ -133,15 +152,15 @@ class DevEvaluation(WholeCheckpoints):
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        training = self.model.training  # type: ignore[attr-defined]
+        training = self.model.training
         search = self.search_model()
         figures = self.dev.score(search, self.recipe.model.max_new_tokens if self.think_on_dev else 0)
         figures |= {f"direct_{name}": dev.score(search)["direct"] for name, dev in self.other_dev.items()}
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = sum(figures[name] for name in self.best_of) / len(self.best_of)
-        self.model.eval()  # type: ignore[attr-defined]
+        self.model.eval()
         self.log(metrics)  # in training mode TRL would add what it noted for the next line on training
-        self.model.train(training)  # type: ignore[attr-defined]
+        self.model.train(training)
         self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
             self.args, self.state, self.control, metrics
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3.conversation import Rendered
+from searchr3.embedding import seen_by_head
 from searchr3.generation import pad_ids, without_wrapper
 
 
@@ -95,25 +95,16 @@ def run(
         for t in range(item.answer_start, len(item.ids))
     ]
     at = torch.tensor(chosen, dtype=torch.long, device=device).reshape(-1, 2)
-    seen: list[Tensor] = []
-
-    def choose(head: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        (hidden,) = inputs
-        seen.append(hidden)
-        return (hidden[at[:, 0], at[:, 1] - 1],)
-
-    hook = inner.get_output_embeddings().register_forward_pre_hook(choose)
-    try:
+    with seen_by_head(inner, (at[:, 0], at[:, 1] - 1)) as seen:
         output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    finally:
-        hook.remove()
     (hidden,) = seen
     place = torch.tensor([item.position or 0 for item in items], device=device)
     has = torch.tensor([[item.position is not None] for item in items], device=device)
     rows = torch.arange(len(items), device=device)
     learn = [items[row].learns(t) for row, t in chosen]
+    vectors = F.normalize(hidden[rows, place].float(), dim=-1) * has
     return Outputs(
-        vectors=F.normalize(hidden[rows, place].float(), dim=-1) * has,
+        vectors=vectors + output.logits.sum() * 0.0,  # FSDP waits for the backward pass at the head
         logits=output.logits,
         labels=torch.tensor([items[row].ids[t] for row, t in chosen], dtype=torch.long, device=device),
         item=at[:, 0],

@@ -7,13 +7,14 @@ what each process adds is a part of the whole, so gradients are summed, not aver
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from searchr3.errors import RecipeError
 from searchr3.group import Group
 
 _BUCKET = 32 * 2**20  # numbers summed in one message
@@ -51,6 +52,25 @@ def _buckets(weights: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parame
         bucket.append(weight)
     if bucket:
         yield bucket
+
+
+def check_launcher(environment: Mapping[str, str], lora: bool) -> None:
+    """Look whether what `accelerate launch` set up is what this trains with; it speaks through variables.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    wanted = {"VERSION": ("2", "2: weights are dealt by FSDP2")}
+    if environment.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() != "false":
+        wanted["CPU_RAM_EFFICIENT_LOADING"] = ("false", "false: every process reads the model itself")
+    if lora:
+        reason = "FULL_STATE_DICT: an adapter's checkpoints are read from its whole weights"
+        wanted["STATE_DICT_TYPE"] = ("FULL_STATE_DICT", reason)
+    for name, (value, mend) in wanted.items():
+        if environment.get(f"FSDP_{name}", "") != value:
+            raise RecipeError(f"fsdp_{name.lower()}: set it, in the configuration of accelerate, to {mend}")
 
 
 def gathered(own: Tensor, group: Group) -> Tensor:

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
+from trl.models import prepare_fsdp
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches
 from searchr3.errors import RecipeError
-from searchr3.generation import Reasoning, padding_id, reason
-from searchr3.group import start_group
+from searchr3.generation import Reasoning, is_dealt, padding_id, reason
+from searchr3.group import most, start_group
 from searchr3.losses import allowed_negatives, at_widths, info_nce, kl_to_base, sft, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
@@ -40,6 +42,7 @@ from searchr3.training.parallel import gathered, sum_gradients, unsynced
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts, chat_items
+from searchr3.training.weights import whole_model
 
 
 class Stage1Trainer(DevEvaluation, Trainer):
@@ -99,6 +102,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         shared = (self.conversation, recipe, self._say, chats, self.group)
         self.makers = [BatchMaker(one.dataset, one.pairs, *shared) for one in self.sources]
         self.maker = self.makers[0]
+        if self.base is not None and self.is_fsdp_enabled:  # it is dealt among the processes too
+            self.base = prepare_fsdp(self.base, self.accelerator)
         self.think_on_dev = bool(self.maker.trace_pool) and self.stage.reasoned_share > 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -116,8 +121,13 @@ class Stage1Trainer(DevEvaluation, Trainer):
         model.train()
         number, rows = self.mixed.of_one(inputs["pairs"].cpu())
         batch = self.makers[number].of(rows, self.state.global_step, self.may_sample)
-        items, stage, source = batch.items, self.stage, self.sources[number]
+        items, stage, source = list(batch.items), self.stage, self.sources[number]
         chunks = list(length_batches(items, len(items), stage.micro_tokens or TOKENS_PER_BATCH // 2))
+        self.dealt = is_dealt(model)
+        if self.dealt:  # every process must make as many passes: a token that teaches nothing fills up
+            for _ in range(most(self.group, len(chunks)) - len(chunks)):
+                chunks.append([len(items)])
+                items.append(Item(items[0].ids[:1], None, answer_start=1))
         tokens = self._token_counts(batch)
         figures = {"sft": 0.0, "kl": 0.0}
 
@@ -136,6 +146,14 @@ class Stage1Trainer(DevEvaluation, Trainer):
             figures["kl"] += kl.item()
             return stage.sft * language + stage.kl * kl
 
+        averaged = self.group.size > 1 and not isinstance(model, DistributedDataParallel)
+        passes = iter(range(len(chunks) - 1, -1, -1))
+
+        def accumulate(loss: Tensor) -> None:
+            # DeepSpeed makes its step at a backward pass that syncs: the last
+            self.accelerator.gradient_state._set_sync_gradients(next(passes) == 0)
+            self.accelerator.backward(loss * self.group.size if averaged else loss)
+
         cache = stage.micro_tokens is not None and len(chunks) > 1
         with unsynced(model):
             backward(
@@ -143,7 +161,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
                 run_some,
                 lambda vectors: self._of_vectors(vectors, batch, source, figures),
                 of_tokens,
-                self.accelerator.backward,
+                accumulate,
                 cache,
             )
         sum_gradients(model)
@@ -245,21 +263,28 @@ class Stage1Trainer(DevEvaluation, Trainer):
     def _say(self, prompts: Sequence[Sequence[int]]) -> list[Reasoning]:
         """What the model says now, sampled."""
         model = self.accelerator.unwrap_model(self.model)
-        settings = self.recipe.model
+        settings, wanted = self.recipe.model, len(prompts)
+        if is_dealt(model):  # every process must generate as many batches
+            size = settings.batch_size
+            least = (most(self.group, -(-wanted // size)) - 1) * size + 1
+            prompts = [*prompts, *self.conversation.reasoning_prompts([""] * (least - wanted))]
         with self.accelerator.autocast():
-            return reason(
+            said = reason(
                 model, self.conversation, prompts, settings.max_new_tokens, 1.0, settings.batch_size
             )
+        return said[:wanted]
 
     def _kl(
         self, model: PreTrainedModel, items: Sequence[Item], outputs: Outputs, tokens: TokenCounts
     ) -> Tensor:
         """A chunk's part of the KL to the base."""
         anchored = [item for item in items if item.anchor]
-        if not anchored:
+        if not anchored and not self.dealt:
             return outputs.logits.sum() * 0.0
         with torch.no_grad(), self._without_adapter(model) as base, self.accelerator.autocast():
-            theirs = run(base, anchored, self.pad_id).logits
+            theirs = run(base, anchored or items[:1], self.pad_id).logits
+        if not anchored:  # other processes have some, and may need this one's part of the weights
+            return outputs.logits.sum() * 0.0
         anchor = torch.tensor([one.anchor for one in items], device=outputs.item.device)[outputs.item]
         keep = outputs.labels[anchor] != self.conversation.embed_id
         return (
@@ -321,6 +346,6 @@ def train_stage1(
         base = copy.deepcopy(search.model).eval().requires_grad_(False)
     trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell, others)
     trainer.train(resume_from_checkpoint=resume_point(folder))
-    search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    search.model = whole_model(trainer.model, trainer.accelerator)
     search.autocast = precision(recipe)
     return curve(trainer.state)

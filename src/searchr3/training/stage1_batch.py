@@ -160,7 +160,7 @@ class BatchMaker:
         thoughts = {
             row: (list(one), learn) for one, (row, (_, learn)) in zip(ids, written.items(), strict=True)
         }
-        if sampled:
+        if sampled or self.group.size > 1:  # others may have some, and generate together
             texts = [self.dataset.queries[self.pairs.query_ids[queries[row]]].text for row in sampled]
             said = self.say(self.conversation.reasoning_prompts(texts, self.dataset.instruction))
             thoughts |= {row: (list(one.token_ids), False) for row, one in zip(sampled, said, strict=True)}

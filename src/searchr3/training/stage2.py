@@ -30,7 +30,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import backbone
 from searchr3.environment import CorpusEnvironment, RefreshPolicy, audit
 from searchr3.files import write_json
-from searchr3.generation import padding_id
+from searchr3.generation import is_dealt, padding_id, without_wrapper
 from searchr3.group import on_first, start_group
 from searchr3.model import SearchR3
 from searchr3.reward import RewardWeights, combine
@@ -56,7 +56,7 @@ from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
 from searchr3.training.rollout_engine import check_installed, check_server
-from searchr3.training.weights import merged_weights
+from searchr3.training.weights import merged_weights, whole_model
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -143,6 +143,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         But the policy did not sample it, and TRL takes its probability ratio as 1: a phrase however unlikely
         is pushed away, or drawn near where it ranks best, harder than learning from one's own samples would.
         """
+        if is_dealt(self.model):  # accelerate does not tell `generate` that all must make as many passes
+            without_wrapper(self.model)._is_fsdp_managed_module = True
         completions, logprobs = super()._generate_single_turn(*arguments, **named)
         if self.stage.direct_rollout:
             answer, embed_id = self.conversation.answer_ids, self.conversation.embed_id
@@ -317,5 +319,5 @@ def train_stage2(
     if alarms:
         raised = [alarm.as_dict() for alarm in trainer.health.alarms]
         on_first(group, lambda: write_json(alarms, raised))
-    search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    search.model = whole_model(trainer.model, trainer.accelerator)
     return curve(trainer.state)

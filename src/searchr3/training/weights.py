@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.distributed import DistributedBackend
 
-from searchr3.generation import without_wrapper
+from searchr3.errors import DataError
+from searchr3.generation import is_dealt, without_wrapper
 
 ADAPTER = "default"
 _OF_ADAPTER = ("lora_", "trainable_tokens_")
-
-
-def is_dealt(model: nn.Module) -> bool:
-    """Whether the weights are dealt among processes (FSDP, ZeRO-3)."""
-    return any(type(weight.data) is not Tensor or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 @torch.no_grad()
@@ -40,6 +39,67 @@ def merged_weights(model: PreTrainedModel, accelerator: Any) -> Iterator[tuple[s
         plain = name.replace(".token_adapter", "").replace(".base_layer", "")
         with backend.gather_params([weight] if layer is None else list(layer.parameters())):
             yield plain, _merged(name, weight, layer, accelerator.device)
+
+
+@contextlib.contextmanager
+def ends_in_one_unit(model: PreTrainedModel | None) -> Iterator[None]:
+    """While FSDP deals the weights: lets an adapter's embedding and head stay in the outermost unit.
+
+    accelerate makes units of their own of the two, unless they are tied; but it does not see that they are
+    where an adapter wraps them, and their common weights cannot be in two units.
+    """
+    if model is None or not hasattr(model, "peft_config"):
+        yield
+        return
+    hidden: Any = model
+    hidden.get_input_embeddings = hidden.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del hidden.get_input_embeddings, hidden.get_output_embeddings
+
+
+@torch.no_grad()
+def load_dealt_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Give an adapter in a model whose weights are dealt (FSDP) what a checkpoint holds.
+
+    torch's own way stumbles over a weight that has two names, as a tied embed token has.
+
+    Raises:
+        DataError: it holds no adapter.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file; an adapter under FSDP needs fsdp_state_dict_type: FULL_STATE_DICT in the "
+            "configuration of accelerate"
+        )
+    saved = load_file(file)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            value = saved[name.replace(f".{ADAPTER}", "")].to(weight.device)
+            if isinstance(weight, DTensor):
+                value = distribute_tensor(value, weight.device_mesh, weight.placements)
+            weight.copy_(value)
+
+
+def whole_model(model: PreTrainedModel, accelerator: Any) -> PreTrainedModel:
+    """The trained model as a model of one process; where weights are dealt, a copy, with any adapter merged.
+
+    Collective; each process gets it.
+    """
+    model = accelerator.unwrap_model(model)
+    if not is_dealt(model):
+        return model.eval()
+    inner = without_wrapper(model)
+    plain = AutoModelForCausalLM.from_config(
+        inner.config, dtype=torch.float32, attn_implementation=inner.config._attn_implementation
+    )
+    plain.generation_config = inner.generation_config
+    with torch.no_grad():
+        for name, weight in merged_weights(model, accelerator):
+            plain.get_parameter(name).copy_(weight)
+    return plain.to(accelerator.device).eval()
 
 
 def _merged(name: str, weight: Tensor, layer: Any, device: torch.device) -> Tensor:
