@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.embedding import TOKENS_PER_BATCH, length_batches
+from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
 from searchr3.errors import RecipeError
 from searchr3.generation import Reasoning, generate_ids, padding_id, reason
 from searchr3.group import current_group
@@ -103,7 +103,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         model.train()
         batch = self.maker.of(inputs["pairs"].tolist(), self.state.global_step, self.may_sample)
         items, stage = batch.items, self.stage
-        chunks = list(length_batches(items, len(items), stage.micro_tokens or TOKENS_PER_BATCH // 2))
+        most = stage.micro_tokens or TOKENS_PER_BATCH // 2
+        chunks = list(length_batches(items, len(items), min(most, tokens_per_pass(self.args.device))))
         tokens = self._token_counts(batch)
         figures = {"sft": 0.0, "kl": 0.0}
 
@@ -122,7 +123,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
             figures["kl"] += kl.item()
             return stage.sft * language + stage.kl * kl
 
-        cache = stage.micro_tokens is not None and len(chunks) > 1
+        cache = stage.micro_tokens is not None and len(list(length_batches(items, len(items), most))) > 1
         with unsynced(model):
             backward(
                 chunks,
