@@ -183,6 +183,7 @@ def test_shares_of_a_step_are_medians_over_all_rounds(benchmark: Import) -> None
 def test_model_flops_are_those_of_a_forward(benchmark: Import) -> None:
     gpu = benchmark("gpu")
     model = gpu.make_model("tiny", gpu.SMALL).model.cpu()
+    model.set_attn_implementation("eager")  # matrix products, which the counter knows
     flops, length = gpu.Flops(model), 48
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.zeros(1, length, dtype=torch.long), logits_to_keep=1, use_cache=False)

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from trl.models import prepare_fsdp
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.embedding import TOKENS_PER_BATCH, length_batches
+from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
 from searchr3.errors import RecipeError
 from searchr3.generation import Reasoning, is_dealt, padding_id, reason
 from searchr3.group import most, start_group
@@ -122,7 +122,9 @@ class Stage1Trainer(DevEvaluation, Trainer):
         number, rows = self.mixed.of_one(inputs["pairs"].cpu())
         batch = self.makers[number].of(rows, self.state.global_step, self.may_sample)
         items, stage, source = list(batch.items), self.stage, self.sources[number]
-        chunks = list(length_batches(items, len(items), stage.micro_tokens or TOKENS_PER_BATCH // 2))
+        limit = stage.micro_tokens or TOKENS_PER_BATCH // 2
+        cache = stage.micro_tokens is not None and len(list(length_batches(items, len(items), limit))) > 1
+        chunks = list(length_batches(items, len(items), min(limit, tokens_per_pass(self.args.device))))
         self.dealt = is_dealt(model)
         if self.dealt:  # every process must make as many passes: a token that teaches nothing fills up
             for _ in range(most(self.group, len(chunks)) - len(chunks)):
@@ -154,7 +156,6 @@ class Stage1Trainer(DevEvaluation, Trainer):
             self.accelerator.gradient_state._set_sync_gradients(next(passes) == 0)
             self.accelerator.backward(loss * self.group.size if averaged else loss)
 
-        cache = stage.micro_tokens is not None and len(chunks) > 1
         with unsynced(model):
             backward(
                 chunks,
