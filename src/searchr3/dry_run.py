@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.errors import SearchR3Error
 from searchr3.preparation import (
     check_names,
     make_base_model,
@@ -102,24 +102,12 @@ def check_batches(recipe: Recipe, processes: int) -> None:
     Raises:
         RecipeError: they cannot.
     """
-    from searchr3.training.stage1 import share_of
+    from searchr3.training.parallel import micro_batch, share_of
 
     if recipe.stage1.steps:
         share_of(recipe.stage1.batch_size, processes)
-    stage = recipe.stage2
-    if not stage.steps:
-        return
-    if stage.queries % processes:
-        raise RecipeError(
-            f"stage2.queries: {stage.queries} queries cannot be divided among {processes} processes; "
-            f"set it to a multiple of {processes}"
-        )
-    own, parts = stage.queries // processes * stage.rollouts, stage.accumulation * stage.updates
-    if own % parts:
-        raise RecipeError(
-            f"stage2.accumulation: the {own} rollouts of each of {processes} processes cannot be made "
-            f"into {parts} micro-batches (accumulation × updates); set it lower"
-        )
+    if recipe.stage2.steps:
+        micro_batch(recipe.stage2, processes)
 
 
 def setting_of(recipe: Recipe, model: PreTrainedModel, stage: str, machine: Machine) -> Setting:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from trl import GRPOConfig
 
-from searchr3.errors import RecipeError
 from searchr3.group import start_group
 from searchr3.training.common import arguments
+from searchr3.training.parallel import micro_batch
 from searchr3.training.recipe import Recipe
 from searchr3.training.rollout_engine import engine_arguments
 
@@ -24,23 +24,11 @@ def grpo_config(recipe: Recipe, folder: Path, stop_ids: Sequence[int] = ()) -> G
         RecipeError: the queries or the micro-batches cannot be divided among the processes.
     """
     stage = recipe.stage2
-    parts, processes = stage.accumulation * stage.updates, start_group().size
-    if stage.queries % processes:
-        raise RecipeError(
-            f"stage2.queries: {stage.queries} queries cannot be divided among {processes} processes; "
-            f"set it to a multiple of {processes}"
-        )
-    own = stage.queries // processes * stage.rollouts
-    if own % parts:
-        raise RecipeError(
-            f"stage2.accumulation: the {own} rollouts of each of {processes} processes cannot be made "
-            f"into {parts} micro-batches (accumulation × updates); set it lower"
-        )
     return GRPOConfig(
         **arguments(recipe, stage, folder),
         gradient_accumulation_steps=stage.accumulation,
-        per_device_train_batch_size=own // parts,
-        steps_per_generation=parts,
+        per_device_train_batch_size=micro_batch(stage, start_group().size),
+        steps_per_generation=stage.accumulation * stage.updates,
         num_generations=stage.rollouts,
         max_completion_length=recipe.model.max_new_tokens,
         temperature=stage.sampling_temperature,

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from searchr3.errors import RecipeError
 from searchr3.group import Group
+from searchr3.training.recipe import Stage2Recipe
 
 _BUCKET = 32 * 2**20  # numbers summed in one message
 
@@ -52,6 +53,40 @@ def _buckets(weights: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parame
         bucket.append(weight)
     if bucket:
         yield bucket
+
+
+def share_of(batch_size: int, processes: int) -> int:
+    """Pairs of a batch for each process.
+
+    Raises:
+        RecipeError: the batch cannot be divided.
+    """
+    if batch_size % processes:
+        raise RecipeError(
+            f"stage1.batch_size: {batch_size} pairs cannot be divided among {processes} processes; "
+            f"set it to a multiple of {processes}"
+        )
+    return batch_size // processes
+
+
+def micro_batch(stage: Stage2Recipe, processes: int) -> int:
+    """Rollouts that each process learns from at once.
+
+    Raises:
+        RecipeError: queries or micro-batches cannot be divided.
+    """
+    if stage.queries % processes:
+        raise RecipeError(
+            f"stage2.queries: {stage.queries} queries cannot be divided among {processes} processes; "
+            f"set it to a multiple of {processes}"
+        )
+    own, parts = stage.queries // processes * stage.rollouts, stage.accumulation * stage.updates
+    if own % parts:
+        raise RecipeError(
+            f"stage2.accumulation: the {own} rollouts of each of {processes} processes cannot be made "
+            f"into {parts} micro-batches (accumulation × updates); set it lower"
+        )
+    return own // parts
 
 
 def check_launcher(environment: Mapping[str, str], lora: bool) -> None:

@@ -25,7 +25,6 @@ from trl.models import prepare_fsdp
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
-from searchr3.errors import RecipeError
 from searchr3.generation import Reasoning, is_dealt, padding_id, reason
 from searchr3.group import most, start_group
 from searchr3.losses import allowed_negatives, at_widths, info_nce, kl_to_base, sft, triplet_margin
@@ -38,7 +37,7 @@ from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, 
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, Outputs, run
 from searchr3.training.mixture import MixedPairs, MixtureSampler, Source, shares, sources_of
-from searchr3.training.parallel import gathered, sum_gradients, unsynced
+from searchr3.training.parallel import gathered, share_of, sum_gradients, unsynced
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts, chat_items
@@ -305,20 +304,6 @@ class Stage1Trainer(DevEvaluation, Trainer):
                     yield model
                 finally:
                     inner.train(training)
-
-
-def share_of(batch_size: int, processes: int) -> int:
-    """Pairs of a batch for each process.
-
-    Raises:
-        RecipeError: the batch cannot be divided.
-    """
-    if batch_size % processes:
-        raise RecipeError(
-            f"stage1.batch_size: {batch_size} pairs cannot be divided among {processes} processes; "
-            f"set it to a multiple of {processes}"
-        )
-    return batch_size // processes
 
 
 def train_stage1(
