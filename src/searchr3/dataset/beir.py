@@ -236,7 +236,7 @@ def read_beir(folder: str | Path, on_disk: bool | None = None) -> RetrievalDatas
     foreign = {file.stem: read_judgements(_tsv_rows(file), queries, corpus, shelves) for file in files}
     qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"), shelves)
     name, instruction = _facts(folder)
-    return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction).validate()
+    return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction).check_splits()
 
 
 def _facts(folder: Path) -> tuple[str, str | None]:

@@ -1,7 +1,7 @@
 """Data sets that are larger than memory: documents, queries and judgements lie in temporary databases.
 
 A database is SQLite's temporary kind: a nameless file in the system's folder for such (`TMPDIR`), which
-disappears with the process. Memory holds a few megabytes of it, however many rows there are.
+disappears with the process. Memory holds at most 32 MB of each, however many rows there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ T = TypeVar("T")
 LARGE = 2**28
 """Bytes of text from which a data set stays on disk unless told otherwise; in memory it takes more."""
 
-_CACHE = 8 * 2**10  # KiB of each database that stay in memory
+_CACHE = 32 * 2**10  # KiB of each database that stay in memory
+_json = json.JSONEncoder(ensure_ascii=False).encode
 _UNZIPPED = 4  # bytes of text to a byte of gzip, roughly
 
 
@@ -49,7 +50,7 @@ class Table(MutableMapping[str, T]):
         return self._unpack(json.loads(found))
 
     def __setitem__(self, key: str, value: T) -> None:
-        text = json.dumps(self._pack(value), ensure_ascii=False)
+        text = _json(self._pack(value))
         with _full_disk():
             self._base.execute(
                 "INSERT INTO rows (key, value) VALUES (?, ?) "

@@ -85,8 +85,7 @@ def read_triples(path: str | Path, on_disk: bool | None = None) -> RetrievalData
     def add(texts: list[str]) -> list[str]:
         keys = [f"d-{digest(text)}" for text in texts]
         for one, content in zip(keys, texts, strict=True):
-            if one not in corpus:
-                corpus[one] = Document("", content)
+            corpus[one] = Document("", content)
         return keys
 
     for number, row in read_jsonl(path):
@@ -109,7 +108,7 @@ def read_triples(path: str | Path, on_disk: bool | None = None) -> RetrievalData
     if not queries:
         raise DataError(f"{path}: no triples; each line must be an object with 'query' and 'positive'")
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    return RetrievalDataset(name, corpus, queries, qrels).validate()
+    return RetrievalDataset(name, corpus, queries, qrels)
 
 
 def _texts(row: Mapping[str, Any], key: str, where: str, required: bool) -> list[str]:
@@ -164,7 +163,7 @@ def read_hub(
         for split, rows in judgements.items()
     }
     qrels = own_splits(queries, foreign, lambda split: f"{name} qrels {split}", shelves)
-    return RetrievalDataset(name, corpus, queries, qrels, held_out).validate()
+    return RetrievalDataset(name, corpus, queries, qrels, held_out).check_splits()
 
 
 def _hub_judgement_tables(name: str, load: Callable[..., Any]) -> Mapping[str, Any]:

@@ -122,20 +122,30 @@ class RetrievalDataset:
                     raise DataError(
                         f"{self.name}: query {key!r} names the unknown negative document {negative!r}"
                     )
-        for number, (split, qrels) in enumerate(self.qrels.items()):
-            before = list(self.qrels.items())[:number]
+        for split, qrels in self.qrels.items():
             for key, judged in qrels.items():
                 if key not in self.queries:
                     raise DataError(f"{self.name}: split {split!r} judges the unknown query {key!r}")
                 if unknown := next((document for document in judged if document not in self.corpus), None):
                     raise DataError(f"{self.name}: split {split!r} judges the unknown document {unknown!r}")
-                if other := next((name for name, judgements in before if key in judgements), None):
-                    both = f"{other!r} and {split!r}"
+        if unknown := next((document for document in self.held_out if document not in self.corpus), None):
+            raise DataError(f"{self.name}: the held-out document {unknown!r} is not in the corpus")
+        return self.check_splits()
+
+    def check_splits(self) -> RetrievalDataset:
+        """Return self when no query is in two splits.
+
+        Raises:
+            DataError: one is.
+        """
+        splits = list(self.qrels.items())
+        for number, (split, qrels) in enumerate(splits):
+            for before, others in splits[:number]:
+                if key := next((key for key in qrels if key in others), None):
+                    both = f"{before!r} and {split!r}"
                     raise DataError(
                         f"{self.name}: query {key!r} is in the splits {both}; leave it in one of them"
                     )
-        if unknown := next((document for document in self.held_out if document not in self.corpus), None):
-            raise DataError(f"{self.name}: the held-out document {unknown!r} is not in the corpus")
         return self
 
     def save(self, path: str | Path) -> None:
