@@ -50,6 +50,9 @@ def process(server, *more: str, **options) -> subprocess.Popen:
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.Popen(
         [sys.executable, "-m", "searchr3", *command(server, *more)],
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell in the background ignores it
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "text": True, **options},
     )
 

@@ -14,12 +14,18 @@ TEXTS = ["parse the date", "x", "", "merge two sorted lists lazily", "größe �
 OnRanks = Callable[[int, Callable[[Group], Any]], list[Any]]
 
 
+def own(search: SearchR3) -> SearchR3:
+    """A copy for a rank of its own: ranks are threads here, and a tokenizer is not made for that."""
+    return SearchR3(search.tokenizer.name_or_path)
+
+
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_vectors_are_those_of_one_process(search: SearchR3, on_ranks: OnRanks, size: int) -> None:
     told: list[tuple[int, int]] = []
+    copies = [own(search) for _ in range(size)]
 
     def work(group: Group) -> tuple[np.ndarray, ...]:
-        shared = SharedSearch.over(search, group)
+        shared = SharedSearch.over(copies[group.rank], group)
         return (
             shared.encode_document(TEXTS, progress=lambda done, total: told.append((done, total))),
             shared.encode_query(TEXTS),
@@ -32,8 +38,8 @@ def test_vectors_are_those_of_one_process(search: SearchR3, on_ranks: OnRanks, s
         search.encode_query(TEXTS, reasoning=True, max_new_tokens=3),
     )
     for found in on_ranks(size, work):
-        for own, alone in zip(found, expected, strict=True):
-            np.testing.assert_allclose(own, alone, atol=1e-5)
+        for one, alone in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, alone, atol=1e-5)
     assert told == [(len(TEXTS), len(TEXTS))] * size
 
 
@@ -41,8 +47,8 @@ def test_vectors_are_those_of_one_process(search: SearchR3, on_ranks: OnRanks, s
 def test_thoughts_are_those_of_one_process_in_its_order(
     search: SearchR3, on_ranks: OnRanks, texts: Sequence[str]
 ) -> None:
-    alone = search.generate(texts, max_new_tokens=4)
-    for found in on_ranks(3, lambda group: SharedSearch.over(search, group).generate(texts, 4)):
+    alone, copies = search.generate(texts, max_new_tokens=4), [own(search) for _ in range(3)]
+    for found in on_ranks(3, lambda group: SharedSearch.over(copies[group.rank], group).generate(texts, 4)):
         assert found == alone
 
 
@@ -50,6 +56,7 @@ def test_each_thinks_for_its_part(
     search: SearchR3, on_ranks: OnRanks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
+    copies = [own(search), own(search)]
     generate = SearchR3.generate
 
     def counted(self: SearchR3, batch: Sequence[str], *rest: Any) -> Any:
@@ -57,7 +64,7 @@ def test_each_thinks_for_its_part(
         return generate(self, batch, *rest)
 
     monkeypatch.setattr(SearchR3, "generate", counted)
-    on_ranks(2, lambda group: SharedSearch.over(search, group).generate(TEXTS, 2))
+    on_ranks(2, lambda group: SharedSearch.over(copies[group.rank], group).generate(TEXTS, 2))
     assert sorted(asked) == [3, 4]
 
 

@@ -174,6 +174,9 @@ def test_the_command_killed_or_interrupted_goes_on(
         stderr=subprocess.PIPE,
         text=True,
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell in the background ignores it
     )
     limit = time.monotonic() + 300
     while not list(folder.glob("shards/*.safetensors")) and time.monotonic() < limit:

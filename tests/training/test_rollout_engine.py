@@ -1,6 +1,7 @@
 """vLLM as the engine of the rollouts, by a stand-in (`vllm_stand_in.py`); vLLM itself was not run here."""
 
 import importlib.util
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,12 @@ def vllm() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL writes its rank there in colocate mode: what trains next would think itself one of several."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
 @pytest.fixture

@@ -2,11 +2,7 @@
 
 import copy
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -767,6 +763,7 @@ def test_processes_learn_what_one_does(
     tiny_base: Path,
     toy: RetrievalDataset,
     toy_recipe: MakeRecipe,
+    launch: Callable[..., None],
 ) -> None:
     """Three epochs and more on gloo; the batch, its negatives and the means are those of all."""
     other = "{source: other, instruction: Answer., temperature: 0.2, weight: 2}"
@@ -783,22 +780,8 @@ def test_processes_learn_what_one_does(
     toy = replace(toy, qrels={**toy.qrels, "stage1": few})
     toy.save(tmp_path / "data")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.dump()), encoding="utf-8")
-    script = Path(__file__).with_name("parallel.py")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     for size in (1, 2):
-        command = [sys.executable, str(script), str(tmp_path), str(size)]
-        places = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-        running = [
-            subprocess.Popen(command, env={**os.environ, **(place if size > 1 else {})}) for place in places
-        ]
-        try:
-            assert [process.wait(280) for process in running] == [0] * size
-        finally:
-            for process in running:
-                process.kill()
+        launch(size, Path(__file__).with_name("parallel.py"), tmp_path, size)
 
     one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     start = SearchR3.from_base(tiny_base, max_length=96).model.state_dict()
