@@ -54,6 +54,18 @@ def deal_on_cpu() -> None:
     AcceleratorState.__init__ = init
 
 
+def stop_at_once() -> None:
+    """Every rollout of this process ends with its first token, while others go on."""
+    real = Stage2Trainer.__init__
+
+    def init(self, *arguments) -> None:
+        real(self, *arguments)
+        anything = list(range(self.model.config.vocab_size))
+        self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = anything
+
+    Stage2Trainer.__init__ = init
+
+
 def count_passes(search: SearchR3) -> list[int]:
     """Grows by one at each forward of the first layer, or of a copy of it."""
     passes = []
@@ -82,6 +94,8 @@ def main() -> None:
     if stage == "stage1":
         curve = train_stage1(search, data, recipe, run, tell, others=others)
     else:
+        if os.environ.get("SAMPLED") and rank == "1":
+            stop_at_once()
         if not os.environ.get("SAMPLED"):
             Stage2Trainer._generate_single_turn = decided
             StartCounts.on_train_begin = lambda *_, **__: None  # which might be kept in both

@@ -109,7 +109,7 @@ def test_stage_2_with_dealt_weights_is_stage_2_also_when_it_was_stopped(
 def test_processes_that_sample_make_as_many_passes(
     stage: str, folder: Callable[..., Path], launch: Launch
 ) -> None:
-    """In stage 1 they have not even as many prompts for the model's own thoughts."""
+    """In stage 1 not even as many thoughts are to be sampled; in stage 2 one's rollouts are over at once."""
     place = folder(
         *("stage1.own_samples=0.4", "stage1.kl=0.1", "stage1.micro_tokens=300", "model.lora={r: 4}"),
         *("model.batch_size=2", "stage2.queries=4", "stage2.contrastive=0.5"),

@@ -213,6 +213,9 @@ def install(monkeypatch, server=None):
         for item in iterator:
             server.wire.put(post_iter_func(item).clone())
 
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # colocate sets them; what comes after this test must not see it
+        monkeypatch.delenv(name)
     end = SimpleNamespace(group=SimpleNamespace(store=None, socket=None))
     fakes = SimpleNamespace(
         Session=Session,

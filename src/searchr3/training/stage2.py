@@ -56,7 +56,7 @@ from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
 from searchr3.training.rollout_engine import check_installed, check_server
-from searchr3.training.weights import merged_weights, whole_model
+from searchr3.training.weights import give_weights, merged_weights, whole_model
 
 
 class Stage2Trainer(DevEvaluation, GRPOTrainer):
@@ -118,7 +118,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.kept_folders[ENVIRONMENT] = environment
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None:  # TRL has loaded it from where the model came from, before stage 1
-            self.ref_model.load_state_dict(search.model.state_dict())
+            give_weights(self.accelerator.unwrap_model(self.ref_model), dict(search.model.named_parameters()))
         if "ref" in getattr(search.model, "peft_config", {}):
             copy_token_rows(search.model)
         if self.use_vllm and hasattr(self.model, "peft_config"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.distributed import DistributedBackend
 
-from searchr3.errors import DataError
+from searchr3.errors import DataError, SearchR3Error
 from searchr3.generation import is_dealt, without_wrapper
 
 ADAPTER = "default"
@@ -60,6 +60,21 @@ def ends_in_one_unit(model: PreTrainedModel | None) -> Iterator[None]:
 
 
 @torch.no_grad()
+def give_weights(model: torch.nn.Module, whole: Mapping[str, Tensor]) -> None:
+    """Write `whole` weights, by their names, to a model whose own may be dealt by FSDP.
+
+    Raises:
+        SearchR3Error: they are dealt by ZeRO-3.
+    """
+    for name, weight in model.named_parameters():
+        if hasattr(weight, "ds_id"):
+            raise SearchR3Error(
+                "stage2.beta: ZeRO-3 takes no second model; use FSDP, ZeRO-2 or model.lora, or set it to 0"
+            )
+        weight.copy_(_dealt_like(whole[name], weight))
+
+
+@torch.no_grad()
 def load_dealt_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Give an adapter in a model whose weights are dealt (FSDP) what a checkpoint holds.
 
@@ -76,11 +91,8 @@ def load_dealt_adapter(model: PreTrainedModel, folder: Path) -> None:
         )
     saved = load_file(file)
     for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            value = saved[name.replace(f".{ADAPTER}", "")].to(weight.device)
-            if isinstance(weight, DTensor):
-                value = distribute_tensor(value, weight.device_mesh, weight.placements)
-            weight.copy_(value)
+        if f".{ADAPTER}" in name:
+            weight.copy_(_dealt_like(saved[name.replace(f".{ADAPTER}", "")], weight))
 
 
 def whole_model(model: PreTrainedModel, accelerator: Any) -> PreTrainedModel:
@@ -111,6 +123,13 @@ def _merged(name: str, weight: Tensor, layer: Any, device: torch.device) -> Tens
         rows = torch.tensor(layer.token_indices[ADAPTER], device=whole.device)
         return whole.index_copy(0, rows, _whole(layer.trainable_tokens_delta[ADAPTER], device).to(whole))
     return whole + _whole(layer.get_delta_weight(ADAPTER), device).to(whole)
+
+
+def _dealt_like(value: Tensor, weight: Tensor) -> Tensor:
+    value = value.detach().to(weight.device)
+    if isinstance(weight, DTensor):
+        return distribute_tensor(value, weight.device_mesh, weight.placements)
+    return value
 
 
 def _whole(weight: Tensor, device: torch.device) -> Tensor:
