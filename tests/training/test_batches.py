@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,26 @@ def test_every_row_stands_in_one_group(rows, size, seed):
 def test_groups_hold_what_is_alike():
     groups = group_neighbours(hashed_tf_idf(TEXTS), 4, np.random.default_rng(0))
     assert sorted(sorted(group.tolist()) for group in groups) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+@given(
+    topics=st.lists(st.integers(0, 5), min_size=1, max_size=40),
+    size=st.integers(1, 9),
+    seeds=st.integers(1, 6),
+    seed=st.integers(0, 5),
+)
+def test_groups_are_those_of_one_seed_after_the_other(topics, size, seeds, seed):
+    vectors = np.eye(6, dtype=np.float32)[topics]  # whose products are exact, with many ties
+    expected, waiting = [], np.random.default_rng(seed).permutation(len(vectors)).tolist()
+    while waiting:
+        first = waiting[0]
+        like = sorted(waiting, key=lambda row: (row != first, -(vectors[row] @ vectors[first])))[:size]
+        expected.append(like)
+        waiting = [row for row in waiting if row not in like]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "_SEEDS", seeds)
+        groups = group_neighbours(vectors, size, np.random.default_rng(seed))
+    assert [group.tolist() for group in groups] == expected
 
 
 def test_vectors_are_of_unit_length_and_empty_texts_are_zero():

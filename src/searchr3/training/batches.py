@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _DIMENSIONS = 1024
 _WHOLE = 20_000  # so many rows are grouped among themselves
 _BLOCK = 4_096  # of more rows, so many: bounds time and memory on millions
+_SEEDS = 128  # rows whose neighbours are looked for in one pass over the others
 
 
 def hashed_tf_idf(texts: Sequence[str], dimensions: int = _DIMENSIONS) -> np.ndarray:
@@ -53,12 +54,25 @@ def group_neighbours(vectors: np.ndarray, size: int, rng: np.random.Generator) -
     groups = []
     waiting = rng.permutation(len(vectors))
     while len(waiting):
-        near = vectors[waiting] @ vectors[waiting[0]]
-        near[0] = np.inf  # the row itself
-        chosen = np.argsort(-near, kind="stable")[:size]
-        groups.append(waiting[chosen])
-        waiting = np.delete(waiting, chosen)
+        rest, left = vectors[waiting], len(waiting)
+        near = rest[:_SEEDS] @ rest.T  # of several seeds: to read the rows takes longer than their products
+        free = np.ones(left, dtype=bool)
+        for seed, scores in enumerate(near):
+            if free[seed]:
+                scores[seed] = np.inf  # the row itself
+                chosen = _highest(scores, min(size, left))
+                groups.append(waiting[chosen])
+                free[chosen], near[:, chosen] = False, -np.inf
+                left -= len(chosen)
+        waiting = waiting[free]
     return groups
+
+
+def _highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Places of the highest scores, the highest first, at a tie the earlier one."""
+    least = np.partition(scores, -count)[-count]
+    among = np.flatnonzero(scores >= least)
+    return among[np.argsort(-scores[among], kind="stable")[:count]]
 
 
 class NeighbourSampler(Sampler[int]):
