@@ -84,6 +84,21 @@ def test_a_folder_on_disk_is_the_folder_in_memory(tmp_path):
     )
 
 
+def test_a_split_that_is_divided_makes_one_table_for_each_part(tmp_path, monkeypatch):
+    made = []
+
+    class Counted(Table):
+        def __init__(self, *how):
+            super().__init__(*how)
+            made.append(self)
+
+    folder = whole(tmp_path / "x")
+    monkeypatch.setattr(disk, "Table", Counted)
+    dataset = load_dataset(folder, on_disk=True)
+    assert len(dataset.split("stage1")) > 1 < len(dataset.split("stage2"))
+    assert len(made) == 2 + 2 + 2  # corpus and queries, `train` and `test`, both stages
+
+
 def test_triples_on_disk_are_those_in_memory(tmp_path):
     rows = [
         {"query": f"q {n % 70}", "positive": [f"p {n}", f"p {n % 9}"], "negatives": [f"n {n % 4}"]}

@@ -211,7 +211,9 @@ def own_splits(
     divided: dict[str, MutableMapping[str, dict[str, int]]] = {}
     for query, judged in named.pop("train").items():
         split = split_of(query_key(queries[query].text), shares)
-        divided.setdefault(split, {} if split in _EVALUATED else shelves.judgements())[query] = judged
+        if split not in divided:  # to make a shelf on disk takes longer than to fill it
+            divided[split] = {} if split in _EVALUATED else shelves.judgements()
+        divided[split][query] = judged
     return {**named, **divided}
 
 
