@@ -112,7 +112,29 @@ def test_more_processes_share_the_work(here: Path) -> None:
 def test_only_the_first_process_speaks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert look(*GIVEN) == ""
+    assert look(*GIVEN) == look("stage1.stps=7") == ""  # of faults too
+
+
+@pytest.mark.parametrize(
+    "speeds",
+    [
+        ("--tflops", "100"),
+        ("--tokens-per-second", "9"),
+        ("--tflops", "0", "--tokens-per-second", "9"),
+        ("--tflops", "-1", "--tokens-per-second", "9"),
+        ("--tflops", "1", "--tokens-per-second", "nan"),
+        ("--tflops", "inf", "--tokens-per-second", "9"),
+    ],
+)
+def test_speeds_are_two_numbers_above_0(here: Path, speeds: tuple[str, ...]) -> None:
+    assert fault(*speeds).startswith("--tflops and --tokens-per-second: give both, each a number above 0")
+
+
+@pytest.mark.parametrize("option", [("--processes", "8"), ("--shard",), ("--tokens-per-second", "9")])
+def test_a_run_refuses_what_only_a_dry_run_heeds(here: Path, option: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["train", "recipe.yaml", *option])
+    assert result.exit_code == 1 and result.stderr.startswith(f"error: {option[0]}: is for --dry-run only")
+    assert not (here / "runs").exists()
 
 
 @pytest.mark.parametrize(

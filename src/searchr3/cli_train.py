@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from searchr3.errors import SearchR3Error
 from searchr3.options import Resume, Settings
 
 
+OF_DRY_RUNS = ("processes", "shard", "tflops", "tokens_per_second")
+
+
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str,
         typer.Argument(
@@ -52,6 +57,14 @@ def train(
 
         look(recipe, settings or [], Machine(processes, shard, tflops, tokens_per_second))
         return
+    for name in OF_DRY_RUNS:
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE":  # of a launcher's variables a run takes others
+            option = f"--{name.replace('_', '-')}"
+            mend = (
+                "add --dry-run, or leave it out (docs/several-gpus.md says how to train in several processes)"
+            )
+            raise SearchR3Error(f"{option}: is for --dry-run only; {mend}")
     from searchr3 import pipeline
 
     pipeline.train(recipe, settings or [], output, resume)

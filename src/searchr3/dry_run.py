@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -65,13 +66,23 @@ class Machine:
     Attributes:
         processes: data parallel; shard: weights are dealt among them.
         teraflops: 10¹² operations that one process does in a second; tokens: that it generates in a second.
-            Without both they are measured here, if that is possible.
+            Without them they are measured here, if that is possible.
+
+    Raises:
+        SearchR3Error: one of the two is given without the other, or is no number above 0.
     """
 
     processes: int = 1
     shard: bool = False
     teraflops: float | None = None
     tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        speeds = (self.teraflops, self.tokens)
+        if any(one is not None for one in speeds) and not all(one and 0 < one < math.inf for one in speeds):
+            raise SearchR3Error(
+                "--tflops and --tokens-per-second: give both, each a number above 0, or neither"
+            )
 
 
 def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine = Machine()) -> None:
@@ -82,6 +93,8 @@ def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine 
     Raises:
         SearchR3Error: whatever would end the run before or at its first step.
     """
+    if int(os.environ.get("RANK", 0)):
+        return  # the first of the launched processes speaks for all, and has the machine for itself
     settings = load_recipe(recipe, overrides)
     refuse_a_base_that_knows(settings)
     check_batches(settings, machine.processes)
@@ -89,8 +102,6 @@ def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine 
     dataset = make_dataset(settings)
     check_names(settings)
     lines = list(estimate(settings, dataset, machine, make_sources(settings)))
-    if int(os.environ.get("RANK", 0)):
-        return  # the first of the launched processes speaks for all
     print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
     for line in lines:
         print(f"# {line}".rstrip())
