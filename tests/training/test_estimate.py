@@ -203,7 +203,7 @@ def test_sharing_divides_what_is_shared() -> None:
     )
     assert (dealt.gradients, dealt.optimizer) == (alone.gradients // 8, alone.optimizer // 8)
     assert alone.weights // 8 < dealt.weights < alone.weights // 7
-    assert dealt.copies == whole.copies == alone.copies == alone.weights == 4 * 10**9
+    assert 8 * dealt.copies == whole.copies == alone.copies == alone.weights == 4 * 10**9
     assert (alone.buckets, dealt.buckets, whole.buckets) == (0, 0, alone.gradients)
     assert alone.total - alone.activations > 4 * 5 * 10**9
 

@@ -70,7 +70,8 @@ class Setting:
         checkpointing: each layer keeps its input only.
         copies: further models held whole: the base of stage 1's KL, GRPO's reference.
         processes: data parallel.
-        shard: weights, gradients and optimizer states are dealt among the processes (FSDP, ZeRO-3).
+        shard: weights, also of copies, gradients and optimizer states are dealt among the processes (FSDP,
+            ZeRO-3).
     """
 
     parameters: int
@@ -131,8 +132,8 @@ def memory(shape: Shape, setting: Setting, passes: Passes) -> Memory:
     """What one process needs, without the device's own overhead (CUDA: 1 to 2 GiB).
 
     AdamW keeps two numbers a trained weight; DDP a second copy of the gradients in its buckets. Sharded
-    weights are gathered layer by layer; `copies` are never sharded. When a stage has ended a whole model is
-    made beside the trained one: merged with its adapter, or read again.
+    weights, those of `copies` too, are gathered layer by layer. When a stage has ended a whole model is made
+    beside the trained one: merged with its adapter, or read again.
     """
     share = setting.processes if setting.shard else 1
     gathered = 4 * max(shape.layer, shape.head) if setting.shard else 0
@@ -140,7 +141,7 @@ def memory(shape: Shape, setting: Setting, passes: Passes) -> Memory:
     wide = 4 if not setting.bf16 else 3  # keys are float32 in the cache, values bf16
     return Memory(
         weights=4 * setting.parameters // share + gathered,
-        copies=4 * setting.copies * setting.parameters,
+        copies=4 * setting.copies * setting.parameters // share,
         gradients=4 * setting.trained // share,
         optimizer=8 * setting.trained // share,
         buckets=buckets,
