@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,6 +129,10 @@ def allowed_negatives(document_ids: list[str], relevant: list[set[str]]) -> Tens
     Returns:
         bool, shape (n, m): False where the document is relevant to the query.
     """
-    return torch.tensor(
-        [[document not in known for document in document_ids] for known in relevant], dtype=torch.bool
-    )
+    columns: dict[str, list[int]] = {}
+    for column, document in enumerate(document_ids):
+        columns.setdefault(document, []).append(column)
+    allowed = np.ones((len(relevant), len(document_ids)), dtype=bool)
+    for row, known in enumerate(relevant):  # not entry by entry: large batches have millions
+        allowed[row, [column for key in known for column in columns.get(key, ())]] = False
+    return torch.from_numpy(allowed)
