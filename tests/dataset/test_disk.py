@@ -37,7 +37,7 @@ def test_a_table_is_a_dict(written):
 def test_what_a_table_does_not_hold():
     table = Table(list, list)
     table["a"] = []
-    assert "b" not in table and table.number("b") is None and 3 not in table
+    assert "b" not in table and table.number("b") is None and 3 not in table and "\ud800" not in table
     with pytest.raises(KeyError):
         table["b"]
     with pytest.raises(IndexError):
@@ -118,6 +118,7 @@ def test_triples_on_disk_are_those_in_memory(tmp_path):
         ("corpus.jsonl", '{"_id": "d1", "text": "x"}', "document id 'd1' comes twice"),
         ("queries.jsonl", '{"_id": "q1", "text": "x"}', "query id 'q1' comes twice"),
         ("queries.jsonl", '{"_id": "x", "text": "x", "negatives": ["no"]}', "negative 'no' is no document"),
+        ("queries.jsonl", r'{"_id": "x", "text": "x", "negatives": ["\ud800"]}', "is no document"),
         ("qrels/test.tsv", "q44\td3\t2", "again, with another score"),
         ("qrels/test.tsv", "q1\td3\t2", "query 'q1' is in the splits"),
     ],
@@ -152,6 +153,25 @@ def test_numbers_of_keys(tmp_path):
 def test_a_copy_to_be_changed_lies_where_the_mapping_does():
     assert writable({"a": 1}) == {"a": 1}
     assert isinstance(writable(DISK.queries()), Table)
+
+
+def test_a_full_disk_is_one_line():
+    script = (
+        "import resource, signal\n"
+        "from searchr3.dataset.disk import Table\n"
+        "from searchr3.errors import SearchR3Error\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
+        "table = Table(str, str)\n"
+        "table._base.execute('PRAGMA cache_size=-512')\n"
+        "try:\n"
+        "    for n in range(4000):\n"
+        "        table[str(n)] = 'x' * 1000\n"
+        "except SearchR3Error as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "free some space, or set TMPDIR to another folder" in done.stdout
 
 
 def test_long_texts_leave_no_trace_in_memory(tmp_path):

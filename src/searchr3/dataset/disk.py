@@ -94,7 +94,12 @@ class Table(MutableMapping[str, T]):
         return other
 
     def _one(self, query: str, *asked: Any) -> Any:
-        found = self._base.execute(query, asked).fetchone()
+        try:
+            found = self._base.execute(query, asked).fetchone()
+        except UnicodeEncodeError:  # half a character: no key has one
+            return None
+        except sqlite3.OperationalError as error:  # to read, it may have to write out what memory held
+            raise _no_room(error) from None
         return None if found is None else found[0]
 
 
@@ -114,10 +119,14 @@ def _full_disk() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise SearchR3Error(
-            f"the folder for temporary files cannot be written ({error}); free some space, or set TMPDIR to "
-            "another folder"
-        ) from None
+        raise _no_room(error) from None
+
+
+def _no_room(error: sqlite3.OperationalError) -> SearchR3Error:
+    return SearchR3Error(
+        f"the folder for temporary files cannot be written ({error}); free some space, or set TMPDIR to "
+        "another folder"
+    )
 
 
 @dataclass(frozen=True)
