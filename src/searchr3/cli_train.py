@@ -10,7 +10,6 @@ import typer
 from searchr3.errors import SearchR3Error
 from searchr3.options import Resume, Settings
 
-
 OF_DRY_RUNS = ("processes", "shard", "tflops", "tokens_per_second")
 
 
