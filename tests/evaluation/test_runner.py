@@ -1,6 +1,7 @@
 """`evaluate`: the runs it makes, what it never sees, and how it refuses."""
 
 import sys
+import tracemalloc
 import types
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from searchr3.dataset import Document, Query, RetrievalDataset, load_dataset
 from searchr3.errors import DataError, ModelError
 from searchr3.evaluation import check_baselines, evaluate
 from searchr3.ranking import METRICS, trec_metrics
@@ -54,6 +56,24 @@ def test_runs_and_their_figures(model, data):
     np.testing.assert_array_equal(direct.query_vectors, model.vectors(queries))
     assert not np.allclose(direct.query_vectors, reasoned.query_vectors)
     assert results.document_vectors.shape == (150, 64)
+
+
+def test_documents_on_disk_are_not_all_held_in_memory(model, tmp_path):
+    long = "many words " * 1000
+    corpus = {f"d{n}": Document("", f"{n} {long}") for n in range(3000)}
+    queries, qrels = {"q": Query("words")}, {"test": {"q": {"d7": 1}}}
+    RetrievalDataset("large", corpus, queries, qrels).save(tmp_path / "large")
+    del corpus
+    dataset = load_dataset(tmp_path / "large", on_disk=True)
+    model.vectors = lambda texts: np.ones((len(texts), 4), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        evaluate(model, dataset, baselines=())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert model.encoded == 3000
+    assert peak < 25e6  # of 33 MB, a third at a time
 
 
 def test_no_trace_reaches_evaluation(model, make_data):

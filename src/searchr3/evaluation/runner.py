@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from searchr3.dataset.lazy import Lazy
 from searchr3.errors import DataError, ModelError
 from searchr3.evaluation.bm25 import BM25, Setting, as_run, tune
 from searchr3.evaluation.results import Hit, Results, Run
@@ -123,7 +124,8 @@ class _Bench:
         self.ids = list(self.qrels)
         self.queries = [dataset.queries[query].text for query in self.ids]
         self.document_ids = list(dataset.corpus)
-        self.documents = [document.content for document in dataset.corpus.values()]
+        corpus, ids = dataset.corpus, self.document_ids
+        self.documents = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
 
     def encode_documents(self, model: Any, what: str = "documents") -> np.ndarray:
         parts = self.steps(what, self.documents, _DOCUMENTS)
@@ -179,7 +181,7 @@ class _Bench:
         hits = {query: [Hit(*hit) for hit in found.items()] for query, found in run.items()}
         return Run(name, trec_metrics(run, self.qrels), hits, seconds, **extras)
 
-    def steps(self, what: str, texts: list[str], size: int) -> Iterable[list[str]]:
+    def steps(self, what: str, texts: Sequence[str], size: int) -> Iterable[Sequence[str]]:
         """`texts` in parts of `size`; progress is told before the first and after each."""
         self.tell(what, 0, len(texts))
         for start in range(0, len(texts), size):
