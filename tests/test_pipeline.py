@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from searchr3.cli import app
-from searchr3.closing import _alarm_lines, machine
+from searchr3.closing import _alarm_lines, _chat_lines, machine
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
@@ -477,6 +477,11 @@ def test_faults_of_further_sources(here: Path) -> None:
 
 def test_the_bundled_base_is_there() -> None:
     assert json.loads((bundled_base() / "config.json").read_text(encoding="utf-8"))["model_type"] == "qwen3"
+
+
+def test_why_a_model_was_not_held_against_its_base_is_told() -> None:
+    told = _chat_lines({"stage1": {"kl_base_trained": 0.1}, "stage2": {"skipped": "out of memory"}})
+    assert told == ["Whether stage2 still chats was not measured: out of memory"]
 
 
 def test_alarms_are_told_at_the_end_and_whether_one_ended_the_stage() -> None:

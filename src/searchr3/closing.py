@@ -85,9 +85,10 @@ def close(
     write_text(path / "report.html", report)
     tables = [results_table(summary) for summary in summaries.values()]
     tables.append(differences_table(differences, ["ndcg@10"]))
-    if chats:
+    if any("skipped" not in chat for chat in chats.values()):
         tables.append(chat_table(chats))
     lines = [
+        *_chat_lines(chats),
         *_stage2_kept_its_start(curves["stage2"]),
         *_alarm_lines(alarms, recipe),
         *_next_steps(path, recipe, dataset, seconds),
@@ -132,6 +133,15 @@ def machine() -> dict[str, str]:
 
 def _rows(place: Path) -> list[dict[str, Any]]:
     return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
+
+
+def _chat_lines(chats: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where the model could not be held against its base, and why."""
+    return [
+        f"Whether {name} still chats was not measured: {chat['skipped']}"
+        for name, chat in chats.items()
+        if "skipped" in chat
+    ]
 
 
 def _alarm_lines(alarms: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
