@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from searchr3.embedding import length_batches
@@ -37,7 +37,7 @@ def free_bytes() -> int:
     """Memory that is free on the device that would train."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available  # what caches of files would give back counts
 
 
 def measure(search: SearchR3, recipe: Recipe, setting: Setting, texts: list[str]) -> Speed:
