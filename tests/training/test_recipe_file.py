@@ -252,3 +252,12 @@ def test_the_reference_in_docs_is_current() -> None:
     assert page.read_text(encoding="utf-8") == describe(), (
         "run: python -m searchr3.training.recipe_page > docs/recipe.md"
     )
+
+
+@pytest.mark.parametrize(
+    "key", ["stage1.steps", "stage1.kl", "stage1.matryoshka", "stage1.patience", "model.base"]
+)
+def test_a_truth_is_no_number(key: str) -> None:
+    with pytest.raises(RecipeError, match=f"{key}: is not answered by yes or no \\(got True\\)"):
+        load_recipe({}, [f"{key}=yes"])
+    assert load_recipe({}, ["data.on_disk=yes"]).data.on_disk is True
