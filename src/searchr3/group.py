@@ -118,6 +118,11 @@ def most(group: Group, count: int) -> int:
     return max(int(one[0]) for one in group.gather(np.array([count])))
 
 
+def first_says(group: Group, number: int) -> int:
+    """The first rank's number, for what all must decide alike; collective."""
+    return int(group.gather(np.array([number]))[0][0])
+
+
 def joined(group: Group, array: np.ndarray) -> np.ndarray:
     """The rows of all ranks, in their order; collective."""
     return np.concatenate(group.gather(array))

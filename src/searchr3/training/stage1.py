@@ -331,7 +331,7 @@ def train_stage1(
     elif recipe.stage1.kl:
         base = copy.deepcopy(search.model).eval().requires_grad_(False)
     trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell, others)
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+    trainer.train(resume_from_checkpoint=resume_point(folder, trainer.group))
     search.model = whole_model(trainer.model, trainer.accelerator)
     search.autocast = precision(recipe)
     return curve(trainer.state)
