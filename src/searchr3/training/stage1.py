@@ -126,6 +126,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         chunks = list(length_batches(items, len(items), min(limit, tokens_per_pass(self.args.device))))
         self.dealt = is_dealt(model)
         if self.dealt:  # every process must make as many passes: a token that teaches nothing fills up
+            cache = bool(most(self.group, cache))  # which makes more of them
             for _ in range(most(self.group, len(chunks)) - len(chunks)):
                 chunks.append([len(items)])
                 items.append(Item(items[0].ids[:1], None, answer_start=1))
