@@ -37,7 +37,7 @@ from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, 
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, Outputs, run
 from searchr3.training.mixture import MixedPairs, MixtureSampler, Source, shares, sources_of
-from searchr3.training.parallel import gathered, share_of, sum_gradients, unsynced
+from searchr3.training.parallel import gathered, on_one_device, share_of, sum_gradients, unsynced
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts, chat_items
@@ -80,9 +80,11 @@ class Stage1Trainer(DevEvaluation, Trainer):
             if asked.dev_queries
         }
         self.base = base
-        args = TrainingArguments(
-            **arguments(recipe, self.stage, folder),
-            dataloader_drop_last=len(self.mixed) >= self.stage.batch_size,
+        args = on_one_device(
+            TrainingArguments(
+                **arguments(recipe, self.stage, folder),
+                dataloader_drop_last=len(self.mixed) >= self.stage.batch_size,
+            )
         )
         args.per_device_train_batch_size = share_of(self.stage.batch_size, args.world_size)
         self.group = start_group()
