@@ -17,7 +17,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError
 from searchr3.group import Group
 from searchr3.model import SearchR3
-from searchr3.training import grpo
+from searchr3.training import grpo, stage1
 from searchr3.training.checkpoints import BEST, is_whole
 from searchr3.training.common import DevEvaluation
 from searchr3.training.parallel import check_launcher
@@ -172,6 +172,19 @@ def test_a_process_that_sees_further_gpus_leaves_them_alone(
     search = SearchR3.from_base(recipe.model.base, max_length=96)
     trainer = Stage1Trainer(search, None, toy, recipe, tmp_path, None)
     assert next(iter(trainer.get_train_dataloader()))["pairs"].shape == (recipe.stage1.batch_size, 2)
+
+
+def test_each_process_draws_by_itself(
+    toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stage 1 samples and drops out in one process is not the same again in the next."""
+    recipe, drawn = toy_recipe(), []
+    for number in (0, 1, 0):
+        monkeypatch.setattr(stage1, "start_group", lambda number=number: Mock(rank=number, size=2))
+        search = SearchR3.from_base(recipe.model.base, max_length=96)
+        Stage1Trainer(search, None, toy, recipe, tmp_path, None)
+        drawn.append(torch.rand(4).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_all_processes_go_by_the_dev_figures_of_the_first(on_ranks: Callable[..., Any]) -> None:

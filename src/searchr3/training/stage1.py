@@ -106,6 +106,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         if self.base is not None and self.is_fsdp_enabled:  # it is dealt among the processes too
             self.base = prepare_fsdp(self.base, self.accelerator)
         self.think_on_dev = bool(self.maker.trace_pool) and self.stage.reasoned_share > 0
+        if self.group.rank:  # its dropout and the thoughts that it samples are not the first one's again
+            set_seed(recipe.seed + self.group.rank)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         stage, seed = self.stage, self.recipe.seed
