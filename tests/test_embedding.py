@@ -133,7 +133,7 @@ def test_long_texts_compute_the_beginning_anew(search: SearchR3) -> None:
     assert np.concatenate(found) == pytest.approx(plain(search, documents), abs=2e-6)
 
 
-@pytest.mark.parametrize("change", ["eager", "another architecture", "a sliding window"])
+@pytest.mark.parametrize("change", ["eager", "another architecture", "a sliding window", "a dynamic turn"])
 def test_what_it_does_not_know_goes_the_plain_way(tiny_model: Path, change: str) -> None:
     search = SearchR3(tiny_model)
     model: PreTrainedModel = search.model
@@ -141,6 +141,14 @@ def test_what_it_does_not_know_goes_the_plain_way(tiny_model: Path, change: str)
         model.set_attn_implementation("eager")
     elif change == "another architecture":
         model.config.model_type = "somebody's"
+    elif change == "a dynamic turn":
+        # beyond so many tokens a token's turn hangs on the length of the pass: the beginning alone is short
+        dynamic = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+        longest = max(len(one.ids) for one in search.conversation.documents(TEXTS))
+        shape = {"rope_parameters": dynamic, "max_position_embeddings": longest - 2}
+        search.model = model = AutoModelForCausalLM.from_config(
+            Qwen3Config(**model.config.to_dict() | shape)
+        ).eval()
     else:
         window = {
             "use_sliding_window": True,

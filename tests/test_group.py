@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr3.errors import SearchR3Error
-from searchr3.group import ALONE, bounds, current_group, on_first, together
+from searchr3.group import ALONE, bounds, current_group, first_says, on_first, together
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))
@@ -54,6 +54,10 @@ def test_only_the_first_works_and_its_failure_is_everyones(on_ranks):
             return type(error)
 
     assert on_ranks(2, work) == [ZeroDivisionError, SearchR3Error]
+
+
+def test_the_first_decides(on_ranks):
+    assert on_ranks(3, lambda group: first_says(group, 7 + group.rank)) == [7, 7, 7]
 
 
 def test_a_run_without_other_processes_is_alone():

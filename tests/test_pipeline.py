@@ -3,10 +3,13 @@
 import errno
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -85,6 +88,36 @@ def test_two_processes_fill_one_run_folder(
         again["stages"]["stage1"]["runs"][0]["ndcg@10"] == metrics["stages"]["stage1"]["runs"][0]["ndcg@10"]
     )
     assert (here / "run" / "report.html").is_file()
+
+
+def test_a_process_that_is_late_does_not_take_a_stage_for_done(
+    tmp_path: Path, toy_recipe: MakeRecipe, on_ranks: Callable[..., Any]
+) -> None:
+    """Where nothing is to be trained the first has saved the stage before the other looks for it."""
+    saved, trained = threading.Event(), []
+
+    class Late(RunFolder):
+        @contextmanager
+        def _phase(self, name: str, doing: str) -> Iterator[None]:
+            if self.group.rank:
+                saved.wait(0.5)
+            yield
+
+        def _train(self, *_: Any) -> list[dict[str, float]]:
+            trained.append(self.group.rank)
+            return []
+
+        def _save(self, name: str, *_: Any) -> None:
+            (self.path / name).mkdir()
+            saved.set()
+
+        def _evaluate(self, *_: Any) -> Any: ...
+
+    recipe = toy_recipe("stage1.steps=0", "evaluation.chat_tokens=0")
+    on_ranks(
+        2, lambda group: Late(tmp_path, recipe, Screen(), group)._stage("stage1", Mock(), Mock(), None, None)
+    )
+    assert sorted(trained) == [0, 1]
 
 
 # Bad input: one line that names the place, and no folder

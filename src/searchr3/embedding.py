@@ -19,6 +19,7 @@ TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory 
 TOKENS_ON_CPU = 2048  # on a CPU: what a layer makes of them stays in its caches
 WORTH_SHARING = 1 / 8  # share of a batch's length from which on the texts' shared beginning saves work
 KNOWN = ("llama", "qwen2", "qwen3")  # architectures whose layers `Embedder` can take apart
+OF_LENGTH = ("dynamic", "longrope")  # kinds of RoPE that turn a token by the length of the pass too
 
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
@@ -103,7 +104,8 @@ class Embedder:
     give it their keys and values, and are spared the query, the attention and the feed-forward block.
     Behind a beginning attention needs a mask, and computes what it hides; so long texts make theirs anew.
 
-    Other architectures, other attention than `sdpa` and weights dealt among processes go through `embed`.
+    Other architectures, other attention than `sdpa`, positions whose turn hangs on the length of the pass
+    (dynamic RoPE) and weights dealt among processes go through `embed`.
 
     Args:
         texts: what the shared beginning is taken from; every text embedded later must begin with it.
@@ -216,9 +218,11 @@ def _beginning(texts: Sequence[Rendered]) -> list[int]:
 def _known(model: PreTrainedModel) -> bool:
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return (
         config.model_type in KNOWN
         and kinds == {"full_attention"}
+        and rope not in OF_LENGTH
         and config._attn_implementation == "sdpa"
         and not is_dealt(model)
     )

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = timedelta(days=2)  # others wait while the first evaluates; who dies is noticed anyway
+_WRITING = timedelta(hours=2)  # so long may the first write a checkpoint, while the others' GPUs wait
 
 
 class Group(Protocol):
@@ -91,16 +93,24 @@ def start_group() -> Group:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())  # starts torch.distributed
+        PartialState(cpu=not torch.cuda.is_available(), timeout=_WRITING)  # starts torch.distributed
     return current_group()
 
 
 def current_group() -> Group:
-    """The processes of this run; collective where there are several."""
+    """The processes of this run; collective where there are several, at the first call."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
+    return _over_gloo(dist.group.WORLD)
+
+
+@lru_cache(maxsize=1)
+def _over_gloo(world: ProcessGroup) -> Processes:
+    """One for all who ask: each is a connection between every two processes."""
+    import torch.distributed as dist
+
     return Processes(dist.new_group(backend="gloo", timeout=_PATIENCE))
 
 
@@ -116,6 +126,11 @@ def bounds(rows: int, size: int) -> np.ndarray:
 def most(group: Group, count: int) -> int:
     """The greatest of the ranks' counts; collective."""
     return max(int(one[0]) for one in group.gather(np.array([count])))
+
+
+def first_says(group: Group, number: int) -> int:
+    """The first rank's number, for what all must decide alike; collective."""
+    return int(group.gather(np.array([number]))[0][0])
 
 
 def joined(group: Group, array: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from searchr3.closing import ALARMS, close, machine
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import check_writable, occupied, write_json, write_text
-from searchr3.group import ALONE, Group, on_first, start_group
+from searchr3.group import ALONE, Group, first_says, on_first, start_group
 from searchr3.preparation import (
     check_names,
     make_base_model,
@@ -171,7 +171,7 @@ class RunFolder:
         """Train a stage unless it is done, then measure the model on the test split."""
         folder, checkpoints = self.path / name, self.path / "checkpoints"
         with self._phase(name, "preparing"):
-            if not folder.is_dir():
+            if not first_says(self.group, folder.is_dir()):  # it may be saved before the last one looks
                 curve = self._train(name, model, dataset, checkpoints / name, vectors)
                 on_first(self.group, lambda: self._save(name, model, curve))
             on_first(self.group, lambda: self._remove_checkpoints(name))  # also of a run killed just here

@@ -52,6 +52,6 @@ def encode_own(search: SearchR3, rendered: Sequence[Rendered], group: Group) -> 
     """
     if group.size == 1:
         return search.encode_rendered(rendered)
-    batches = list(length_batches(rendered, search.batch_size))
+    batches = list(length_batches(rendered, search.batch_size, tokens_per_pass(search.device)))
     missing = most(group, len(batches)) - len(batches)
     return search.encode_rendered(rendered, batches=batches + batches[-1:] * missing)

@@ -98,6 +98,7 @@ def main():
 
     rank, size, folder, model = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    assert current_group() is current_group()
     own, common = work(current_group(), folder, model)
     np.savez(folder / f"{rank}.npz", **own, **common)
     dist.destroy_process_group()

@@ -154,6 +154,16 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == {"checkpoint-0", "checkpoint-8", "checkpoint-16", "runs"}
 
 
+def test_all_processes_go_on_from_what_the_first_sees(tmp_path: Path, on_ranks: Callable[..., Any]) -> None:
+    """On a disk over the network one may not see yet what another has written."""
+    for step in (8, 16):
+        make(tmp_path / "0" / f"checkpoint-{step}")
+    make(tmp_path / "1" / "checkpoint-8")
+    found = on_ranks(2, lambda group: resume_point(tmp_path / str(group.rank), group))
+    assert [found[rank].name for rank in (0, 1)] == ["checkpoint-16", "checkpoint-16"]
+    assert on_ranks(2, lambda group: resume_point(tmp_path / "nowhere", group)) == [None, None]
+
+
 def test_what_a_user_puts_beside_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
     for name in ("checkpoint-8", "checkpoint-16", "checkpoint-8-copy", "checkpoint-24.old"):
         make(tmp_path / name)

@@ -4,18 +4,25 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainingArguments
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError
+from searchr3.group import Group
 from searchr3.model import SearchR3
-from searchr3.training import grpo
-from searchr3.training.checkpoints import is_whole
+from searchr3.training import grpo, stage1
+from searchr3.training.checkpoints import BEST, is_whole
+from searchr3.training.common import DevEvaluation
 from searchr3.training.parallel import check_launcher
 from searchr3.training.recipe import Recipe
+from searchr3.training.stage1 import Stage1Trainer
 
 MakeRecipe = Callable[..., Recipe]
 Launch = Callable[..., None]
@@ -146,3 +153,64 @@ def test_what_cannot_be_divided_is_told_in_one_line(
     monkeypatch.setattr(grpo, "start_group", Two)
     with pytest.raises(RecipeError, match=said):
         grpo.grpo_config(toy_recipe(*overrides), tmp_path)
+
+
+def test_a_process_that_sees_further_gpus_leaves_them_alone(
+    toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would give each as large a batch as the recipe's, by way of `DataParallel`."""
+    real = TrainingArguments.__post_init__
+
+    def sees_eight(self: TrainingArguments) -> None:
+        real(self)
+        self._n_gpu = 8
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", sees_eight)
+    recipe = toy_recipe()
+    config = grpo.grpo_config(recipe, tmp_path)
+    assert config.train_batch_size == recipe.stage2.queries * recipe.stage2.rollouts
+    search = SearchR3.from_base(recipe.model.base, max_length=96)
+    trainer = Stage1Trainer(search, None, toy, recipe, tmp_path, None)
+    assert next(iter(trainer.get_train_dataloader()))["pairs"].shape == (recipe.stage1.batch_size, 2)
+
+
+def test_each_process_draws_by_itself(
+    toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stage 1 samples and drops out in one process is not the same again in the next."""
+    recipe, drawn = toy_recipe(), []
+    for number in (0, 1, 0):
+        monkeypatch.setattr(stage1, "start_group", lambda number=number: Mock(rank=number, size=2))
+        search = SearchR3.from_base(recipe.model.base, max_length=96)
+        Stage1Trainer(search, None, toy, recipe, tmp_path, None)
+        drawn.append(torch.rand(4).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_all_processes_go_by_the_dev_figures_of_the_first(on_ranks: Callable[..., Any]) -> None:
+    """They may differ in rounding, but not in which checkpoint is best or when to stop."""
+
+    class Scored:
+        def __init__(self, figure: float):
+            self.figure = figure
+
+        def score(self, *_: Any) -> dict[str, float]:
+            return {"direct": self.figure}
+
+    class Evaluated(DevEvaluation):
+        best_of = ("direct",)
+        think_on_dev = False
+
+        def __init__(self, group: Group):
+            self.group, self.dev = group, Scored(0.5 + group.rank)  # type: ignore[assignment]
+            self.model = torch.nn.Identity()
+            self.callback_handler = Mock()
+            self.args = self.state = self.control = Mock()
+
+        def search_model(self) -> Any:
+            return None
+
+        def log(self, *_: Any) -> None: ...
+
+    found = on_ranks(2, lambda group: Evaluated(group).evaluate())
+    assert found == [{"eval_direct": 0.5, BEST: 0.5}] * 2

@@ -69,12 +69,16 @@ def same_training(folder: Path, base: Path, one: str, dealt: str, names: tuple[s
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("tokens", [300, 900])
 def test_stage_1_with_dealt_weights_is_stage_1(
-    folder: Callable[..., Path], tiny_base: Path, launch: Launch
+    tokens: int, folder: Callable[..., Path], tiny_base: Path, launch: Launch
 ) -> None:
-    """With the KL to a base that is dealt too, and micro-batches that differ in number."""
+    """With the KL to a base that is dealt too, and micro-batches that differ in number.
+
+    Of 900 tokens the first process has more than one, so that it caches, and the other has one.
+    """
     place = folder(
-        *("stage1.own_samples=0", "stage1.kl=0.1", "stage1.steps=3", "stage1.micro_tokens=300"),
+        *("stage1.own_samples=0", "stage1.kl=0.1", "stage1.steps=3", f"stage1.micro_tokens={tokens}"),
         *("stage1.evaluate_every=3", "stage1.chat_prompts=3"),
     )
     launch(1, SCRIPT, place, "one", "stage1")

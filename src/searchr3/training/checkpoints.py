@@ -25,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from searchr3.errors import DataError
 from searchr3.files import disk_errors, put_folder, write_text
+from searchr3.group import ALONE, Group, first_says, on_first
 
 BEST = "eval_ndcg@10"  # what chooses the best checkpoint
 ENVIRONMENT = "environment"  # folder beside the weights in each checkpoint of stage 2
@@ -73,14 +74,23 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(filter(is_whole, _checkpoints(folder)), key=step_of, default=None)
 
 
-def resume_point(folder: Path) -> Path | None:
-    """`last_checkpoint`; what a killed run left unfinished is removed, and what is not whole after it."""
+def resume_point(folder: Path, group: Group = ALONE) -> Path | None:
+    """`last_checkpoint`; what a killed run left unfinished is removed, and what is not whole after it.
+
+    Collective: what the first process sees holds for all.
+    """
+    on_first(group, lambda: _remove_unfinished(folder))
+    newest = last_checkpoint(folder)
+    step = first_says(group, step_of(newest) if newest else 0)  # there is no checkpoint of the start
+    return folder / f"checkpoint-{step}" if step else None
+
+
+def _remove_unfinished(folder: Path) -> None:
     newest = last_checkpoint(folder)
     shutil.rmtree(folder / HIDDEN, ignore_errors=True)
     for checkpoint in _checkpoints(folder):
         if step_of(checkpoint) > (step_of(newest) if newest else 0):
             shutil.rmtree(checkpoint, ignore_errors=True)
-    return newest
 
 
 def rotate(folder: Path, limit: int, best: Path | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -21,6 +22,7 @@ from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
 from searchr3.generation import is_dealt
+from searchr3.group import Group
 from searchr3.model import SearchR3
 from searchr3.training.checkpoints import BEST, WholeCheckpoints
 from searchr3.training.dev import DevSet
@@ -98,11 +100,12 @@ class Progress(TrainerCallback):
 class DevEvaluation(WholeCheckpoints):
     """Mixin of both trainers: `evaluate` is dev nDCG@10 of the search model, and loss parts go into the log.
 
-    The trainers set `conversation`, `dev`, `recipe` and `think_on_dev`.
+    The trainers set `conversation`, `dev`, `group`, `recipe` and `think_on_dev`.
     """
 
     conversation: Conversation
     dev: DevSet
+    group: Group
     recipe: Recipe
     think_on_dev: bool
     other_dev: Mapping[str, DevSet] = {}  # of further sources, by name; direct only
@@ -156,6 +159,9 @@ class DevEvaluation(WholeCheckpoints):
         search = self.search_model()
         figures = self.dev.score(search, self.recipe.model.max_new_tokens if self.think_on_dev else 0)
         figures |= {f"direct_{name}": dev.score(search)["direct"] for name, dev in self.other_dev.items()}
+        # GPUs may round differently, but all must find the same checkpoint best, and stop at the same step
+        first = self.group.gather(np.array([list(figures.values())], dtype=np.float64))[0][0].tolist()
+        figures = dict(zip(figures, first, strict=True))
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = sum(figures[name] for name in self.best_of) / len(self.best_of)
         self.model.eval()

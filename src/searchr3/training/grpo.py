@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from searchr3.group import start_group
 from searchr3.training.common import arguments
-from searchr3.training.parallel import micro_batch
+from searchr3.training.parallel import micro_batch, on_one_device
 from searchr3.training.recipe import Recipe
 from searchr3.training.rollout_engine import engine_arguments
 
@@ -24,7 +24,7 @@ def grpo_config(recipe: Recipe, folder: Path, stop_ids: Sequence[int] = ()) -> G
         RecipeError: the queries or the micro-batches cannot be divided among the processes.
     """
     stage = recipe.stage2
-    return GRPOConfig(
+    args = GRPOConfig(
         **arguments(recipe, stage, folder),
         gradient_accumulation_steps=stage.accumulation,
         per_device_train_batch_size=micro_batch(stage, start_group().size),
@@ -41,3 +41,5 @@ def grpo_config(recipe: Recipe, folder: Path, stop_ids: Sequence[int] = ()) -> G
         disable_dropout=True,
         **engine_arguments(stage.generation, stop_ids, recipe.model.max_length + recipe.model.max_new_tokens),
     )
+    on_one_device(args)
+    return args

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
 
 from searchr3.errors import RecipeError
 from searchr3.group import Group
@@ -53,6 +54,15 @@ def _buckets(weights: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parame
         bucket.append(weight)
     if bucket:
         yield bucket
+
+
+def on_one_device(args: TrainingArguments) -> TrainingArguments:
+    """Arguments of a process that trains on one GPU, however many it sees.
+
+    transformers would make the batch so many times larger, and give each a part of it (`DataParallel`).
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def share_of(batch_size: int, processes: int) -> int:

@@ -37,7 +37,7 @@ from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, 
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, Outputs, run
 from searchr3.training.mixture import MixedPairs, MixtureSampler, Source, shares, sources_of
-from searchr3.training.parallel import gathered, share_of, sum_gradients, unsynced
+from searchr3.training.parallel import gathered, on_one_device, share_of, sum_gradients, unsynced
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts, chat_items
@@ -80,9 +80,11 @@ class Stage1Trainer(DevEvaluation, Trainer):
             if asked.dev_queries
         }
         self.base = base
-        args = TrainingArguments(
-            **arguments(recipe, self.stage, folder),
-            dataloader_drop_last=len(self.mixed) >= self.stage.batch_size,
+        args = on_one_device(
+            TrainingArguments(
+                **arguments(recipe, self.stage, folder),
+                dataloader_drop_last=len(self.mixed) >= self.stage.batch_size,
+            )
         )
         args.per_device_train_batch_size = share_of(self.stage.batch_size, args.world_size)
         self.group = start_group()
@@ -104,6 +106,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         if self.base is not None and self.is_fsdp_enabled:  # it is dealt among the processes too
             self.base = prepare_fsdp(self.base, self.accelerator)
         self.think_on_dev = bool(self.maker.trace_pool) and self.stage.reasoned_share > 0
+        if self.group.rank:  # its dropout and the thoughts that it samples are not the first one's again
+            set_seed(recipe.seed + self.group.rank)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         stage, seed = self.stage, self.recipe.seed
@@ -126,6 +130,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         chunks = list(length_batches(items, len(items), min(limit, tokens_per_pass(self.args.device))))
         self.dealt = is_dealt(model)
         if self.dealt:  # every process must make as many passes: a token that teaches nothing fills up
+            cache = bool(most(self.group, cache))  # which makes more of them
             for _ in range(most(self.group, len(chunks)) - len(chunks)):
                 chunks.append([len(items)])
                 items.append(Item(items[0].ids[:1], None, answer_start=1))
@@ -331,7 +336,7 @@ def train_stage1(
     elif recipe.stage1.kl:
         base = copy.deepcopy(search.model).eval().requires_grad_(False)
     trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell, others)
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+    trainer.train(resume_from_checkpoint=resume_point(folder, trainer.group))
     search.model = whole_model(trainer.model, trainer.accelerator)
     search.autocast = precision(recipe)
     return curve(trainer.state)

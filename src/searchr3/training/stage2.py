@@ -85,6 +85,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self.conversation = search.conversation
         self.pad_id = padding_id(search.conversation)
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
+        self.group = environment.group
         self.qrels = relevant_documents(dataset, "stage2")
         data = recipe.data
         self.dev = DevSet.of(dataset, data.dev_queries, data.dev_documents, recipe.stage1.matryoshka)
@@ -311,7 +312,7 @@ def train_stage2(
     environment.encode = lambda texts: encode_shared(
         trainer.search_model(), search.conversation.documents(texts), group
     )
-    checkpoint = resume_point(folder)
+    checkpoint = resume_point(folder, group)
     if log:
         log.start(step_of(checkpoint) if checkpoint else 0)
     trainer.train(resume_from_checkpoint=checkpoint)
