@@ -14,7 +14,7 @@ import yaml
 
 from searchr3 import __version__
 from searchr3.dataset import RetrievalDataset
-from searchr3.files import disk_errors, write_json, write_text
+from searchr3.files import new_file, write_json, write_text
 from searchr3.run_search import IDS, ids_digest
 from searchr3.training.recipe import Recipe
 
@@ -99,15 +99,8 @@ def close(
 def _save_vectors(path: Path, dataset: RetrievalDataset, vectors: np.ndarray) -> None:
     from safetensors.numpy import save_file
 
-    place = path / "vectors.safetensors"
-    partial = place.with_suffix(".partial")
-    with disk_errors(place):
-        try:
-            save_file({"documents": vectors}, partial, {IDS: ids_digest(dataset.corpus)})
-            partial.chmod(0o644)
-            partial.replace(place)
-        finally:
-            partial.unlink(missing_ok=True)
+    with new_file(path / "vectors.safetensors") as temporary:
+        save_file({"documents": vectors}, temporary, {IDS: ids_digest(dataset.corpus)})
 
 
 def _next_steps(

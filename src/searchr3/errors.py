@@ -19,3 +19,8 @@ class ModelError(SearchR3Error):
 
 class EndpointError(SearchR3Error):
     """A server that was asked for reasoning cannot be used as asked."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

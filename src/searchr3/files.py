@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import fcntl
 import gzip
 import hashlib
 import json
@@ -15,7 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from searchr3.errors import DataError, SearchR3Error
 
@@ -153,6 +154,19 @@ def new_file(path: str | Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def hold(file: IO[Any], refusal: str) -> None:
+    """Lock an open file for this process until it is closed.
+
+    Raises:
+        SearchR3Error: another process has it; `refusal` says so, and `file` is closed.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise SearchR3Error(refusal) from None
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from searchr3.errors import ModelError
+from searchr3.errors import ModelError, first_line
 
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
 # What a model's repository is asked for: weights, configurations, the files of a tokenizer.
@@ -204,7 +204,3 @@ def hub_folder(path: str | Path, files: list[str]) -> Path:
         raise ModelError(
             f"{path}: no such folder, and the Hub does not give it ({first_line(error)})"
         ) from None
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

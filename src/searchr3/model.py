@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
 from searchr3.embedding import Embedder, length_batches, tokens_per_pass
-from searchr3.errors import ModelError
+from searchr3.errors import ModelError, first_line
 from searchr3.files import new_folder
 from searchr3.generation import Reasoning, padding_id, reason
-from searchr3.loading import SETTINGS, first_line, load_parts, load_skeleton
+from searchr3.loading import SETTINGS, load_parts, load_skeleton
 
 Progress = Callable[[int, int], None]
 

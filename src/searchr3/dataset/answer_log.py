@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from searchr3.errors import DataError, SearchR3Error
-from searchr3.files import disk_errors, json_text
+from searchr3.errors import DataError
+from searchr3.files import disk_errors, hold, json_text
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -50,11 +49,7 @@ class AnswerLog:
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise SearchR3Error(f"{self.path}: another searchr3 writes to it; wait for its end") from None
+        hold(self._file, f"{self.path}: another searchr3 writes to it; wait for its end")
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)  # without a line that was cut
         return self

@@ -18,7 +18,7 @@ from searchr3.dataset.beir import (
 from searchr3.dataset.disk import shelves_for
 from searchr3.dataset.splits import digest, query_key, split_of
 from searchr3.dataset.types import Document, Query, RetrievalDataset
-from searchr3.errors import DataError
+from searchr3.errors import DataError, first_line
 from searchr3.files import read_jsonl
 
 _MANY = 300_000  # documents of the Hub, whose bytes are not known beforehand
@@ -148,7 +148,7 @@ def read_hub(
     try:
         corpus_tables, query_tables = load(name, "corpus"), load(name, "queries")
     except Exception as error:  # the Hub client raises many kinds
-        why = _first_line(error)
+        why = first_line(error)[:200]
         raise DataError(
             f"{name}: no such folder, and the Hub does not give it ({why}); check the name and the network"
         ) from None
@@ -172,14 +172,10 @@ def _hub_judgement_tables(name: str, load: Callable[..., Any]) -> Mapping[str, A
         try:
             return load(*arguments)
         except Exception as error:
-            why = _first_line(error)
+            why = first_line(error)[:200]
     raise DataError(
         f"{name}: no judgements in {name}-qrels, nor as configuration 'qrels' or 'default' ({why})"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
 
 
 def _hub_rows(where: str, tables: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

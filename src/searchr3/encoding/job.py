@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +23,7 @@ from searchr3.encoding.shard_files import AGAIN, is_whole, record_path, recorded
 from searchr3.encoding.source import Progress, input_file, scan
 from searchr3.encoding.worker import Tell, Work, run_local
 from searchr3.errors import DataError, SearchR3Error
-from searchr3.files import check_writable, disk_errors, occupied
+from searchr3.files import check_writable, disk_errors, hold, occupied
 from searchr3.loading import SETTINGS, Outline, load_outline, model_files
 
 Engine = Callable[[Work, list[Shard], Tell], None]
@@ -205,12 +204,7 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         held = lock.open("w")
     with held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SearchR3Error(
-                f"{folder}: another `searchr3 encode` is at work there; wait for it"
-            ) from None
+        hold(held, f"{folder}: another `searchr3 encode` is at work there; wait for it")
         try:
             yield
         finally:

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 from searchr3.encoding.manifest import Shard
 from searchr3.encoding.shard_files import attempted
 from searchr3.encoding.worker import Encoder, Tell, Work
-from searchr3.errors import SearchR3Error
-from searchr3.loading import first_line
+from searchr3.errors import SearchR3Error, first_line
 
 ATTEMPTS = 5
 """How many workers may die over one shard; over different shards any number may. Ray Data sets no limit."""

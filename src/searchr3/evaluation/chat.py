@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from searchr3.errors import ModelError, SearchR3Error
+from searchr3.errors import ModelError, SearchR3Error, first_line
 from searchr3.generation import generate_ids
-from searchr3.loading import first_line
 from searchr3.losses import kl_to_base
 from searchr3.model import SearchR3
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from searchr3.dataset.lazy import Lazy
-from searchr3.errors import DataError, ModelError
+from searchr3.errors import DataError, ModelError, first_line
 from searchr3.evaluation.bm25 import BM25, Setting, as_run, tune
 from searchr3.evaluation.results import Hit, Results, Run
 from searchr3.ranking import top_k, trec_metrics
@@ -253,9 +253,8 @@ def _load(path: str) -> Any:
     try:
         return _SentenceTransformer(path)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"baseline {path}: cannot load it ({line}); give bm25, a folder or a Hub id"
+            f"baseline {path}: cannot load it ({first_line(error)}); give bm25, a folder or a Hub id"
         ) from None
 
 
