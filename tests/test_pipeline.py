@@ -401,12 +401,7 @@ def test_no_trace_reaches_evaluation(
 
     assert [one.name for one in clean.runs + clean.baselines] == ["direct", "reasoned", "bm25"]
     for a, b in zip(clean.runs + clean.baselines, given_away.runs + given_away.baselines, strict=True):
-        assert (a.values, a.hits, a.reasonings, a.thinking_tokens) == (
-            b.values,
-            b.hits,
-            b.reasonings,
-            b.thinking_tokens,
-        )
+        assert (a.values, a.hits, a.thoughts) == (b.values, b.hits, b.thoughts)
 
 
 def test_stage_2_gets_the_vectors_of_the_documents_that_may_be_trained_on(

@@ -70,8 +70,8 @@ def test_saved_and_read_again(model, data, tmp_path):
     assert len(rows) == 3 * 40
     row = next(row for row in rows if row["run"] == "reasoned" and row["query"] == "q20")
     reasoned = results.run("reasoned")
-    assert row["reasoning"] == reasoned.reasonings["q20"]
-    assert row["thinking_tokens"] == reasoned.thinking_tokens["q20"]
+    assert row["reasoning"] == reasoned.thoughts["q20"].text
+    assert row["thinking_tokens"] == len(reasoned.thoughts["q20"].token_ids)
     assert row["hits"] == [hit.document for hit in reasoned.hits["q20"][:10]]
     assert rows[0]["run"] == "direct" and rows[0]["emitted"] is None and rows[0]["reasoning"] is None
 

@@ -43,13 +43,13 @@ def test_runs_and_their_figures(model, data):
         assert [hit.score for hit in direct.hits[query]] == sorted(
             (hit.score for hit in direct.hits[query]), reverse=True
         )
-        assert reasoned.thinking_tokens[query] == 1 + len(data.queries[query].text) % 2
-        assert reasoned.emitted[query] == ("teal" not in data.queries[query].text)
-        assert set(reasoned.reasonings[query].split()) == {"extra"}
+        assert len(reasoned.thoughts[query].token_ids) == 1 + len(data.queries[query].text) % 2
+        assert reasoned.thoughts[query].emitted == ("teal" not in data.queries[query].text)
+        assert set(reasoned.thoughts[query].text.split()) == {"extra"}
     assert 1 < reasoned.thinking_tokens_mean < 2
     assert 0 < reasoned.emission_rate < 1
     for run in (direct, bm25):
-        assert (run.thinking_tokens_mean, run.emission_rate, run.reasonings) == (0, None, {})
+        assert (run.thinking_tokens_mean, run.emission_rate, run.thoughts) == (0, None, {})
     assert bm25.values["recall@100"] != direct.values["recall@100"]
     assert "chosen on dev" in bm25.setting
     assert all(run.seconds > 0 for run in (direct, reasoned, bm25))
@@ -82,7 +82,7 @@ def test_no_trace_reaches_evaluation(model, make_data):
     for run in ("direct", "reasoned", "bm25"):
         assert plain.run(run).values == traced.run(run).values
         assert plain.run(run).hits == traced.run(run).hits
-        assert plain.run(run).reasonings == traced.run(run).reasonings
+        assert plain.run(run).thoughts == traced.run(run).thoughts
     assert model.seen and not any(trace in text for text in model.seen)
     # the trace would have shown: the same text in the query changes the vectors
     data = make_data()

@@ -1,5 +1,6 @@
 """Measuring a model against the field's baselines: runs, intervals, comparisons, report."""
 
+from searchr3.evaluation.baselines import check_baselines
 from searchr3.evaluation.comparison import (
     between,
     compare,
@@ -9,7 +10,7 @@ from searchr3.evaluation.comparison import (
     results_table,
 )
 from searchr3.evaluation.results import Hit, Results, Run
-from searchr3.evaluation.runner import check_baselines, evaluate
+from searchr3.evaluation.runner import evaluate
 
 __all__ = [
     "Hit",

@@ -158,10 +158,10 @@ def choose_examples(
 def _side(
     run: Run, query: str, grades: Mapping[str, int], dataset: RetrievalDataset, shown: int
 ) -> dict[str, Any]:
-    found = run.hits.get(query, ())
+    found, thought = run.hits.get(query, ()), run.thoughts.get(query)
     ranks = [rank for rank, hit in enumerate(found, start=1) if grades.get(hit.document, 0) > 0]
     return {
-        "reasoning": run.reasonings.get(query),
+        "reasoning": thought.text if thought else None,
         "rank": ranks[0] if ranks else None,
         "hits": [
             {

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,17 @@ Values = Mapping[str, Mapping[str, float]]
 """metric → query id → value."""
 
 _SAVED_HITS = 10
+
+
+class Thought(Protocol):
+    """What a model thought about one query."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+    @property
+    def emitted(self) -> bool: ...
 
 
 class Hit(NamedTuple):
@@ -45,9 +56,7 @@ class Run:
         values: metric → query id → value, for every query of the split.
         hits: query id → hits, best first.
         seconds: thinking, encoding the queries and searching; encoding or indexing the documents is left out.
-        thinking_tokens: query id → tokens before the embed token; empty when the run does not think.
-        emitted: query id → whether the model said the embed token itself; empty when the run does not think.
-        reasonings: query id → what was thought, for people; empty when the run does not think.
+        thoughts: query id → what was thought; empty when the run does not think.
         setting: what the run was set to, for people.
         query_vectors: (queries, d) float32, in the order of the queries.
     """
@@ -56,21 +65,19 @@ class Run:
     values: Values
     hits: Mapping[str, Sequence[Hit]]
     seconds: float
-    thinking_tokens: Mapping[str, int] = field(default_factory=dict)
-    emitted: Mapping[str, bool] = field(default_factory=dict)
-    reasonings: Mapping[str, str] = field(default_factory=dict)
+    thoughts: Mapping[str, Thought] = field(default_factory=dict, repr=False)
     setting: str | None = None
     query_vectors: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def thinking_tokens_mean(self) -> float:
         """Mean tokens before the embed token; 0 when the run does not think."""
-        return float(np.mean([*self.thinking_tokens.values()])) if self.thinking_tokens else 0.0
+        return float(np.mean([len(each.token_ids) for each in self.thoughts.values()] or [0]))
 
     @property
     def emission_rate(self) -> float | None:
         """Share of the queries whose embed token came without force; None when the run does not think."""
-        return float(np.mean([*self.emitted.values()])) if self.emitted else None
+        return float(np.mean([each.emitted for each in self.thoughts.values()])) if self.thoughts else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +184,16 @@ def _run_summaries(runs: Sequence[Run], ids: Sequence[str]) -> list[dict[str, An
     return summaries
 
 
+def _said(thought: Thought | None) -> dict[str, Any]:
+    if thought is None:
+        return {"thinking_tokens": 0, "emitted": None, "reasoning": None}
+    return {
+        "thinking_tokens": len(thought.token_ids),
+        "emitted": bool(thought.emitted),
+        "reasoning": thought.text,
+    }
+
+
 def _write_queries(path: Path, results: Results) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -186,9 +203,7 @@ def _write_queries(path: Path, results: Results) -> None:
             "run": run.name,
             "query": query,
             **{metric: run.values[metric][query] for metric in METRICS},
-            "thinking_tokens": run.thinking_tokens.get(query, 0),
-            "emitted": run.emitted.get(query),
-            "reasoning": run.reasonings.get(query),
+            **_said(run.thoughts.get(query)),
             "hits": [hit.document for hit in run.hits.get(query, ())[:_SAVED_HITS]],
         }
         for run in (*results.runs, *results.baselines)

@@ -1,0 +1,114 @@
+"""The queries and documents of one evaluation, and the ways of ranking them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from searchr3.dataset.lazy import Lazy
+from searchr3.errors import DataError
+from searchr3.evaluation.bm25 import BM25, Setting, as_run, tune
+from searchr3.evaluation.results import Hit, Run, Thought
+from searchr3.ranking import top_k, trec_metrics
+
+if TYPE_CHECKING:
+    from searchr3.dataset import RetrievalDataset
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are."""
+
+_DOCUMENTS, _QUERIES = 1024, 256  # texts between two calls of `progress`
+
+
+class Embedder(Protocol):
+    """The part of `SearchR3` that an evaluation uses. Vectors are float32, (n, d), of unit length."""
+
+    def generate(
+        self, batch: Sequence[str], max_new_tokens: int, *, instruction: str | None = None
+    ) -> Sequence[Thought]: ...
+    def encode_query(
+        self, queries: Sequence[str], reasoning: Any = False, *, instruction: str | None = None
+    ) -> np.ndarray: ...
+    def encode_document(self, documents: Sequence[str]) -> np.ndarray: ...
+
+
+class Bench:
+    """The queries and documents of one evaluation, and the ways of ranking them."""
+
+    def __init__(self, dataset: RetrievalDataset, split: str, depth: int, progress: Progress | None) -> None:
+        self.dataset = dataset
+        self.qrels = dataset.split(split)
+        if not self.qrels:
+            raise DataError(f"{dataset.name}: split {split!r} judges no query; choose another split")
+        self.depth = depth
+        self.progress = progress
+        self.ids = list(self.qrels)
+        self.queries = [dataset.queries[query].text for query in self.ids]
+        self.document_ids = list(dataset.corpus)
+        corpus, ids = dataset.corpus, self.document_ids
+        self.documents = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
+
+    def encode_documents(self, model: Any, what: str = "documents") -> np.ndarray:
+        parts = self.steps(what, self.documents, _DOCUMENTS)
+        return np.concatenate([model.encode_document(part) for part in parts])
+
+    def dense(self, name: str, model: Any, document_vectors: np.ndarray, setting: str | None = None) -> Run:
+        start = time.perf_counter()
+        parts = self.steps(f"{name} queries", self.queries, _QUERIES)
+        vectors = np.concatenate([model.encode_query(part, **self.dataset.task) for part in parts])
+        return self.ranked(name, vectors, document_vectors, start, setting=setting)
+
+    def reasoned(self, model: Embedder, document_vectors: np.ndarray, max_new_tokens: int) -> Run:
+        start = time.perf_counter()
+        thoughts: list[Thought] = []
+        vectors = []
+        for part in self.steps("thinking", self.queries, _QUERIES):
+            new = list(model.generate(batch=part, max_new_tokens=max_new_tokens, **self.dataset.task))
+            vectors.append(model.encode_query(part, reasoning=new, **self.dataset.task))
+            thoughts.extend(new)
+        return self.ranked(
+            "reasoned",
+            np.concatenate(vectors),
+            document_vectors,
+            start,
+            thoughts=dict(zip(self.ids, thoughts, strict=True)),
+        )
+
+    def ranked(
+        self, name: str, vectors: np.ndarray, document_vectors: np.ndarray, start: float, **extras: Any
+    ) -> Run:
+        scores, rows = top_k(vectors, document_vectors, self.depth)
+        seconds = time.perf_counter() - start
+        return self.measured(name, scores, rows, seconds, query_vectors=vectors, **extras)
+
+    def bm25(self) -> Run:
+        tuned = "dev" in self.dataset.qrels
+        self.tell("bm25: tuning", 0, 1)
+        setting = tune(self.dataset) if tuned else Setting()
+        self.tell("bm25: ranking", 0, 1)
+        index = BM25(self.documents, setting)
+        start = time.perf_counter()
+        scores, rows = index.search(self.queries, self.depth)
+        seconds = time.perf_counter() - start
+        self.tell("bm25: ranking", 1, 1)
+        words = f"{setting}; {'chosen on dev' if tuned else 'not tuned: there is no dev split'}"
+        return self.measured("bm25", scores, rows, seconds, setting=words)
+
+    def measured(self, name: str, scores: np.ndarray, rows: np.ndarray, seconds: float, **extras: Any) -> Run:
+        run = as_run(self.ids, self.document_ids, scores, rows)
+        hits = {query: [Hit(*hit) for hit in found.items()] for query, found in run.items()}
+        return Run(name, trec_metrics(run, self.qrels), hits, seconds, **extras)
+
+    def steps(self, what: str, texts: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+        """`texts` in parts of `size`; progress is told before the first and after each."""
+        self.tell(what, 0, len(texts))
+        for start in range(0, len(texts), size):
+            yield texts[start : start + size]
+            self.tell(what, min(start + size, len(texts)), len(texts))
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(what, done, total)
