@@ -14,6 +14,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set, such as stage1.steps=100."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
 
