@@ -22,7 +22,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
 from searchr3.pipeline import RunFolder, search
-from searchr3.preparation import bundled_base, make_base_model, make_dataset
+from searchr3.preparation import bundled_base, make_base_model, make_dataset, make_sources
 from searchr3.progress import Screen
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
@@ -489,6 +489,21 @@ def test_a_run_keeps_its_own_copy_of_further_sources(
     assert first.instruction == "Find code."
     traced = {key for key, query in first.queries.items() if query.reasoning}
     assert traced == set(data.qrels["stage1"]) | set(data.qrels["stage2"])
+
+
+def test_what_is_measured_is_not_trained_on_in_a_further_source(here: Path, toy_recipe: MakeRecipe) -> None:
+    data = RetrievalDataset.load("toy")
+    measured = [key for split in ("dev", "test") for key in data.qrels[split]]
+    texts = {data.queries[key].text.casefold() for key in measured}
+    qrels = {"stage1": data.qrels["stage1"] | data.qrels["test"], "stage2": data.qrels["dev"]}
+    loud = {key: replace(query, text=f" {query.text.upper()} ") for key, query in data.queries.items()}
+    replace(data, queries=loud, qrels=qrels).save("more")  # the same questions, written otherwise
+
+    (more,) = make_sources(toy_recipe("data.mixture=[{source: more}]", "stage1.steps=1"), data)
+
+    trained = {more.queries[key].text.strip().casefold() for split in more.qrels.values() for key in split}
+    assert trained and not trained & texts
+    assert set(more.qrels["stage1"]) == set(data.qrels["stage1"]) and "stage2" not in more.qrels
 
 
 def test_faults_of_further_sources(here: Path) -> None:

@@ -101,7 +101,7 @@ def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine 
     hush_transformers()
     dataset = make_dataset(settings)
     check_names(settings)
-    lines = list(estimate(settings, dataset, machine, make_sources(settings)))
+    lines = list(estimate(settings, dataset, machine, make_sources(settings, dataset)))
     print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
     for line in lines:
         print(f"# {line}".rstrip())

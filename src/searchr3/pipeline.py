@@ -129,7 +129,7 @@ class RunFolder:
             dataset = made[0]
         else:
             dataset = load_dataset(self.path / "data", on_disk=self.recipe.data.on_disk)
-            self.others = make_sources(self.recipe, self.path / MIXTURE)
+            self.others = make_sources(self.recipe, dataset, self.path / MIXTURE)
         return dataset, SearchR3(self.path / "base", batch_size=self.recipe.model.batch_size, dtype="float32")
 
     def _prepare(self) -> RetrievalDataset:
@@ -142,7 +142,7 @@ class RunFolder:
             else:
                 dataset = make_dataset(self.recipe)
             if not (self.path / "stage1").is_dir():
-                self.others = make_sources(self.recipe, self.path / MIXTURE)
+                self.others = make_sources(self.recipe, dataset, self.path / MIXTURE)
         with self._phase("base", "loading the base model"):
             hush_transformers()
             check_names(self.recipe)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from searchr3.dataset import RetrievalDataset, load_dataset
+from searchr3.dataset import Qrels, RetrievalDataset, load_dataset
+from searchr3.dataset.lazy import View
+from searchr3.dataset.splits import query_key
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from searchr3.training.recipe import Recipe, SourceRecipe
 
 
+HELD = ("dev", "test")  # splits that are measured
 YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
 
 
@@ -47,10 +51,13 @@ def make_dataset(recipe: Recipe) -> RetrievalDataset:
     return make_traces(dataset, ("stage1",), data.trace_words)
 
 
-def make_sources(recipe: Recipe, folder: Path | None = None) -> list[RetrievalDataset]:
+def make_sources(
+    recipe: Recipe, main: RetrievalDataset, folder: Path | None = None
+) -> list[RetrievalDataset]:
     """The further data sets of a mixture, looked over, with built-in traces for what is trained on.
 
     Args:
+        main: its dev and test queries are not trained on, whichever source has them too.
         folder: those that it holds already, by name, are taken from there as they are.
 
     Raises:
@@ -61,11 +68,14 @@ def make_sources(recipe: Recipe, folder: Path | None = None) -> list[RetrievalDa
     from searchr3.training.pairs import Pairs, check_pairs
 
     found = []
-    for asked in recipe.data.mixture if recipe.stage1.steps else ():
+    sources = recipe.data.mixture if recipe.stage1.steps else ()
+    measured = {query_key(main.queries[key].text) for split in HELD for key in main.qrels.get(split, ())}
+    for asked in sources:
         if folder and (folder / asked.label).is_dir():
             found.append(load_dataset(folder / asked.label, on_disk=asked.on_disk))
             continue
         dataset = _told(load_dataset(asked.source, on_disk=asked.on_disk), asked)
+        dataset = _without(dataset, training_splits(dataset), measured)
         splits = training_splits(dataset)
         check_pairs(Pairs(dataset, *splits), asked.label, recipe.stage1.batch_size)
         if asked.dev_queries:
@@ -73,6 +83,22 @@ def make_sources(recipe: Recipe, folder: Path | None = None) -> list[RetrievalDa
         words = recipe.data.trace_words
         found.append(make_traces(dataset, splits, words) if words else dataset)
     return found
+
+
+def _without(dataset: RetrievalDataset, splits: Sequence[str], measured: set[str]) -> RetrievalDataset:
+    """The data set whose `splits` judge no query of the `measured` ones (as `query_key`s)."""
+    texts = dataset.queries
+    known = {split: dataset.qrels.get(split, {}) for split in splits}
+    same = {
+        split: frozenset(key for key in qrels if query_key(texts[key].text) in measured)
+        for split, qrels in known.items()
+    }
+    less: dict[str, Qrels] = {split: View(known[split], keys) for split, keys in same.items() if keys}
+    if not less:
+        return dataset
+    return replace(
+        dataset, qrels={split: qrels for split, qrels in {**dataset.qrels, **less}.items() if qrels}
+    )
 
 
 def _told(dataset: RetrievalDataset, asked: SourceRecipe) -> RetrievalDataset:

@@ -75,7 +75,8 @@ class DataRecipe(SourceRecipe):
     mixture: tuple[MixtureRecipe, ...] = Field(
         (),
         description="further sources for stage 1, besides `data.source`, which alone is searched, measured "
-        "and used by stage 2; a batch is of one source",
+        "and used by stage 2; a batch is of one source. The main source's dev and test queries are left out "
+        "of the others",
     )
     by_size: Share = Field(
         1.0,
