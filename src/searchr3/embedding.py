@@ -117,9 +117,7 @@ class Embedder:
         self.prefix: list[int] = []
         self.shared: list[tuple[Tensor, Tensor]] = []
         if self.known and (prefix := _beginning(texts)):
-            made: list[tuple[Tensor, Tensor]] = []
-            self._hidden(torch.tensor([prefix]), _Cache(made=made))
-            self.prefix, self.shared = prefix, made
+            self.prefix, self.shared = prefix, self.keep(prefix)
 
     @torch.no_grad()
     def __call__(self, rendered: Sequence[Rendered]) -> Tensor:
@@ -127,14 +125,24 @@ class Embedder:
         if not self.known:
             return embed(self.model, rendered, self.pad_id)
         longest = max(len(item.ids) for item in rendered)
-        cache = _Cache(self.shared if len(self.prefix) >= WORTH_SHARING * longest else ())
+        cache = Beginning(self.shared if len(self.prefix) >= WORTH_SHARING * longest else ())
         ids, _ = pad_ids([item.ids[cache.length :] for item in rendered], self.pad_id)
         at = torch.tensor([item.position - cache.length for item in rendered])
-        return F.normalize(self._hidden(ids, cache, at).float(), dim=-1)
+        return F.normalize(self.hidden(ids, cache, at).float(), dim=-1)
 
     @torch.no_grad()
-    def _hidden(self, ids: Tensor, cache: _Cache, at: Tensor | None = None) -> Tensor:
-        """Last hidden states, (n, d), at the positions `at` of each row; without them, all of them."""
+    def keep(self, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, (1, heads, len(ids), width), of what other texts begin with."""
+        made: list[tuple[Tensor, Tensor]] = []
+        self.hidden(torch.tensor([list(ids)]), Beginning(made=made))
+        return made
+
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, cache: Beginning, at: Tensor | None = None) -> Tensor:
+        """Last hidden states of `ids`, (n, length), which stand behind the beginning in `cache`.
+
+        (n, d) after the final norm at the positions `at` of each row; without them, all of them before it.
+        """
         inner: Any = backbone(self.model)
         hidden = inner.embed_tokens(ids.to(inner.device))
         n, length, _ = hidden.shape
@@ -159,14 +167,14 @@ class Embedder:
         return inner.norm(hidden)[:, 0]
 
 
-class _Cache:
+class Beginning:
     """In the place of transformers' cache: puts the shared beginning before each row's keys and values."""
 
     def __init__(
         self, shared: Sequence[tuple[Tensor, Tensor]] = (), made: list[tuple[Tensor, Tensor]] | None = None
     ):
         self.shared = shared
-        self.made = made  # keeps each layer's, while the beginning itself is computed
+        self.made = made  # gets what each layer computes
 
     @property
     def length(self) -> int:

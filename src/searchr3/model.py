@@ -136,7 +136,7 @@ class SearchR3:
     ) -> list[Reasoning]:
         """Let the model think about each query. Greedy at temperature 0, sampled above."""
         prompts = self.conversation.reasoning_prompts(_texts(batch, "batch"), instruction)
-        with self._precision():
+        with self.precision():
             return reason(
                 self.model, self.conversation, prompts, max_new_tokens, temperature, self.batch_size
             )
@@ -230,7 +230,7 @@ class SearchR3:
         self.model.eval()
         done = 0
         try:
-            with self._precision():
+            with self.precision():
                 limits = (self.batch_size, tokens_per_pass(self.device))
                 plan = list(length_batches(rendered, *limits) if batches is None else batches)
                 embedder = Embedder(
@@ -248,7 +248,8 @@ class SearchR3:
     def _encode(self, rendered: Sequence[Rendered], dim: int | None, progress: Progress | None) -> np.ndarray:
         return shorten(self.encode_rendered(rendered, progress), dim)
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Of forward passes: the `autocast` that it was given, if any."""
         return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
 
 

@@ -1,0 +1,322 @@
+"""Thinking and embedding in one pass: many requests share a batch that they join and leave as they come.
+
+The keys and values of a request's prompt are computed once (those of a beginning that many prompts share, the
+system prompt, once for all of them) and stay in a row of the cache. A step gives every row its next token.
+Where a row says the embed token, or must end, that token goes through the cache like any other, and its last
+hidden state is the vector: neither prompt nor reasoning is read a second time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from searchr3.embedding import WORTH_SHARING, Beginning, Embedder, backbone, tokens_per_pass
+from searchr3.errors import ModelError
+from searchr3.generation import pad_ids, padding_id, without_wrapper
+from searchr3.model import SearchR3
+
+_BLOCK = 64  # the cache grows by so many tokens a row
+_KEPT = 16  # beginnings whose keys and values are kept
+
+
+@dataclass(eq=False)
+class Task:
+    """One request: what is asked, and what has come of it so far.
+
+    Attributes:
+        prompt: token ids.
+        max_new_tokens: most tokens said before the end is forced.
+        temperature: 0 decodes greedily, above 0 samples from the full distribution.
+        embeds: whether it ends in a vector; else it is plain chat and ends with the turn.
+        beginning: how many of its first ids other prompts begin with too, such as the system prompt.
+        seed: of the sampling; None draws one.
+        said: token ids so far, without the token that ended it.
+        ended: by a stop token that the model said itself; for one that embeds, by the embed token.
+        vector: unit vector, (d,) float32, once done.
+        done: nothing more will come.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    temperature: float = 0.0
+    embeds: bool = True
+    beginning: int = 0
+    seed: int | None = None
+    said: list[int] = field(default_factory=list)
+    ended: bool = False
+    vector: np.ndarray | None = None
+    done: bool = False
+    _draw: torch.Generator | None = field(default=None, repr=False)
+    _next: int = field(default=-1, repr=False)  # the token that the next step reads
+    _closes: bool = field(default=False, repr=False)  # no token is chosen any more
+
+    @property
+    def most(self) -> int:
+        """Tokens that its row may come to hold."""
+        return len(self.prompt) + self.max_new_tokens + 1
+
+
+class Engine:
+    """Runs tasks of one model. One thread submits and steps.
+
+    Args:
+        search: the model, of an architecture that `embedding.Embedder` can take apart.
+        rows: most requests in one step; further ones wait, first come, first served.
+
+    Raises:
+        ModelError: the architecture is another; `SearchR3.generate` and `encode_query` serve it.
+    """
+
+    def __init__(self, search: SearchR3, rows: int = 32):
+        self.search, self.rows = search, rows
+        self.conversation = search.conversation
+        self.embedder = Embedder(search.model, padding_id(self.conversation))
+        if not self.embedder.known:
+            kind = search.model.config.model_type
+            raise ModelError(f"one pass: cannot take a {kind!r} model apart; use generate and encode_query")
+        self.head = without_wrapper(search.model).get_output_embeddings()
+        self.waiting: deque[Task] = deque()
+        self.active: list[Task] = []  # task i owns row i of the cache
+        self.cache = _Rows(rows)
+        self.beginnings: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._seeds = count(torch.seed())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self.active or self.waiting)
+
+    def submit(self, task: Task) -> Task:
+        """Let a task wait for a row. Returns it.
+
+        Raises:
+            ValueError: it has no prompt, or may say less than nothing.
+        """
+        if not task.prompt or task.max_new_tokens < 0:
+            raise ValueError("a task needs a prompt, and a max_new_tokens of at least 0")
+        if task.temperature:
+            seed = next(self._seeds) if task.seed is None else task.seed
+            task._draw = torch.Generator(self.search.device).manual_seed(seed % 2**63)
+        self.waiting.append(task)
+        return task
+
+    def cancel(self, task: Task) -> None:
+        """Forget a task, wherever it is; its row is free at once."""
+        task.done = True
+        if task in self.waiting:
+            self.waiting.remove(task)
+        elif task in self.active:
+            self._leave(self.active.index(task))
+
+    @torch.no_grad()
+    def step(self) -> list[Task]:
+        """Let new tasks in and give every row a token. Returns the tasks that were in it."""
+        with self.search.precision():
+            self._admit()
+            took_part = list(self.active)
+            self._let_go()
+            if self.active:
+                self._decode()
+                self._let_go()
+        return took_part
+
+    # joining and leaving
+
+    def _admit(self) -> None:
+        """Read the prompts of those who wait: as many as there are rows for, and one pass bears."""
+        chosen: list[Task] = []
+        room, longest = tokens_per_pass(self.search.device), 0
+        while self.waiting and len(self.active) + len(chosen) < self.rows:
+            longest = max(longest, len(self.waiting[0].prompt))
+            if chosen and longest * (len(chosen) + 1) > room:
+                break
+            chosen.append(self.waiting.popleft())
+        alike: dict[tuple[int, ...], list[Task]] = {}
+        for task in chosen:
+            alike.setdefault(tuple(task.prompt[: min(task.beginning, len(task.prompt) - 1)]), []).append(task)
+        for start, tasks in alike.items():
+            self._read(tasks, start)
+
+    def _read(self, tasks: list[Task], start: tuple[int, ...]) -> None:
+        """Give tasks, whose prompts begin with `start`, their rows and their first token."""
+        longest = max(len(task.prompt) for task in tasks)
+        made: list[tuple[Tensor, Tensor]] = []
+        before = Beginning(self._kept(start) if len(start) >= WORTH_SHARING * longest else (), made)
+        ids, _ = pad_ids([task.prompt[before.length :] for task in tasks], self.embedder.pad_id)
+        last = torch.tensor([len(task.prompt) - 1 - before.length for task in tasks])
+        hidden = self.embedder.hidden(ids, before, last)
+        self.cache.join(before, made, [len(task.prompt) for task in tasks], max(task.most for task in tasks))
+        self.active += tasks
+        self._choose(tasks, hidden)
+
+    def _kept(self, start: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a beginning, computed when it is met first."""
+        if start not in self.beginnings:
+            self.beginnings[start] = self.embedder.keep(start)
+            if len(self.beginnings) > _KEPT:
+                self.beginnings.popitem(last=False)
+        self.beginnings.move_to_end(start)
+        return self.beginnings[start]
+
+    def _let_go(self) -> None:
+        for row in reversed(range(len(self.active))):
+            if self.active[row].done:
+                self._leave(row)
+
+    def _leave(self, row: int) -> None:
+        self.cache.leave(row)
+        last = self.active.pop()
+        if row < len(self.active):
+            self.active[row] = last
+
+    # a step
+
+    def _decode(self) -> None:
+        """Read each row's next token; choose the one after it, or take the vector."""
+        inner: Any = backbone(self.search.model)
+        device = self.search.device
+        tokens = torch.tensor([[task._next] for task in self.active], device=device)
+        hidden = inner.embed_tokens(tokens)
+        places, mask = self.cache.open(device)
+        turn = inner.rotary_emb(hidden, places[:, None])
+        for layer in inner.layers[: inner.config.num_hidden_layers]:
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=turn, past_key_values=self.cache)
+        hidden = inner.norm(hidden)[:, 0]
+        self.cache.close()
+        choosing, rows = [], []
+        embed_id = self.conversation.embed_id
+        for row, task in enumerate(self.active):
+            if not task._closes:
+                choosing.append(task)
+                rows.append(row)
+            elif task._next != embed_id:  # the last token of a thought that was cut off
+                task._next = embed_id
+            else:
+                task.vector = F.normalize(hidden[row].float(), dim=-1).cpu().numpy()
+                task.done = True
+        if choosing:
+            self._choose(choosing, hidden if len(rows) == len(hidden) else hidden[rows])
+
+    def _choose(self, tasks: list[Task], hidden: Tensor) -> None:
+        """The next token of each task, from its last hidden state, (n, d)."""
+        stops = self.conversation.stop_ids
+        if all(task.max_new_tokens == 0 for task in tasks):
+            tokens = [-1] * len(tasks)
+        else:
+            logits = self.head(hidden).float()
+            tokens = logits.argmax(dim=-1).tolist()
+            for row, task in enumerate(tasks):
+                if task._draw is not None:
+                    chances = (logits[row] / task.temperature).softmax(dim=-1)
+                    tokens[row] = int(torch.multinomial(chances, 1, generator=task._draw))
+        for task, token in zip(tasks, tokens, strict=True):
+            self._take(task, token, stops)
+
+    def _take(self, task: Task, token: int, stops: Sequence[int]) -> None:
+        """What a chosen token makes of a task."""
+        embed_id = self.conversation.embed_id
+        over = task.max_new_tokens == 0
+        if not over and token not in stops:
+            task.said.append(token)
+            task._next = token
+            if len(task.said) == task.max_new_tokens:
+                task._closes, task.done = task.embeds, not task.embeds
+            return
+        task.ended = not over and (token == embed_id or not task.embeds)
+        if task.embeds:
+            task._next, task._closes = embed_id, True
+        else:
+            task.done = True
+
+
+class _Rows:
+    """Keys and values of the active rows; in the place of transformers' cache while a step reads a token.
+
+    Each layer has two tensors, (rows, heads, capacity, width); row i holds `lengths[i]` tokens.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self.lengths: list[int] = []
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self._at: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row has room for."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def join(
+        self, before: Beginning, made: list[tuple[Tensor, Tensor]], lengths: Sequence[int], most: int
+    ) -> None:
+        """New rows, behind the others.
+
+        Args:
+            before: the beginning that they share.
+            made: of each layer, what follows it: (n, heads, longest, width) keys and values.
+            lengths: tokens of each, the beginning included.
+            most: tokens that one of them may come to hold.
+        """
+        self._grow(made, most)
+        first, skip = len(self.lengths), before.length
+        rows = slice(first, first + len(lengths))
+        for number, (own, new) in enumerate(zip(self.layers, made, strict=True)):
+            for mine, part in zip(own, new, strict=True):
+                mine[rows, :, skip : skip + part.shape[2]] = part
+            for mine, part in zip(own, before.shared[number] if skip else (), strict=False):
+                mine[rows, :, :skip] = part
+        self.lengths += lengths
+
+    def _grow(self, made: list[tuple[Tensor, Tensor]], most: int) -> None:
+        if most <= self.capacity:
+            return
+        capacity = -(-most // _BLOCK) * _BLOCK
+        old, self.layers = self.layers, []
+        for number, parts in enumerate(made):
+            new = tuple(part.new_zeros(self.rows, part.shape[1], capacity, part.shape[3]) for part in parts)
+            if old:
+                for mine, kept in zip(new, old[number], strict=True):
+                    mine[: len(self.lengths), :, : kept.shape[2]] = kept[: len(self.lengths)]
+                old[number] = new  # the smaller one is free before the next layer's is made
+            self.layers.append((new[0], new[1]))
+
+    def leave(self, row: int) -> None:
+        """The last row takes the place of `row`; when none is left, the memory is given back."""
+        length = self.lengths.pop()
+        if row < len(self.lengths):
+            for parts in self.layers:
+                for part in parts:
+                    part[row, :, :length] = part[len(self.lengths), :, :length]
+            self.lengths[row] = length
+        if not self.lengths:
+            self.layers = []
+
+    def open(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Before a token of each row is read: their places, (n,), and what each sees, (n, 1, 1, length)."""
+        places = torch.tensor(self.lengths, device=device)
+        seen = torch.arange(max(self.lengths) + 1, device=device)
+        self._at = torch.arange(len(places), device=device), places
+        return places, (seen <= places[:, None])[:, None, None]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Put the token's keys and values, (n, heads, 1, width), behind those of each row; all of them."""
+        assert self._at is not None
+        rows, places = self._at
+        n, longest = len(self.lengths), max(self.lengths) + 1
+        both = self.layers[layer]
+        for mine, new in zip(both, (keys, values), strict=True):
+            mine[rows, :, places] = new[:, :, 0]
+        return both[0][:n, :, :longest], both[1][:n, :, :longest]
+
+    def close(self) -> None:
+        """After the token was read."""
+        self.lengths = [length + 1 for length in self.lengths]
