@@ -152,6 +152,7 @@ def test_memory_is_given_back(search: SearchR3) -> None:
     assert engine.cache.capacity == 0 and not engine.active
 
 
+@settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.booleans()), max_size=8), st.integers(1, 4)
 )

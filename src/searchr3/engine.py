@@ -282,12 +282,15 @@ class _Rows:
         capacity = -(-most // _BLOCK) * _BLOCK
         old, self.layers = self.layers, []
         for number, parts in enumerate(made):
-            new = tuple(part.new_zeros(self.rows, part.shape[1], capacity, part.shape[3]) for part in parts)
+            keys, values = (
+                part.new_zeros(self.rows, part.shape[1], capacity, part.shape[3]) for part in parts
+            )
             if old:
-                for mine, kept in zip(new, old[number], strict=True):
-                    mine[: len(self.lengths), :, : kept.shape[2]] = kept[: len(self.lengths)]
-                old[number] = new  # the smaller one is free before the next layer's is made
-            self.layers.append((new[0], new[1]))
+                n = len(self.lengths)
+                for mine, kept in zip((keys, values), old[number], strict=True):
+                    mine[:n, :, : kept.shape[2]] = kept[:n]
+                old[number] = (keys, values)  # the smaller ones are free before the next layer's are made
+            self.layers.append((keys, values))
 
     def leave(self, row: int) -> None:
         """The last row takes the place of `row`; when none is left, the memory is given back."""
