@@ -170,6 +170,25 @@ def test_headlines_are_those_of_the_worse_learning_rate(benchmark) -> None:
     assert tame == {"base.counts": 1, "five.counts": 0}
 
 
+def test_a_step_without_variance_is_counted_and_not_averaged(benchmark) -> None:
+    step = benchmark("_replay").Step
+    plain = {"rows": 1, "share": 0.1, "token_share": 0.1, "seconds": 1.0, "bound": math.nan}
+    known = {"reward_error": 0.1, "top10": 1.0, "drift": 0.1, "cosine": 1.0}
+    spearman = (0.9, math.nan, 0.5)
+    steps = [step(step=0, **plain)]
+    steps += [
+        step(step=place, **plain, **known, spearman=value, varied=float(value == value))
+        for place, value in enumerate(spearman, start=1)
+    ]
+    found = benchmark("_figures").of_policy(steps)
+    assert found["advantage_spearman_mean"] == pytest.approx(0.7)
+    assert found["advantage_spearman_min"] == found["advantage_spearman_last"] == 0.5
+    assert found["advantage_spearman_first_half"] == 0.9
+    assert found["steps_without_variance"] == 1
+    none = benchmark("_figures").of_policy([steps[0], steps[2]])
+    assert none["advantage_spearman_mean"] is none["advantage_spearman_min"] is None
+
+
 def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path: Path) -> None:
     result = benchmark("_result")
     monkeypatch.setattr(result, "HERE", tmp_path / "benchmarks")
