@@ -152,6 +152,21 @@ def test_a_wrong_wish_is_refused_before_the_work(thinker, data):
     assert thinker.encoded == 0
 
 
+def test_a_real_model_reads_them_after_the_reasoning_prompt(search: SearchR3, toy):
+    found = evaluate(search, toy, baselines=(), controls=CONTROLS[:3], samples=[2], max_new_tokens=5)
+    again = evaluate(search, toy, baselines=(), samples=[2], max_new_tokens=5)
+    texts = [toy.queries[query].text for query in found.query_ids]
+    own = [len(one.token_ids) for one in thoughts(found, "reasoned")]
+    for name in CONTROLS[:3]:
+        put = thoughts(found, name)
+        vectors = search.encode_query(texts, reasoning=put)
+        np.testing.assert_allclose(found.run(name).query_vectors, vectors, atol=1e-5)
+        assert sum(len(one.token_ids) for one in put) == sum(own)
+        if name != "other_trace":
+            assert [len(one.token_ids) for one in put] == own
+    assert found.summary["uncertainty"] == again.summary["uncertainty"]
+
+
 def test_a_filler_is_one_token(search: SearchR3):
     token = filler_token(search.conversation)
     assert [token] in search.conversation.thought_ids(FILLERS)
