@@ -9,16 +9,21 @@ from searchr3.evaluation.comparison import (
     read_results,
     results_table,
 )
+from searchr3.evaluation.controls import CONTROLS, check_controls
+from searchr3.evaluation.curves import curve_tables
 from searchr3.evaluation.results import Hit, Results, Run
 from searchr3.evaluation.runner import evaluate
 
 __all__ = [
+    "CONTROLS",
     "Hit",
     "Results",
     "Run",
     "between",
     "check_baselines",
+    "check_controls",
     "compare",
+    "curve_tables",
     "differences_table",
     "evaluate",
     "read_queries",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from searchr3.evaluation.figures import bars, curve, lines, shares
 from searchr3.evaluation.results import Results, Run
 from searchr3.ranking import METRICS
+from searchr3.words import shortened
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -166,7 +167,7 @@ def _side(
         "hits": [
             {
                 "title": _heading(dataset, hit.document),
-                "text": _short(dataset.corpus[hit.document].text, 120),
+                "text": shortened(dataset.corpus[hit.document].text, 120),
                 "score": hit.score,
                 "relevant": grades.get(hit.document, 0) > 0,
             }
@@ -176,12 +177,7 @@ def _side(
 
 
 def _heading(dataset: RetrievalDataset, document: str) -> str:
-    return _short(dataset.corpus[document].title or document, 100)
-
-
-def _short(text: str, most: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+    return shortened(dataset.corpus[document].title or document, 100)
 
 
 def _rows(stages: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -199,7 +195,9 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> str:
     means, intervals = zip(
         *((row["run"]["ndcg@10"], row["run"]["ci95"]["ndcg@10"]) for row in rows), strict=True
     )
-    return bars([_short(row["label"], 30) for row in rows], means, intervals, [row["kind"] for row in rows])
+    return bars(
+        [shortened(row["label"], 30) for row in rows], means, intervals, [row["kind"] for row in rows]
+    )
 
 
 def _named(run: str, stage: str) -> str:
