@@ -2,9 +2,11 @@
 values beside it.
 
 `results.json` holds `{"model", "data", "split", "documents", "queries", "runs", "differences"}`. Each run
-holds its name, the mean of each metric, `ci95`, `thinking_tokens_mean`, `emission_rate` (null for a run
-that does not think), `seconds` and, where there is something to say, the `setting` it ran with. A
-difference is always a − b. The values of each query lie beside it in `<stem>.queries.parquet`.
+holds its name, its `kind` ("own", "control" or "baseline"), the mean of each metric, `ci95`,
+`thinking_tokens_mean`, `emission_rate` (null for a run that does not think), `seconds`, its `cost` and, where
+there is something to say, the `setting` it ran with. `cost` holds `seconds_per_query`,
+`thinking_tokens_per_second` (null for a run that does not think) and `documents_seconds` (null where they are
+not known). A difference is always a − b. The values of each query lie beside it in `<stem>.queries.parquet`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,6 +61,9 @@ class Run:
         thoughts: query id → what was thought; empty when the run does not think.
         setting: what the run was set to, for people.
         query_vectors: (queries, d) float32, in the order of the queries.
+        kind: of the model that is measured, a control of one of its runs, or another's.
+        thinking_seconds: the part of `seconds` in which thoughts were generated; None when it does not think.
+        documents_seconds: encoding or indexing the whole corpus; None where it was not done for this run.
     """
 
     name: str
@@ -68,6 +73,19 @@ class Run:
     thoughts: Mapping[str, Thought] = field(default_factory=dict, repr=False)
     setting: str | None = None
     query_vectors: np.ndarray | None = field(default=None, repr=False)
+    kind: Literal["own", "control", "baseline"] = "own"
+    thinking_seconds: float | None = None
+    documents_seconds: float | None = None
+
+    @property
+    def cost(self) -> dict[str, float | None]:
+        """What a query takes, how fast thoughts are generated, and what the corpus takes once; in seconds."""
+        tokens = sum(len(each.token_ids) for each in self.thoughts.values())
+        return {
+            "seconds_per_query": self.seconds / len(self.values[METRICS[0]]),
+            "thinking_tokens_per_second": tokens / self.thinking_seconds if self.thinking_seconds else None,
+            "documents_seconds": self.documents_seconds,
+        }
 
     @property
     def thinking_tokens_mean(self) -> float:
@@ -174,11 +192,13 @@ def _run_summaries(runs: Sequence[Run], ids: Sequence[str]) -> list[dict[str, An
     ):
         summary = {
             "name": run.name,
+            "kind": run.kind,
             **dict(zip(METRICS, means, strict=True)),
             "ci95": {metric: [*bounds] for metric, *bounds in zip(METRICS, low, high, strict=True)},
             "thinking_tokens_mean": run.thinking_tokens_mean,
             "emission_rate": run.emission_rate,
             "seconds": run.seconds,
+            "cost": run.cost,
         }
         summaries.append(summary | ({"setting": run.setting} if run.setting else {}))
     return summaries

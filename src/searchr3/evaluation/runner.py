@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from searchr3.evaluation.baselines import check_baselines, load_rival
 from searchr3.evaluation.bench import Bench, Embedder, Progress
+from searchr3.evaluation.cache import Cache
 from searchr3.evaluation.results import Results, Run
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def evaluate(
     document_vectors: np.ndarray | None = None,
     progress: Progress | None = None,
     name: str | None = None,
+    cache: Cache | None = None,
 ) -> Results:
     """Measure a model and its baselines on the queries of one split. Reasoning traces are never seen.
 
@@ -42,6 +45,8 @@ def evaluate(
         document_vectors: (documents, d) float32 in the order of the corpus, when they are known already.
         progress: called as the work goes on.
         name: of the model, for the report.
+        cache: knows vectors and thoughts of models from before, and keeps the new ones. A model in training
+            has no use for one: its weights are never met again.
 
     Raises:
         DataError: no such split, or its qrels are empty.
@@ -53,19 +58,25 @@ def evaluate(
     if depth < 100:
         raise ValueError(f"depth must be at least 100, or recall@100 cannot be measured; got {depth}")
     check_baselines(baselines)
-    bench = Bench(dataset.without_reasoning(), split, depth, progress)
+    bench = Bench(dataset.without_reasoning(), split, depth, progress, cache)
     others = [_baseline(baseline, bench) for baseline in dict.fromkeys(baselines)]
+    model = cache.over(model) if cache else model
+    documents_seconds = None
     if document_vectors is None:
+        begun = bench.clock()
         document_vectors = bench.encode_documents(model)
+        documents_seconds = bench.clock() - begun
     elif len(document_vectors) != len(dataset.corpus):
         raise ValueError(
             f"{len(document_vectors)} document vectors for a corpus of {len(dataset.corpus)} documents"
         )
     runs = []
     if reasoning != "on":
-        runs.append(bench.dense("direct", model, document_vectors))
+        runs.append(bench.dense("direct", model, document_vectors, documents_seconds=documents_seconds))
     if reasoning != "off":
-        runs.append(bench.reasoned(model, document_vectors, max_new_tokens))
+        runs.append(
+            bench.reasoned(model, document_vectors, max_new_tokens, documents_seconds=documents_seconds)
+        )
     return Results(
         model=name or type(model).__name__,
         data=dataset.name,
@@ -82,8 +93,11 @@ def _baseline(baseline: str | Run, bench: Bench) -> Run:
     if isinstance(baseline, Run):
         if baseline.values["ndcg@10"].keys() != set(bench.ids):
             raise ValueError(f"the run {baseline.name!r} is not of the same queries")
-        return baseline
+        return baseline if baseline.kind == "baseline" else replace(baseline, kind="baseline")
     if baseline == "bm25":
         return bench.bm25()
     rival = load_rival(baseline)
-    return bench.dense(baseline, rival, bench.encode_documents(rival, f"{baseline} documents"))
+    rival = bench.cache.over(rival) if bench.cache else rival
+    begun = bench.clock()
+    vectors = bench.encode_documents(rival, f"{baseline} documents")
+    return bench.dense(baseline, rival, vectors, kind="baseline", documents_seconds=bench.clock() - begun)
