@@ -94,7 +94,7 @@ def _numbers(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
 def _hash_of_tensor(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
     numbers = plain.flatten().view(torch.uint8).numpy()
-    return f"{plain.dtype} {list(plain.shape)} {blake2b(numbers).hexdigest()}"
+    return f"{plain.dtype} {list(plain.shape)} {blake2b(numbers.data).hexdigest()}"
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:

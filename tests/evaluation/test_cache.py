@@ -4,9 +4,11 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.evaluation import bench, evaluate
+from searchr3.evaluation.baselines import _SentenceTransformer
 from searchr3.evaluation.cache import Cache, Cached, _key, default_folder
 from searchr3.evaluation.shelf import Shelf
 from searchr3.generation import Reasoning
@@ -239,6 +242,22 @@ def test_baselines_are_kept_too(known, data, tmp_path, monkeypatch):
     kinds = {run["name"]: run["kind"] for run in results.summary["runs"]}
     assert kinds == {"direct": "own", "reasoned": "own", "bm25": "baseline", "a/rival": "baseline"}
     assert all(run["cost"]["documents_seconds"] > 0 for run in results.summary["runs"])
+
+
+def test_a_sentence_transformers_model_is_its_files(tmp_path, monkeypatch):
+    loaded = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    stand_in = SimpleNamespace(SentenceTransformer=lambda path, model_kwargs: loaded)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", stand_in)
+    names = set()
+    for files in ({"modules.json": "[]"}, {"modules.json": "[]", "1_Pooling/config.json": "{}"}):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        names.add(_SentenceTransformer(str(tmp_path)).digest())
+    loaded.device.type = "cuda"
+    names.add(_SentenceTransformer(str(tmp_path)).digest())
+    assert len(names) == 3
+    assert _SentenceTransformer(str(tmp_path)).digest() in names
 
 
 def test_everything_else_is_the_models(known, tmp_path):
