@@ -17,7 +17,7 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("command", "end"), [("train", RESUME), ("quickstart", RESUME), ("evaluate", "")])
+@pytest.mark.parametrize(("command", "end"), [("train", RESUME), ("quickstart", RESUME), ("compare", "")])
 def test_a_full_disk_names_the_place_and_the_way_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, end: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +37,14 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where vectors and thoughts are kept for the next evaluation.  [default: ~/.cache/searchr3]",
+        ),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing, look nothing up.")] = False,
     as_json: Json = False,
     controls: Annotated[
         str,
@@ -57,6 +66,8 @@ def evaluate(
     budgets, counts = numbers(budget, "--budget", 0), numbers(samples, "--samples", 1)
     if output:
         _check_results(output, overwrite)
+    if cache and no_cache:
+        raise SearchR3Error("--cache and --no-cache contradict each other; leave one out")
     from searchr3 import SearchR3, load_dataset
     from searchr3.evaluation import (
         CONTROLS,
@@ -67,17 +78,19 @@ def evaluate(
         results_table,
     )
     from searchr3.evaluation import evaluate as measure
+    from searchr3.evaluation.cache import Cache, default_folder
     from searchr3.progress import Screen, hush_transformers
 
     hush_transformers()
     # what is not there is told before the model is loaded
     wanted = CONTROLS if controls == "all" else names(controls)
     check_controls(wanted, reasoning)
+    kept = None if no_cache else Cache(cache or default_folder())
     check_baselines(names(baseline))
     dataset = load_dataset(data, split_by=split_by)
     dataset.split(split)
     thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
-    with Screen() as screen:
+    with Screen() as screen, kept or nullcontext():
         screen.phase("evaluation", f"{model} on {data}")
         results = measure(
             thinker,
@@ -91,7 +104,10 @@ def evaluate(
             controls=wanted,
             budgets=budgets,
             samples=counts,
+            cache=kept,
         )
+        if kept and kept.size:
+            screen.console.print(f"           cache: {kept}", style="dim", highlight=False, markup=False)
     if output:
         results.save(output)
     if as_json:

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 from searchr3.conversation import Rendered
 from searchr3.generation import is_dealt, pad_ids, without_wrapper
 
+# Part of `model_digest`. Whoever changes which vector, or which greedy thought, a model gives for a text
+# (here, in conversation.py or in generation.py) raises it: else a cache would give those of before.
+ENCODING = 1
 TOKENS_PER_BATCH = 8192  # padded tokens in one encoding forward: bounds memory whatever the batch size
 TOKENS_ON_CPU = 2048  # on a CPU: what a layer makes of them stays in its caches
 WORTH_SHARING = 1 / 8  # share of a batch's length from which on the texts' shared beginning saves work

@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
+from searchr3.digest import model_digest
 from searchr3.embedding import Embedder, length_batches, tokens_per_pass
 from searchr3.errors import ModelError, first_line
 from searchr3.files import new_folder
@@ -195,6 +196,10 @@ class SearchR3:
         """Take over the weights saved at `path`, of the same base; prompts, length and device stay."""
         model, _, _ = load_parts(path, "float32")
         self.model = model.to(self.device).eval()
+
+    def digest(self) -> str:
+        """A stable name of all that its vectors and greedy thoughts depend on, as the model is now."""
+        return model_digest(self.model, self.conversation, self.autocast)
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ RESUMABLE = {
     "mine": " with --resume",
     "encode": "",
     "traces": "",
+    "evaluate": " (unless it had --no-cache)",
 }
 """Commands that go on where they stopped, and how."""
 

@@ -50,10 +50,13 @@ def test_summary_is_what_the_design_says(model, data):
     for run in summary["runs"]:
         values = {metric: np.array([*results.run(run["name"]).values[metric].values()]) for metric in METRICS}
         assert {"name", *METRICS, "ci95", "thinking_tokens_mean", "emission_rate", "seconds"} <= run.keys()
+        assert run["cost"].keys() == {"seconds_per_query", "thinking_tokens_per_second", "documents_seconds"}
+        assert run["cost"]["seconds_per_query"] == run["seconds"] / 40
         for metric in METRICS:
             assert run[metric] == pytest.approx(values[metric].mean())
             assert run["ci95"][metric] == pytest.approx([*bootstrap_ci(values[metric])])
     assert [run["emission_rate"] is None for run in summary["runs"]] == [True, False, True]
+    assert [run["kind"] for run in summary["runs"]] == ["own", "own", "baseline"]
     row = summary["differences"][0]
     assert (row["a"], row["b"], row["metric"]) == ("reasoned", "direct", "ndcg@10")
     a, b = ([*results.run(name).values["ndcg@10"].values()] for name in ("reasoned", "direct"))
@@ -219,6 +222,20 @@ def test_tables_show_every_run_and_take_names_as_they_are(tmp_path, monkeypatch)
     assert text.startswith("b.json − a.json")
     assert text.count("<0.001") == 3 * len(METRICS)
     assert "p (Holm)" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_a_table_tells_the_cost_in_80_columns():
+    summary = make().summary
+    direct, reasoned, bm25 = summary["runs"]
+    reasoned |= {"emission_rate": 0.995, "thinking_tokens_mean": 128.4, "seconds": 61000.0}
+    reasoned["cost"] = {"seconds_per_query": 12.3456, "thinking_tokens_per_second": 1234.5}
+    direct["cost"]["seconds_per_query"] = 0.00049
+    del bm25["cost"], bm25["kind"]  # as an older version wrote it
+    text = shown(results_table(summary))
+    rows = {row.split()[0]: row.split()[-4:] for row in text.splitlines() if row[:2].strip("─ ")}
+    assert rows["direct"] == ["–", "–", "–", "0.5"]
+    assert rows["reasoned"] == ["128.4", "99.5%", "1,234", "12,346"]
+    assert rows["bm25"] == ["–", "–", "–", "50.0"]  # 1.5 seconds for 30 queries
 
 
 def test_no_differences_are_an_empty_table():

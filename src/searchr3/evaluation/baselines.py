@@ -82,7 +82,17 @@ class _SentenceTransformer:
     def __init__(self, path: str) -> None:
         from sentence_transformers import SentenceTransformer
 
+        self.path = path
         self.model = SentenceTransformer(path, model_kwargs={"use_safetensors": True})  # never a pickle
+
+    def digest(self) -> str:
+        """A stable name of all that its vectors depend on; so is that of `SearchR3`."""
+        from searchr3.digest import folder_digest
+        from searchr3.loading import hub_folder
+
+        folder = Path(self.path)
+        folder = folder if folder.exists() else hub_folder(self.path, [_MODULES])  # that of all its files
+        return folder_digest(folder, ["sentence-transformers"], device=self.model.device.type)
 
     def encode_query(self, queries: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
         return self.model.encode_query(list(queries), normalize_embeddings=True, show_progress_bar=False)

@@ -113,9 +113,12 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     sizes = f"{summary['queries']:,} queries · {summary['documents']:,} documents"
     table = _table(f"{summary['data']} · {summary['split']} · {sizes}", ["run"])
     table.add_column("ndcg@10 (95 %)", justify="right", no_wrap=True)
-    for heading in (*(metric.replace("@", "\n@") for metric in METRICS[1:]), "tokens", "emitted", "seconds"):
+    table.padding = 0  # nine columns, and room for a name
+    metrics = (metric.replace("@", "\n@") for metric in METRICS[1:])
+    for heading in (*metrics, "tokens", "emitted", "tokens\n/s", "ms a\nquery"):
         table.add_column(heading, justify="right")
     for run in summary["runs"]:
+        cost = run.get("cost") or {"seconds_per_query": run["seconds"] / max(1, summary["queries"])}
         low, high = run["ci95"]["ndcg@10"]
         thinks = run.get("emission_rate") is not None
         table.add_row(
@@ -124,9 +127,15 @@ def results_table(summary: Mapping[str, Any]) -> Table:
             *(f"{run[metric]:.3f}" for metric in METRICS[1:]),
             f"{run['thinking_tokens_mean']:.1f}" if thinks else "–",
             f"{run['emission_rate']:.1%}" if thinks else "–",
-            f"{run['seconds']:.1f}",
+            _figure(cost.get("thinking_tokens_per_second")),
+            _figure(1000 * cost["seconds_per_query"]),
         )
     return table
+
+
+def _figure(value: float | None) -> str:
+    """A number in six places, as far as it goes."""
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] = METRICS) -> Table:

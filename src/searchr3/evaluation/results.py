@@ -2,11 +2,12 @@
 values beside it.
 
 `results.json` holds `{"model", "data", "split", "documents", "queries", "runs", "differences"}`. Each run
-holds its name, its kind ("own", "control" or "baseline"), the mean of each metric, `ci95`,
-`thinking_tokens_mean`, `emission_rate` (null for a run that does not think), `seconds` and, where there is
-something to say, the `setting` it ran with. A difference is always a − b. Where they were asked for there
-are `curves`, `uncertainty` and `examples` too. The values of each query lie beside it in
-`<stem>.queries.parquet`.
+holds its name, its `kind` ("own", "control" or "baseline"), the mean of each metric, `ci95`,
+`thinking_tokens_mean`, `emission_rate` (null for a run that does not think), `seconds`, its `cost` and, where
+there is something to say, the `setting` it ran with. `cost` holds `seconds_per_query`,
+`thinking_tokens_per_second` (null for a run that does not think) and `documents_seconds` (null where they are
+not known). A difference is always a − b. Where they were asked for there are `curves`, `uncertainty` and
+`examples` too. The values of each query lie beside it in `<stem>.queries.parquet`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Run:
         query_vectors: (queries, d) float32, in the order of the queries.
         kind: of the model that is measured, a control of one of its runs, or another's.
         thinking_seconds: the part of `seconds` in which thoughts were generated; None when it does not think.
+        documents_seconds: encoding or indexing the whole corpus; None where it was not done for this run.
     """
 
     name: str
@@ -74,6 +76,17 @@ class Run:
     query_vectors: np.ndarray | None = field(default=None, repr=False)
     kind: Literal["own", "control", "baseline"] = "own"
     thinking_seconds: float | None = None
+    documents_seconds: float | None = None
+
+    @property
+    def cost(self) -> dict[str, float | None]:
+        """What a query takes, how fast thoughts are generated, and what the corpus takes once; in seconds."""
+        tokens = sum(len(each.token_ids) for each in self.thoughts.values())
+        return {
+            "seconds_per_query": self.seconds / len(self.values[METRICS[0]]),
+            "thinking_tokens_per_second": tokens / self.thinking_seconds if self.thinking_seconds else None,
+            "documents_seconds": self.documents_seconds,
+        }
 
     @property
     def thinking_tokens_mean(self) -> float:
@@ -200,6 +213,7 @@ def _run_summaries(runs: Sequence[Run], ids: Sequence[str]) -> list[dict[str, An
             "thinking_tokens_mean": run.thinking_tokens_mean,
             "emission_rate": run.emission_rate,
             "seconds": run.seconds,
+            "cost": run.cost,
         }
         summaries.append(summary | ({"setting": run.setting} if run.setting else {}))
     return summaries

@@ -11,6 +11,7 @@ import numpy as np
 from searchr3.evaluation.baselines import check_baselines, load_rival
 from searchr3.evaluation.bench import Bench, Embedder, Progress
 from searchr3.evaluation.budget import budget_curve
+from searchr3.evaluation.cache import Cache
 from searchr3.evaluation.controls import check_controls, run_controls
 from searchr3.evaluation.examples import helped_and_hurt
 from searchr3.evaluation.results import Results, Run
@@ -36,6 +37,7 @@ def evaluate(
     controls: Sequence[str] = (),
     budgets: Sequence[int] = (),
     samples: Sequence[int] = (),
+    cache: Cache | None = None,
 ) -> Results:
     """Measure a model and its baselines on the queries of one split. Reasoning traces are never seen.
 
@@ -53,6 +55,8 @@ def evaluate(
         controls: names in `CONTROLS`: what to put in the place of the run `reasoned`'s thoughts.
         budgets: most tokens of a thought, at each of which nDCG@10 is measured, see `budget_curve`.
         samples: numbers of sampled thoughts, likewise, see `sample_curve`.
+        cache: knows vectors and thoughts of models from before, and keeps the new ones. A model in training
+            has no use for one: its weights are never met again.
 
     Raises:
         DataError: no such split, or its qrels are empty.
@@ -68,19 +72,25 @@ def evaluate(
         raise ValueError(f"budgets must be 0 or more, samples 1 or more; got {budgets} and {samples}")
     check_controls(controls, reasoning)
     check_baselines(baselines)
-    bench = Bench(dataset.without_reasoning(), split, depth, progress)
+    bench = Bench(dataset.without_reasoning(), split, depth, progress, cache)
     others = [_baseline(baseline, bench) for baseline in dict.fromkeys(baselines)]
+    model = cache.over(model) if cache else model
+    documents_seconds = None
     if document_vectors is None:
+        begun = bench.clock()
         document_vectors = bench.encode_documents(model)
+        documents_seconds = bench.clock() - begun
     elif len(document_vectors) != len(dataset.corpus):
         raise ValueError(
             f"{len(document_vectors)} document vectors for a corpus of {len(dataset.corpus)} documents"
         )
     runs = []
     if reasoning != "on":
-        runs.append(bench.dense("direct", model, document_vectors))
+        runs.append(bench.dense("direct", model, document_vectors, documents_seconds=documents_seconds))
     if reasoning != "off":
-        runs.append(bench.reasoned(model, document_vectors, max_new_tokens))
+        runs.append(
+            bench.reasoned(model, document_vectors, max_new_tokens, documents_seconds=documents_seconds)
+        )
     direct, reasoned = (
         next((run for run in runs if run.name == way), None) for way in ("direct", "reasoned")
     )
@@ -117,6 +127,7 @@ def _baseline(baseline: str | Run, bench: Bench) -> Run:
     if baseline == "bm25":
         return bench.bm25()
     rival = load_rival(baseline)
-    return bench.dense(
-        baseline, rival, bench.encode_documents(rival, f"{baseline} documents"), kind="baseline"
-    )
+    rival = bench.cache.over(rival) if bench.cache else rival
+    begun = bench.clock()
+    vectors = bench.encode_documents(rival, f"{baseline} documents")
+    return bench.dense(baseline, rival, vectors, kind="baseline", documents_seconds=bench.clock() - begun)

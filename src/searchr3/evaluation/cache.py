@@ -1,0 +1,207 @@
+"""What an evaluation computed, kept for the next one: vectors and greedy thoughts, by model and text.
+
+`Cached(model)` stands before a model, answers from a `Shelf` what it can, and asks the model for the rest.
+A model's file is named by its `digest()`; within it an entry is known by what was asked: the kind, the text,
+the thought and its ids, and every option (instruction, most tokens of a thought, dimensions). So whatever
+changes an answer changes its name, and nothing is looked up that might be of another model or wording.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searchr3.errors import DataError, SearchR3Error
+from searchr3.evaluation.results import Thought
+from searchr3.evaluation.shelf import Entry, Shelf
+from searchr3.files import check_writable
+
+
+def default_folder() -> Path:
+    """`SEARCHR3_CACHE`, else `searchr3` in the user's folder for caches (`XDG_CACHE_HOME`, `~/.cache`)."""
+    if chosen := os.environ.get("SEARCHR3_CACHE"):
+        return Path(chosen)
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "searchr3"
+
+
+class Cache:
+    """A folder with one file a model; a context manager that closes them.
+
+    Raises:
+        SearchR3Error: the folder cannot be written.
+
+    Attributes:
+        saved: seconds that its models' work took when it was done, less those of looking it up. Added to a
+            clock they make it run as if nothing had been kept.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser()
+        try:
+            check_writable(self.folder)
+        except SearchR3Error as error:
+            raise SearchR3Error(f"{error} with --cache, or use --no-cache") from None
+        self.saved = 0.0
+        self._shelves: dict[str, Shelf] = {}
+
+    def over(self, model: Any) -> Any:
+        """`model`, its answers kept: a `Cached`; as it is, if it does not say what its vectors depend on."""
+        if isinstance(model, Cached) or not hasattr(model, "digest"):
+            return model
+        return Cached(model, self)
+
+    def shelf(self, digest: str) -> Shelf:
+        """The file of a model."""
+        if digest not in self._shelves:
+            self._shelves[digest] = Shelf(self.folder / f"{digest}.sqlite")
+        return self._shelves[digest]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files of its models."""
+        return sum(shelf.path.stat().st_size for shelf in self._shelves.values())
+
+    def __str__(self) -> str:
+        return f"{self.size / 1e6:,.1f} MB of these models in {self.folder}"
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shelf in self._shelves.values():
+            shelf.close()
+        self._shelves.clear()
+
+
+class Cached:
+    """A model whose vectors and greedy thoughts are kept; an `Embedder` or a `Rival` as the model is.
+
+    What is returned is what was computed, bit for bit, whether it was kept or is new. Of each call the texts
+    that are not known go to the model together, each once, and are on the disk before the call returns.
+    Thoughts at a temperature, and vectors after `reasoning=True`, are no function of the text alone: such
+    calls go through to the model, as does everything that is not named here.
+
+    Args:
+        model: must not change while it is wrapped; its `digest()` is asked for once.
+        cache: where its answers are kept.
+    """
+
+    def __init__(self, model: Any, cache: Cache):
+        self.model, self.cache = model, cache
+        self._shelf = cache.shelf(model.digest())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def encode_document(self, documents: Sequence[str], **options: Any) -> np.ndarray:
+        texts = _listed(documents)
+
+        def encode(rows: list[int]) -> np.ndarray:
+            return self.model.encode_document([texts[row] for row in rows], **options)
+
+        return self._vectors([_key("document", text, options) for text in texts], encode)
+
+    def encode_query(self, queries: Sequence[str], reasoning: Any = False, **options: Any) -> np.ndarray:
+        texts = _listed(queries)
+        if reasoning is False:
+            thoughts: Sequence[Any] = [None] * len(texts)
+        elif isinstance(reasoning, Sequence) and not isinstance(reasoning, str):
+            thoughts = reasoning
+        else:
+            return self.model.encode_query(queries, reasoning, **options)
+
+        def encode(rows: list[int]) -> np.ndarray:
+            asked = [texts[row] for row in rows]
+            if reasoning is False:
+                return self.model.encode_query(asked, **options)
+            return self.model.encode_query(asked, reasoning=[thoughts[row] for row in rows], **options)
+
+        pairs = zip(texts, thoughts, strict=True)
+        keys = [_key("query", text, options, thought) for text, thought in pairs]
+        return self._vectors(keys, encode)
+
+    def generate(
+        self, batch: Sequence[str], max_new_tokens: int = 128, temperature: float = 0.0, **options: Any
+    ) -> list[Thought]:
+        if temperature:
+            return self.model.generate(
+                batch=batch, max_new_tokens=max_new_tokens, temperature=temperature, **options
+            )
+
+        texts = _listed(batch)
+
+        def think(rows: list[int]) -> Sequence[Thought]:
+            asked = [texts[row] for row in rows]
+            return self.model.generate(batch=asked, max_new_tokens=max_new_tokens, **options)
+
+        keys = [_key("thought", text, options | {"max_new_tokens": max_new_tokens}) for text in texts]
+        return [_thought(value) for value in self._values(keys, lambda rows: map(_said, think(rows)))]
+
+    def _vectors(self, keys: Sequence[bytes], encode: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+        if not keys:
+            return encode([])
+        values = self._values(keys, lambda rows: (row.astype("<f4").tobytes() for row in encode(rows)))
+        return np.stack([np.frombuffer(value, dtype="<f4") for value in values], dtype=np.float32)
+
+    def _values(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[bytes]]) -> list[bytes]:
+        """The value of each key; `compute` gives those of rows, and is asked once, or not at all."""
+        started = time.perf_counter()
+        row_of: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            row_of.setdefault(key, row)
+        found = self._shelf.get([*row_of])
+        known = sum(entry.seconds for entry in found.values())
+        missing = {key: row for key, row in row_of.items() if key not in found}
+        took = 0.0
+        if missing:
+            begun = time.perf_counter()
+            values = [*compute([*missing.values()])]
+            took = time.perf_counter() - begun
+            new = zip(missing, values, strict=True)
+            made = {key: Entry(value, took / len(missing)) for key, value in new}
+            self._shelf.put(made)
+            found |= made
+        self.cache.saved += known - (time.perf_counter() - started - took)
+        return [found[key].value for key in keys]
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):  # it would be taken for its letters
+        raise TypeError("a list of texts is wanted, not one text")
+    return list(texts)
+
+
+def _key(kind: str, text: str, options: dict[str, Any], thought: Thought | None = None) -> bytes:
+    """What was asked, as a name: other questions have other names.
+
+    Raises:
+        DataError: the text holds half a character, which no tokenizer takes.
+    """
+    said = None if thought is None else [thought.text, [int(token) for token in thought.token_ids]]
+    asked = {name: value for name, value in options.items() if value is not None}  # as if it were not given
+    try:
+        # not ASCII alone: two halves of a character would be written as the whole one is
+        words = json.dumps([kind, asked, said, text], ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{text[:40]!a}: holds half a character; write the text again as UTF-8") from None
+    return blake2b(words, digest_size=32).digest()
+
+
+def _said(thought: Thought) -> bytes:
+    ids = [int(token) for token in thought.token_ids]
+    return json.dumps([thought.text, ids, bool(thought.emitted)]).encode()
+
+
+def _thought(value: bytes) -> Thought:
+    from searchr3.generation import Reasoning
+
+    text, ids, emitted = json.loads(value)
+    return Reasoning(text, tuple(ids), emitted)

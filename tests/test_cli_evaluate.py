@@ -1,0 +1,81 @@
+"""`searchr3 evaluate` with a real model: what is kept between two of them, where, and when nothing is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from searchr3.cli import app
+from searchr3.dataset import RetrievalDataset
+from searchr3.model import SearchR3
+
+Evaluate = Callable[..., Result]
+
+
+@pytest.fixture
+def evaluated(
+    tiny_model: Path, toy: RetrievalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Evaluate:
+    """Runs the command on the toy data, in a folder and with a cache of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEARCHR3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    toy.save(tmp_path / "toy")
+    fixed = ("evaluate", str(tiny_model), "--data", "toy", "--max-new-tokens", "4", "--json")
+    return lambda *more: CliRunner().invoke(app, [*fixed, *more])
+
+
+def found(result: Result) -> dict[str, Any]:
+    """What was printed, without the times."""
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    for run in summary["runs"]:
+        assert run.pop("seconds") > 0
+        assert run.pop("cost").keys() == {
+            "seconds_per_query",
+            "thinking_tokens_per_second",
+            "documents_seconds",
+        }
+    return summary
+
+
+def test_a_second_evaluation_makes_no_forward(
+    evaluated: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluated()
+    assert "MB of these models in" in first.stderr and str(tmp_path / "cache") in first.stderr
+    assert len([*(tmp_path / "cache").iterdir()]) == 1
+    with monkeypatch.context() as patch:
+        for name in ("encode_rendered", "generate"):
+            patch.setattr(SearchR3, name, lambda *_, **__: pytest.fail("the model was asked"))
+        again = evaluated("--batch-size", "7")
+    assert found(again) == found(first)
+
+
+def test_no_cache_keeps_nothing_and_a_chosen_place_is_taken(evaluated: Evaluate, tmp_path: Path) -> None:
+    assert "cache" not in evaluated("--no-cache", "--reasoning", "off").stderr
+    assert not (tmp_path / "cache").exists()
+    assert evaluated("--cache", "here", "--reasoning", "off").exit_code == 0
+    assert [file.suffix for file in (tmp_path / "here").iterdir()] == [".sqlite"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_wrong_with_the_cache_is_one_line(evaluated: Evaluate, tmp_path: Path) -> None:
+    def assert_line(result: Result, words: str) -> None:
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert words in result.stderr and result.stderr.startswith("error: ")
+
+    assert_line(evaluated("--cache", "here", "--no-cache"), "leave one out")
+    (tmp_path / "file").write_text("")
+    assert_line(evaluated("--cache", "file/below"), "use --no-cache")
+    assert evaluated("--reasoning", "off").exit_code == 0
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(b"something else" * 100)
+    result = evaluated("--reasoning", "off")
+    assert result.exit_code == 1 and f"error: {file}: the cache is damaged" in result.stderr
+    assert "remove the file" in result.stderr
+    file.unlink()
+    assert evaluated("--reasoning", "off").exit_code == 0
