@@ -89,6 +89,7 @@ class Results:
         runs: those of the model.
         baselines: those it is compared with.
         document_vectors: (documents, d) float32 of the model, in the order of the corpus.
+        scores: run → name → value of metrics that are the data set's own, such as p-MRR.
     """
 
     model: str
@@ -99,6 +100,7 @@ class Results:
     runs: tuple[Run, ...]
     baselines: tuple[Run, ...] = ()
     document_vectors: np.ndarray | None = field(default=None, repr=False)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def run(self, name: str) -> Run:
         """The run or baseline called `name`.
@@ -119,7 +121,10 @@ class Results:
             "split": self.split,
             "documents": self.documents,
             "queries": len(self.query_ids),
-            "runs": _run_summaries((*self.runs, *self.baselines), self.query_ids),
+            "runs": [
+                {**run, **self.scores.get(run["name"], {})}
+                for run in _run_summaries((*self.runs, *self.baselines), self.query_ids)
+            ],
             "differences": differences([(a.name, b.name, a.values, b.values) for a, b in pairs]),
         }
 

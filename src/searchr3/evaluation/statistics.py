@@ -8,7 +8,7 @@ give the same interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,26 @@ def paired_differences(a: np.ndarray, b: np.ndarray, n: int = RESAMPLES, seed: i
     lows, highs = bootstrap_ci(difference, n, seed)
     figures = zip(difference.mean(axis=0), lows, highs, _randomization(difference, n, seed), strict=True)
     return [Difference(float(mean), (float(low), float(high)), float(p)) for mean, low, high, p in figures]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values of several tests, adjusted so that one below α is a find at the level α of all together.
+
+    With p₁ ≤ p₂ ≤ … of m tests, the adjusted pᵢ is max over j ≤ i of min(1, (m − j + 1) · pⱼ) (Holm, "A
+    Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979).
+
+    Returns:
+        one a test, in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for done, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - done) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
 
 
 def _checked(values: np.ndarray) -> np.ndarray:
