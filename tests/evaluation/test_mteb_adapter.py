@@ -101,7 +101,7 @@ def assert_same(task: AbsTaskRetrieval, scores: dict[str, Any], values: Any) -> 
     assert task.scored.keys() == values["ndcg@10"].keys()
     for query, theirs in task.scored.items():
         assert values["ndcg@10"][query] == pytest.approx(theirs["ndcg_cut_10"], abs=1e-6)
-        assert values["recall@100"][query] == pytest.approx(theirs["recall_100"], abs=1e-6)
+        assert values["recall@10"][query] == pytest.approx(theirs["recall_10"], abs=1e-6)
     for ours, name in (("ndcg@10", "ndcg_at_10"), ("recall@10", "recall_at_10"), ("mrr@10", "mrr_at_10")):
         assert np.mean([*values[ours].values()]) == pytest.approx(scores[name], abs=6e-6)  # theirs: 5 digits
 

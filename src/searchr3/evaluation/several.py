@@ -112,10 +112,10 @@ def evaluate_several(
         tell(source)
         try:
             dataset = plan.load(source)
+            results = plan.measure(model(), source, dataset)
         except DataError as why:
             missing.append({"task": label(source), "why": str(why)})
             continue
-        results = plan.measure(model(), source, dataset)
         results.save(path)
         found[source] = results.summary
     summary = summarized(suite, plan.model, found, missing)
