@@ -104,14 +104,14 @@ def evaluate(
     def thinker() -> SearchR3:
         return SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
 
-    options = {"reasoning": reasoning, "baselines": baselines, "max_new_tokens": max_new_tokens}
-    options |= {"key_variable": key_variable}
+    sources = list(SUITES[suite]) if suite else data or []
+    options: dict[str, Any] = {"reasoning": reasoning, "baselines": baselines, "key_variable": key_variable}
+    options["max_new_tokens"] = max_new_tokens
     if several and output:
-        sources = list(SUITES[suite]) if suite else data or []
         plan = Plan(model, split, split_by, instructions, options)
         _several(thinker, sources, output, plan, suite, resume, overwrite, as_json)
         return
-    (source,) = data or ()
+    source = sources[0]
     with Screen() as screen:
         plan = Plan(model, split, split_by, instructions, {**options, "progress": screen.work})
         dataset = plan.load(source)
