@@ -131,8 +131,10 @@ def label(source: str) -> str:
     """
     if source.startswith(MTEB):
         return source.removeprefix(MTEB).replace("/", "-")
-    if Path(source).exists() or source.endswith((".jsonl", ".jsonl.gz")):
-        return Path(source).resolve().name.removesuffix(".gz").removesuffix(".jsonl")
+    path = Path(source)
+    no_hub_id = path.is_absolute() or len(path.parts) > 2 or source.endswith((".jsonl", ".jsonl.gz"))
+    if no_hub_id or path.exists():
+        return path.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
     return source.strip("/").replace("/", "--")
 
 
