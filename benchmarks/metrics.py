@@ -105,9 +105,8 @@ def stated(readme: Path) -> dict[str, float]:
     """Data set → the README's nDCG@10 of BM25."""
     if not readme.is_file():
         return {}
-    rows = [
-        line.split("|") for line in readme.read_text(encoding="utf-8").splitlines() if line.count("|") > 3
-    ]
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("|")]
     column = next((n for n, cell in enumerate(rows[0]) if "BM25 nDCG@10" in cell), None) if rows else None
     if column is None:
         return {}
