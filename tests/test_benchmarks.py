@@ -189,6 +189,32 @@ def test_a_step_without_variance_is_counted_and_not_averaged(benchmark) -> None:
     assert none["advantage_spearman_mean"] is none["advantage_spearman_min"] is None
 
 
+def test_a_metric_that_is_wrong_is_seen(benchmark, monkeypatch) -> None:
+    metrics = benchmark("metrics")
+    run = {"a": {"1": 2.0, "2": 1.0}, "b": {"2": 1.0, "3": 1.0}, "c": {"9": 1.0}}
+    qrels = {"a": {"2": 1, "5": 2}, "b": {"2": 1}, "d": {"1": 1}}
+    for case, hits, judged in metrics.cases(run, qrels):
+        assert metrics.disagreement(hits, judged) < 1e-6, case
+    right = metrics.trec_metrics
+
+    def wrong(run, qrels):
+        found = right(run, qrels)
+        found["recall@10"]["b"] -= 0.01
+        return found
+
+    monkeypatch.setattr(metrics, "trec_metrics", wrong)
+    assert metrics.disagreement(run, qrels) == pytest.approx(0.01)
+
+
+def test_the_figures_of_a_readme_are_found(benchmark, tmp_path: Path) -> None:
+    stated = benchmark("metrics").stated
+    assert stated(tmp_path / "README.md") == {}
+    rows = ["| pack | BM25 nDCG@10 (R@10), test |", "|---|---|", "| one | 0.677 (0.8) |", "| two | |"]
+    table = "\n".join(rows)
+    (tmp_path / "README.md").write_text(f"# Packs\n\n{table}", encoding="utf-8")
+    assert stated(tmp_path / "README.md") == {"one": 0.677}
+
+
 def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path: Path) -> None:
     result = benchmark("_result")
     monkeypatch.setattr(result, "HERE", tmp_path / "benchmarks")

@@ -276,6 +276,33 @@ def test_evaluate_names_what_is_missing_before_the_model_is_loaded(
         assert run("evaluate", "m", "--data", "pantry", *wrong).exit_code == 2
 
 
+def test_evaluate_several_measures_what_is_there_and_says_what_is_missing(pantry: Path) -> None:
+    command = ("evaluate", "m", "--data", "pantry", "--data", "away.jsonl", "--output", "all")
+    result = run(*command)
+    assert result.exit_code == 1 and "pantry" in result.stdout
+    for words in ("error: 1 of 2 data sets are missing: away (away.jsonl", "--resume"):
+        assert words in result.stderr.splitlines()[-1]
+    summary = json.loads(Path("all/suite.json").read_text())
+    assert [task["file"] for task in summary["tasks"]] == ["pantry.json"]
+    assert [one["task"] for one in summary["missing"]] == ["away"]
+    assert Path("all/pantry.queries.parquet").is_file()
+
+    assert_one_line(run(*command), 1, "pantry.json: exists already", "--resume", "--overwrite")
+    write_jsonl(Path("away.jsonl"), [{"query": f"{word} please", "positive": word} for word in WORDS * 9])
+    again = run(*command, "--split", "stage1", "--resume")
+    assert again.exit_code == 1
+    assert "pantry.json: is of the split test, not stage1" in again.stderr.splitlines()[-1]
+
+
+def test_evaluate_wants_data_or_a_suite_and_a_folder_for_several(pantry: Path) -> None:
+    for wrong in (["--data", "pantry", "--suite", "paper"], []):
+        assert_one_line(run("evaluate", "m", *wrong), 1, "either --data, once or several times, or --suite")
+    assert_one_line(run("evaluate", "m", "--suite", "paper"), 1, "need --output")
+    assert_one_line(run("evaluate", "m", "--data", "pantry", "--resume"), 1, "--resume is for several")
+    off = ("--reasoning", "off", "--baseline", "rewrite:http://localhost#m")
+    assert_one_line(run("evaluate", "m", "--data", "pantry", *off), 1, "--reasoning on or both")
+
+
 @pytest.mark.parametrize("command", [("evaluate", "m", "--data", "python"), ("traces", "python")])
 def test_installed_code_is_split_as_wished(
     command: tuple[str, ...], pantry: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
-    monkeypatch.setattr("searchr3.dataset.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.01)
     keys = range(COUNT)
     RetrievalDataset(
         "mine",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,24 +15,58 @@ from searchr3.files import check_writable, json_text
 from searchr3.options import Json, SplitBy, names, numbers
 from searchr3.terminal import show
 
+if TYPE_CHECKING:
+    from searchr3.evaluation.cache import Cache
+    from searchr3.evaluation.several import Plan
+    from searchr3.progress import Screen
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A searchr3 model: a folder or a Hub id.")],
     data: Annotated[
-        str, typer.Option(help="A BEIR folder, a .jsonl file of triples, a Hub data set, or `python`.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="A BEIR folder, a .jsonl file of triples, a Hub data set, `mteb:TASK`, or `python`. May be "
+            "given several times."
+        ),
+    ] = None,
+    suite: Annotated[
+        Literal["paper", "bright", "followir", "beir"] | None,
+        typer.Option(help="A named set of tasks of MTEB in the place of --data."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Whose queries to rank the whole corpus for.")] = "test",
     split_by: SplitBy = "hash",
     reasoning: Annotated[
         Literal["off", "on", "both"], typer.Option(help="Embed queries directly, after thinking, or both.")
     ] = "both",
     baseline: Annotated[
-        str, typer.Option(help="bm25, and models of sentence-transformers or searchr3; commas between them.")
+        str,
+        typer.Option(
+            help="bm25; models of sentence-transformers or searchr3; URL#MODEL of a server of embeddings; "
+            "rewrite: and such a model, which gets the query with its reasoning. Commas between them."
+        ),
     ] = "bm25",
     output: Annotated[
-        Path | None, typer.Option(help="File for the results; the values of each query go beside it.")
+        Path | None,
+        typer.Option(
+            help="File for the results; the values of each query go beside it. For several data a folder."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With several data sets: keep the results that are there.")
+    ] = False,
+    instructions: Annotated[
+        bool, typer.Option(help="Tell the model the task's instruction, where the data has one.")
+    ] = True,
+    key_variable: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable with the key of a server in --baseline.  [default: OPENAI_API_KEY, by "
+            "https or to this machine]",
+        ),
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
     ] = None,
@@ -62,13 +98,24 @@ def evaluate(
     """Measure a model against baselines.
 
     Ranks the whole corpus for every query of a split, with 95 % intervals and paired differences.
+
+    Several data sets, or a suite, get a file each in a folder, and suite.json for what they say together.
     """
     budgets, counts = numbers(budget, "--budget", 0), numbers(samples, "--samples", 1)
-    if output:
+    if bool(data) == bool(suite):
+        raise SearchR3Error("give either --data, once or several times, or --suite")
+    several = suite is not None or len(data or ()) > 1
+    if several and output is None:
+        raise SearchR3Error("several data sets need --output: the folder for their results")
+    if resume and (overwrite or not several):
+        raise SearchR3Error("--resume is for several data sets, and not together with --overwrite")
+    if output and not several:
         _check_results(output, overwrite)
     if cache and no_cache:
         raise SearchR3Error("--cache and --no-cache contradict each other; leave one out")
-    from searchr3 import SearchR3, load_dataset
+    import functools
+
+    from searchr3 import SearchR3
     from searchr3.evaluation import (
         CONTROLS,
         check_baselines,
@@ -77,37 +124,47 @@ def evaluate(
         differences_table,
         results_table,
     )
-    from searchr3.evaluation import evaluate as measure
     from searchr3.evaluation.cache import Cache, default_folder
+    from searchr3.evaluation.several import Plan
+    from searchr3.evaluation.suites import SUITES
     from searchr3.progress import Screen, hush_transformers
 
     hush_transformers()
     # what is not there is told before the model is loaded
     wanted = CONTROLS if controls == "all" else names(controls)
     check_controls(wanted, reasoning)
+    baselines = names(baseline)
+    check_baselines(baselines, reasoning, key_variable)
     kept = None if no_cache else Cache(cache or default_folder())
-    check_baselines(names(baseline))
-    dataset = load_dataset(data, split_by=split_by)
-    dataset.split(split)
-    thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
-    with Screen() as screen, kept or nullcontext():
-        screen.phase("evaluation", f"{model} on {data}")
-        results = measure(
-            thinker,
-            dataset,
-            split,
-            reasoning,
-            names(baseline),
-            max_new_tokens=max_new_tokens,
-            progress=screen.work,
-            name=model,
-            controls=wanted,
-            budgets=budgets,
-            samples=counts,
-            cache=kept,
-        )
-        if kept and kept.size:
-            screen.console.print(f"           cache: {kept}", style="dim", highlight=False, markup=False)
+
+    @functools.cache
+    def thinker() -> Any:
+        found = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
+        return kept.over(found) if kept else found  # looked at once, however many data sets there are
+
+    sources = list(SUITES[suite]) if suite else data or []
+    options: dict[str, Any] = {
+        "reasoning": reasoning,
+        "baselines": baselines,
+        "key_variable": key_variable,
+        "max_new_tokens": max_new_tokens,
+        "controls": wanted,
+        "budgets": budgets,
+        "samples": counts,
+        "cache": kept,
+    }
+    plan = Plan(model, split, split_by, instructions, options)
+    with kept or nullcontext():
+        if several and output:
+            _several(thinker, sources, output, plan, suite, resume, overwrite, as_json)
+            return
+        with Screen() as screen:
+            plan = replace(plan, options={**options, "progress": screen.work})
+            dataset = plan.load(sources[0])
+            ready = thinker()
+            screen.phase("evaluation", f"{model} on {sources[0]}")
+            results = plan.measure(ready, sources[0], dataset)
+            _tell_size(screen, kept)
     if output:
         results.save(output)
     if as_json:
@@ -116,6 +173,50 @@ def evaluate(
         summary = results.summary
         differences = differences_table(summary["differences"], ["ndcg@10"])
         show(results_table(summary), differences, *curve_tables(summary))
+
+
+def _several(
+    model: Callable[[], Any],
+    sources: list[str],
+    output: Path,
+    plan: Plan,
+    suite: str | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Measure on each, show them together; an error at the end names what could not be had."""
+    from searchr3.evaluation.several import evaluate_several, refuse_taken, suite_table
+    from searchr3.progress import Screen
+
+    check_writable(output)
+    if not (resume or overwrite):
+        refuse_taken(sources, output)
+    with Screen() as screen:
+        plan = replace(plan, options={**plan.options, "progress": screen.work})
+        summary = evaluate_several(
+            model,
+            sources,
+            output,
+            plan,
+            suite or "several data sets",
+            resume,
+            tell=lambda source: screen.phase("evaluation", f"{plan.model} on {source}"),
+        )
+        _tell_size(screen, plan.options["cache"])
+    if as_json:
+        print(json_text(summary))
+    elif summary["tasks"]:
+        show(suite_table(summary, output))
+    if missing := summary["missing"]:
+        why = "; ".join(f"{one['task']} ({one['why']})" for one in missing)
+        again = "the same command with --resume measures what is missing"
+        raise SearchR3Error(f"{len(missing)} of {len(set(sources))} data sets are missing: {why}; {again}")
+
+
+def _tell_size(screen: Screen, cache: Cache | None) -> None:
+    if cache and cache.size:
+        screen.console.print(f"           cache: {cache}", style="dim", highlight=False, markup=False)
 
 
 def _check_results(output: Path, overwrite: bool) -> None:

@@ -83,9 +83,10 @@ def traces(
         raise SearchR3Error("--price-in and --price-out go together; give both, 0 for what is free")
     from searchr3 import load_dataset
     from searchr3.dataset.asked_traces import ask_for_traces, closing_lines, estimate_for
-    from searchr3.dataset.endpoint import ChatEndpoint, chat_url, find_key
+    from searchr3.dataset.endpoint import ChatEndpoint, chat_url
     from searchr3.dataset.trace_plan import AskSettings, Prices, TracePlan, read_body
     from searchr3.dataset.trace_text import TracePrompt
+    from searchr3.endpoint import find_key
     from searchr3.progress import Screen
 
     url = chat_url(endpoint)

@@ -14,7 +14,7 @@ from searchr3.errors import EndpointError, SearchR3Error
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("searchr3.dataset.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.01)
 
 
 def data(count):

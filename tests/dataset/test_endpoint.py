@@ -13,15 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr3.dataset.endpoint import (
-    ChatEndpoint,
-    Key,
-    NoAnswer,
-    chat_url,
-    find_key,
-    is_local,
-    retry_after,
-)
+from searchr3.dataset.endpoint import ChatEndpoint, chat_url
+from searchr3.endpoint import Key, NoAnswer, find_key, is_local, retry_after
 from searchr3.errors import EndpointError
 
 SECRET = "sk-very-secret-0123456789"
@@ -30,7 +23,7 @@ BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Query
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("searchr3.dataset.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.01)
 
 
 def ask(server, times=1, key=None, answered=False, **options):
@@ -111,7 +104,7 @@ def test_the_attempts_have_an_end(chat_server):
 
 
 def test_waits_grow(chat_server, monkeypatch):
-    monkeypatch.setattr("searchr3.dataset.endpoint.FIRST_WAIT", 0.1)
+    monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.1)
     chat_server.script = script(*[{"status": 500}] * 3)
     ask(chat_server)
     waits = [

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr3.dataset import Document, Query, RetrievalDataset
-from searchr3.dataset.endpoint import NoAnswer
 from searchr3.dataset.splits import digest
 from searchr3.dataset.trace_plan import AskSettings, Prices, TracePlan, read_body
 from searchr3.dataset.trace_text import TracePrompt
+from searchr3.endpoint import NoAnswer
 from searchr3.errors import DataError, EndpointError
 
 DATA = RetrievalDataset(

@@ -1,9 +1,11 @@
 """A small data set, and a model whose vectors are bags of words, so that an evaluation takes milliseconds."""
 
+import base64
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +62,22 @@ class BagOfWords:
 @pytest.fixture
 def model() -> BagOfWords:
     return BagOfWords()
+
+
+@pytest.fixture
+def embedding_server(chat_server, monkeypatch: pytest.MonkeyPatch):
+    """A server of embeddings, bags of words but twice as long, last row first, numbers and base64 in turn."""
+    monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.01)
+
+    def script(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        rows = []
+        for index, vector in enumerate(2 * BagOfWords().vectors(body["input"])):
+            packed = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            rows.append({"index": index, "embedding": packed if number % 2 else vector.tolist()})
+        return {"json": {"object": "list", "data": rows[::-1], "model": body["model"]}}
+
+    chat_server.script = chat_server.good = script
+    return chat_server
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from searchr3.dataset.answer_log import AnswerLog, read_answers
-from searchr3.dataset.endpoint import ChatEndpoint, NoAnswer, Reply
+from searchr3.dataset.endpoint import ChatEndpoint, Reply
 from searchr3.dataset.splits import digest
 from searchr3.dataset.trace_plan import Estimate, Prices, TracePlan, money
 from searchr3.dataset.types import RetrievalDataset
+from searchr3.endpoint import NoAnswer
 from searchr3.errors import EndpointError
 from searchr3.files import check_writable, refuse_occupied
 

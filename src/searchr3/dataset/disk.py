@@ -23,6 +23,9 @@ T = TypeVar("T")
 LARGE = 2**28
 """Bytes of text from which a data set stays on disk unless told otherwise; in memory it takes more."""
 
+MANY = 300_000
+"""Documents from which a data set of the Hub, whose bytes are not known beforehand, stays on disk."""
+
 _CACHE = 32 * 2**10  # KiB of each database that stay in memory
 _json = json.JSONEncoder(ensure_ascii=False).encode
 _UNZIPPED = 4  # bytes of text to a byte of gzip, roughly

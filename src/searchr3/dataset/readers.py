@@ -15,13 +15,13 @@ from searchr3.dataset.beir import (
     read_queries,
     text_field,
 )
-from searchr3.dataset.disk import shelves_for
+from searchr3.dataset.disk import MANY, shelves_for
+from searchr3.dataset.mteb_task import MTEB, read_mteb
 from searchr3.dataset.splits import digest, query_key, split_of
 from searchr3.dataset.types import Document, Query, RetrievalDataset
 from searchr3.errors import DataError, first_line
 from searchr3.files import read_jsonl
 
-_MANY = 300_000  # documents of the Hub, whose bytes are not known beforehand
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -35,10 +35,12 @@ def load_dataset(
 
     Args:
         source: `"python"` (the code installed on this machine), a BEIR folder, a `.jsonl` or `.jsonl.gz` file
-        of triples, or the name of a Hub data set in BEIR's layout. max_documents: for `"python"`: keep at
-        most so many documents. split_by: for `"python"`: `"hash"`, or `"package"` to keep whole packages out
-        of training. on_disk: what is read goes to temporary files and not into memory (`"python"` aside); by
-        default where it is more than 256 MB.
+            of triples, the name of a Hub data set in BEIR's layout, or `mteb:NAME`, a retrieval task of MTEB,
+            see `searchr3.dataset.mteb_task`.
+        max_documents: for `"python"`: keep at most so many documents.
+        split_by: for `"python"`: `"hash"`, or `"package"` to keep whole packages out of training.
+        on_disk: what is read goes to temporary files and not into memory (`"python"` aside); by default where
+            it is more than 256 MB.
 
     Raises:
         DataError: it does not exist or cannot be used; the message names the file and the line.
@@ -52,6 +54,8 @@ def load_dataset(
         raise DataError(
             f"{source}: max_documents and split_by are for the data set 'python' only; leave them out"
         )
+    if str(source).startswith(MTEB):
+        return read_mteb(str(source), on_disk)
     if path.is_dir():
         return read_beir(path, on_disk)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -154,7 +158,7 @@ def read_hub(
         ) from None
     judgements = _hub_judgement_tables(name, load)
     if on_disk is None:
-        on_disk = sum(len(rows) for rows in corpus_tables.values()) > _MANY
+        on_disk = sum(len(rows) for rows in corpus_tables.values()) > MANY
     shelves = shelves_for([], on_disk)
     corpus, held_out = read_documents(_hub_rows(f"{name} corpus", corpus_tables), shelves)
     queries = read_queries(_hub_rows(f"{name} queries", query_tables), corpus, shelves)

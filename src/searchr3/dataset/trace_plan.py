@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from searchr3.dataset.endpoint import NoAnswer
 from searchr3.dataset.splits import digest
 from searchr3.dataset.trace_text import TracePrompt, clean_trace, quotes
 from searchr3.dataset.traces import queries_without_trace
 from searchr3.dataset.types import RetrievalDataset
+from searchr3.endpoint import NoAnswer
 from searchr3.errors import EndpointError
 
 BYTES_PER_TOKEN = 3  # of UTF-8: fewer than English or Chinese have, so that the estimate is rather too high

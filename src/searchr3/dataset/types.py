@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -45,6 +45,13 @@ class Query:
     negatives: tuple[str, ...] = ()
 
 
+class Eligible(NamedTuple):
+    """Which documents may be found for a query: `documents` alone or, with `others`, all but them."""
+
+    documents: frozenset[str]
+    others: bool = False
+
+
 class Task(TypedDict, total=False):
     """What `encode_query` and `generate` are told about queries."""
 
@@ -63,6 +70,8 @@ class RetrievalDataset:
         held_out: ids of documents that no training corpus may hold.
         instruction: the task of its queries in a sentence; put after the system prompt wherever one of our
             models embeds them or thinks about them.
+        eligible: query id → which documents may be found for it; all for a query that is not there. Only
+            evaluation reads it, and no file holds it.
     """
 
     name: str
@@ -71,6 +80,7 @@ class RetrievalDataset:
     qrels: Mapping[str, Qrels]
     held_out: frozenset[str] = frozenset()
     instruction: str | None = None
+    eligible: Mapping[str, Eligible] = field(default_factory=dict)
 
     def split(self, name: str) -> Qrels:
         """The judgements of one split.
@@ -152,10 +162,15 @@ class RetrievalDataset:
         """Write a BEIR folder, whole or not at all; `load` gives an equal data set back.
 
         Raises:
-            DataError: the data set contradicts itself.
+            DataError: the data set contradicts itself, or says which documents may be found.
             SearchR3Error: the folder holds something already, or cannot be written.
         """
         self.validate()
+        if self.eligible:
+            raise DataError(
+                f"{self.name}: for some of its queries only some documents may be found, which no file in "
+                "BEIR's layout can say; keep it as it is"
+            )
         for key in chain(self.corpus, self.queries):
             if not key or BREAK.search(key):
                 raise DataError(

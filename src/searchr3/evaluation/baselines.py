@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from searchr3.errors import ModelError, first_line
-from searchr3.evaluation.results import Run
+from searchr3.evaluation.embedding_endpoint import ServedModel, is_endpoint
+from searchr3.evaluation.results import Run, Thought
 
 _MODULES = "modules.json"  # what makes a folder one of sentence-transformers
 
@@ -22,15 +23,60 @@ class Rival(Protocol):
     def encode_document(self, documents: Sequence[str]) -> np.ndarray: ...
 
 
-def check_baselines(baselines: Iterable[str | Run]) -> None:
-    """Look at baselines before anything is trained or encoded. No weights are loaded.
+REWRITE = "rewrite:"
+"""Stands before a model that embeds the query with what our model thought after it."""
+
+
+def check_baselines(
+    baselines: Iterable[str | Run], reasoning: str = "both", key_variable: str | None = None
+) -> None:
+    """Look at baselines before anything is trained or encoded. No weights are loaded, no server is asked.
+
+    Args:
+        reasoning: of the evaluation; "off" leaves nothing to rewrite with.
+        key_variable: the environment variable with the key of a server.
 
     Raises:
         ModelError: one is nothing that `evaluate` can compare with.
+        EndpointError: a server's address or key is none.
     """
     for baseline in baselines:
-        if isinstance(baseline, str) and baseline != "bm25":
-            _is_ours(baseline)
+        if not isinstance(baseline, str) or baseline == "bm25":
+            continue
+        if rewrites(baseline) and reasoning == "off":
+            raise ModelError(
+                f"baseline {baseline}: embeds the query with what the model thought, and it does not think; "
+                "choose --reasoning on or both"
+            )
+        other = embedder_of(baseline)
+        if other == "bm25":
+            raise ModelError(f"baseline {baseline}: bm25 does not embed; give another model after {REWRITE}")
+        if is_endpoint(other):
+            ServedModel(other, key_variable)
+        else:
+            _is_ours(other)
+
+
+def rewrites(baseline: str) -> bool:
+    """Whether a baseline embeds the query with our model's thought after it."""
+    return baseline.startswith(REWRITE)
+
+
+def embedder_of(baseline: str) -> str:
+    """The model behind a baseline.
+
+    >>> embedder_of("rewrite:some/model")
+    'some/model'
+    """
+    return baseline.removeprefix(REWRITE)
+
+
+def rewritten(queries: Sequence[str], thoughts: Sequence[Thought]) -> list[str]:
+    """Each query with what was thought about it on the next line."""
+    return [
+        f"{query}\n{said}" if (said := thought.text.strip()) else query
+        for query, thought in zip(queries, thoughts, strict=True)
+    ]
 
 
 def _is_ours(path: str) -> bool:
@@ -58,12 +104,19 @@ def _is_ours(path: str) -> bool:
     return False
 
 
-def load_rival(path: str) -> Rival:
+def load_rival(path: str, key_variable: str | None = None) -> Rival:
     """Another embedding model. sentence-transformers would load ours too, and pool it wrongly.
+
+    Args:
+        path: a folder, a Hub id, or a server's `URL#MODEL`.
+        key_variable: the environment variable with the key of a server.
 
     Raises:
         ModelError: it cannot be loaded.
+        EndpointError: a server's address or key is none.
     """
+    if is_endpoint(path):
+        return ServedModel(path, key_variable)
     if _is_ours(path):
         from searchr3.model import SearchR3
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from searchr3.dataset.lazy import Lazy
 from searchr3.errors import DataError
-from searchr3.evaluation.bm25 import BM25, Setting, as_run, tune
+from searchr3.evaluation.bm25 import BM25, Setting, as_run, best_matching, tune
 from searchr3.evaluation.cache import Cache
+from searchr3.evaluation.eligibility import Eligibility
 from searchr3.evaluation.results import Hit, Run, Thought
-from searchr3.ranking import top_k, trec_metrics
+from searchr3.ranking import exact_scores, top_k, trec_metrics
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
@@ -77,6 +78,7 @@ class Bench:
         self.document_ids = list(dataset.corpus)
         corpus, ids = dataset.corpus, self.document_ids
         self.documents = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
+        self.eligibility = Eligibility(dataset.eligible, self.ids, ids)
 
     def clock(self) -> float:
         """Seconds since no moment in particular; what a cache answers takes what it took to compute."""
@@ -87,12 +89,18 @@ class Bench:
         return np.concatenate([model.encode_document(part) for part in parts])
 
     def dense(
-        self, name: str, model: Any, document_vectors: np.ndarray, setting: str | None = None, **extras: Any
+        self,
+        name: str,
+        model: Any,
+        document_vectors: np.ndarray,
+        texts: Sequence[str] | None = None,
+        **extras: Any,
     ) -> Run:
+        """The run of a model that embeds `texts`, one a query; by default the queries."""
         start = self.clock()
-        parts = self.steps(f"{name} queries", self.queries, QUERIES)
+        parts = self.steps(f"{name} queries", self.queries if texts is None else texts, QUERIES)
         vectors = np.concatenate([model.encode_query(part, **self.dataset.task) for part in parts])
-        return self.ranked(name, vectors, document_vectors, start, setting=setting, **extras)
+        return self.ranked(name, vectors, document_vectors, start, **extras)
 
     def reasoned(
         self, model: Embedder, document_vectors: np.ndarray, max_new_tokens: int, **extras: Any
@@ -120,7 +128,10 @@ class Bench:
     def ranked(
         self, name: str, vectors: np.ndarray, document_vectors: np.ndarray, start: float, **extras: Any
     ) -> Run:
-        scores, rows = top_k(vectors, document_vectors, self.depth)
+        scores, rows = top_k(vectors, document_vectors, self.depth + self.eligibility.spare)
+        self.eligibility.ordered(
+            scores, rows, lambda query, some: exact_scores(vectors[query], document_vectors[some])
+        )
         seconds = self.clock() - start
         return self.measured(name, scores, rows, seconds, query_vectors=vectors, **extras)
 
@@ -149,13 +160,22 @@ class Bench:
         begun = self.clock()
         index = BM25(self.documents, setting)
         start = self.clock()
-        scores, rows = index.search(self.queries if queries is None else queries, self.depth)
+        scores, rows = self.lexical_hits(index, self.queries if queries is None else queries)
         seconds = self.clock() - start
         self.tell(f"{name}: ranking", 1, 1)
         about = {"kind": "baseline", "documents_seconds": start - begun, **extras}
         return self.measured(name, scores, rows, seconds, setting=words, **about)
 
+    def lexical_hits(self, index: BM25, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What an index of the documents finds for `texts`, one a query: scores and rows for `measured`."""
+        scores, rows = index.search(texts, self.depth + self.eligibility.spare)
+        self.eligibility.ordered(
+            scores, rows, lambda query, some: index.scores(texts[query])[some], best_matching
+        )
+        return scores, rows
+
     def measured(self, name: str, scores: np.ndarray, rows: np.ndarray, seconds: float, **extras: Any) -> Run:
+        scores, rows = self.eligibility.kept(scores, rows, self.depth)
         run = as_run(self.ids, self.document_ids, scores, rows)
         hits = {query: [Hit(*hit) for hit in found.items()] for query, found in run.items()}
         return Run(name, trec_metrics(run, self.qrels), hits, seconds, **extras)

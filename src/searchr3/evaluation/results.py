@@ -110,6 +110,7 @@ class Results:
         document_vectors: (documents, d) float32 of the model, in the order of the corpus.
         controls: those of the model with another thought than its own, see `evaluation.controls`.
         extras: further keys of `results.json`, such as "curves".
+        scores: run → name → value of metrics that are the data set's own, such as p-MRR.
     """
 
     model: str
@@ -122,6 +123,7 @@ class Results:
     document_vectors: np.ndarray | None = field(default=None, repr=False)
     controls: tuple[Run, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def all_runs(self) -> tuple[Run, ...]:
@@ -151,7 +153,10 @@ class Results:
             "split": self.split,
             "documents": self.documents,
             "queries": len(self.query_ids),
-            "runs": _run_summaries(self.all_runs, self.query_ids),
+            "runs": [
+                {**run, **self.scores.get(run["name"], {})}
+                for run in _run_summaries(self.all_runs, self.query_ids)
+            ],
             "differences": differences([(a.name, b.name, a.values, b.values) for a, b in pairs]),
             **self.extras,
         }

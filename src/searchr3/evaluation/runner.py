@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from searchr3.evaluation.baselines import check_baselines, load_rival
+from searchr3.evaluation.baselines import check_baselines
 from searchr3.evaluation.bench import Bench, Embedder, Progress
 from searchr3.evaluation.budget import budget_curve
 from searchr3.evaluation.cache import Cache
 from searchr3.evaluation.controls import check_controls, run_controls
 from searchr3.evaluation.examples import helped_and_hurt
 from searchr3.evaluation.results import Results, Run
+from searchr3.evaluation.rivals import Rivals
 from searchr3.evaluation.samples import sample_curve
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def evaluate(
     budgets: Sequence[int] = (),
     samples: Sequence[int] = (),
     cache: Cache | None = None,
+    key_variable: str | None = None,
 ) -> Results:
     """Measure a model and its baselines on the queries of one split. Reasoning traces are never seen.
 
@@ -45,8 +46,10 @@ def evaluate(
         model: gives the runs "direct" (no thinking) and "reasoned" (one greedy thought a query).
         split: whose queries; the whole corpus is ranked.
         reasoning: "off" (direct only), "on" (reasoned only) or "both".
-        baselines: "bm25" (tuned on dev where there is one), the path or id of another model (direct), or a
-            `Run` that an earlier evaluation of the same queries made.
+        baselines: "bm25" (tuned on dev where there is one); the path or id of another model (direct), or
+            `URL#MODEL` of a server that speaks OpenAI's embeddings; "rewrite:" and such a model, which then
+            embeds the query with the thought of "reasoned" after it; or a `Run` that an earlier evaluation of
+            the same queries made.
         depth: hits a query; at least 100.
         max_new_tokens: most tokens of a thought.
         document_vectors: (documents, d) float32 in the order of the corpus, when they are known already.
@@ -57,10 +60,13 @@ def evaluate(
         samples: numbers of sampled thoughts, likewise, see `sample_curve`.
         cache: knows vectors and thoughts of models from before, and keeps the new ones. A model in training
             has no use for one: its weights are never met again.
+        key_variable: the environment variable with the key of a baseline's server; by default
+            OPENAI_API_KEY, by https or to this machine.
 
     Raises:
         DataError: no such split, or its qrels are empty.
         ModelError: a baseline cannot be loaded, or a vector is not finite.
+        EndpointError: a baseline's server cannot be asked.
         SearchR3Error: a control is unknown, or there is no run `reasoned` for it.
         ValueError: `reasoning`, `depth`, `budgets`, `samples` or the shape of `document_vectors` is wrong.
     """
@@ -71,9 +77,10 @@ def evaluate(
     if min(budgets, default=0) < 0 or min(samples, default=1) < 1:
         raise ValueError(f"budgets must be 0 or more, samples 1 or more; got {budgets} and {samples}")
     check_controls(controls, reasoning)
-    check_baselines(baselines)
+    check_baselines(baselines, reasoning, key_variable)
     bench = Bench(dataset.without_reasoning(), split, depth, progress, cache)
-    others = [_baseline(baseline, bench) for baseline in dict.fromkeys(baselines)]
+    rivals = Rivals(bench, baselines, key_variable)
+    rivals.rank()
     model = cache.over(model) if cache else model
     documents_seconds = None
     if document_vectors is None:
@@ -91,6 +98,7 @@ def evaluate(
         runs.append(
             bench.reasoned(model, document_vectors, max_new_tokens, documents_seconds=documents_seconds)
         )
+        rivals.rewrite(runs[-1])
     direct, reasoned = (
         next((run for run in runs if run.name == way), None) for way in ("direct", "reasoned")
     )
@@ -112,22 +120,8 @@ def evaluate(
         documents=len(dataset.corpus),
         query_ids=tuple(bench.ids),
         runs=tuple(runs),
-        baselines=tuple(others),
+        baselines=rivals.runs,
         document_vectors=document_vectors,
         controls=tuple(controlled),
         extras=extras,
     )
-
-
-def _baseline(baseline: str | Run, bench: Bench) -> Run:
-    if isinstance(baseline, Run):
-        if baseline.values["ndcg@10"].keys() != set(bench.ids):
-            raise ValueError(f"the run {baseline.name!r} is not of the same queries")
-        return baseline if baseline.kind == "baseline" else replace(baseline, kind="baseline")
-    if baseline == "bm25":
-        return bench.bm25()
-    rival = load_rival(baseline)
-    rival = bench.cache.over(rival) if bench.cache else rival
-    begun = bench.clock()
-    vectors = bench.encode_documents(rival, f"{baseline} documents")
-    return bench.dense(baseline, rival, vectors, kind="baseline", documents_seconds=bench.clock() - begun)

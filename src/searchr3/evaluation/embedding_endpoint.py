@@ -1,0 +1,167 @@
+"""Another embedding model behind a server that speaks OpenAI's embeddings.
+
+The protocol is `POST /v1/embeddings` of OpenAI's API reference, which vLLM, Text Embeddings Inference,
+Ollama, llama.cpp and most providers speak as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import httpx2
+import numpy as np
+
+from searchr3.endpoint import Endpoint, NoAnswer, TooLong, address, find_key
+from searchr3.errors import EndpointError, ModelError
+
+BATCH = 32  # texts a request: what servers take unless told otherwise
+_LEAST = 16  # characters: a text that is too long even so is not the matter
+
+
+class Spec(NamedTuple):
+    """What `http://localhost:8000/v1#bge-m3` names: where a server is, and the model's name there."""
+
+    url: str
+    model: str
+
+    @classmethod
+    def read(cls, text: str) -> Spec:
+        """The parts of a baseline.
+
+        Raises:
+            ModelError: there is no model.
+            EndpointError: the address is none.
+        """
+        base, _, model = text.partition("#")
+        if not model:
+            raise ModelError(f"baseline {text}: name the server's model behind a #, as in {base}#bge-m3")
+        return cls(address(base, "/embeddings", "--baseline"), model)
+
+
+def is_endpoint(baseline: str) -> bool:
+    """Whether a baseline is the address of a server."""
+    return baseline.startswith(("http://", "https://"))
+
+
+class EmbeddingEndpoint(Endpoint[np.ndarray]):
+    """An embeddings server to ask: vectors float32 (n, d), of unit length, in the order of the input."""
+
+    option = "--baseline"
+    mends: ClassVar[Mapping[int, str]] = {
+        400: "see what the server says of the model",
+        401: "check the key",
+        402: "add credit to the account",
+        403: "check what the key may use",
+        404: "check address and model of --baseline URL#MODEL",
+        429: "add credit to the account",
+    }
+
+    def read(self, response: httpx2.Response) -> np.ndarray | str:
+        try:
+            rows = sorted(response.json()["data"], key=lambda row: row["index"])
+            if [row["index"] for row in rows] != list(range(len(rows))):
+                raise ValueError
+            vectors = np.array([_numbers(row["embedding"]) for row in rows], dtype=np.float32)
+            if vectors.ndim != 2 or not np.isfinite(vectors).all():
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return f"no embeddings came back: {self.says(response)[:100]}"
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _numbers(embedding: str | Sequence[float]) -> np.ndarray | Sequence[float]:
+    """A vector as it came: a list of numbers, or little-endian float32 in base64."""
+    return np.frombuffer(base64.b64decode(embedding), "<f4") if isinstance(embedding, str) else embedding
+
+
+class ServedModel:
+    """An embedding model behind a server, as a baseline.
+
+    Texts are sent as they are: a model that wants a prefix for queries must get it from its server. A text
+    that the server finds too long is halved until it is not, as a local model would cut it.
+
+    Args:
+        spec: such as `http://localhost:8000/v1#bge-m3`.
+        key_variable: the environment variable with the key; see `find_key`.
+        attempts: how often one request is tried.
+
+    Attributes:
+        cut: how many texts were too long.
+    """
+
+    def __init__(self, spec: str, key_variable: str | None = None, attempts: int = 7) -> None:
+        self.spec = Spec.read(spec)
+        self.key = find_key(self.spec.url, key_variable)
+        self.attempts = attempts
+        self.cut = 0
+
+    def digest(self) -> str:
+        """A name of what a cache keeps of it: server and model. What stands behind them may change."""
+        return hashlib.sha256(f"{self.spec.url}#{self.spec.model}".encode()).hexdigest()[:32]
+
+    def encode_query(self, queries: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+        return self._encode(queries)
+
+    def encode_document(self, documents: Sequence[str]) -> np.ndarray:
+        return self._encode(documents)
+
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        try:
+            return asyncio.run(self._all([text or " " for text in texts]))  # most take no empty text
+        except NoAnswer as why:
+            raise EndpointError(f"{self.spec.url}: model {self.spec.model}: {why}") from None
+
+    async def _all(self, texts: list[str]) -> np.ndarray:
+        endpoint = EmbeddingEndpoint(self.spec.url, self.key, attempts=self.attempts)
+        parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        found: dict[int, np.ndarray] = {}
+
+        async def work(waiting: Iterator[tuple[int, list[str]]]) -> None:
+            for number, part in waiting:
+                found[number] = await self._some(endpoint, part)
+
+        async with endpoint:
+            waiting = iter(enumerate(parts))
+            for number, part in waiting:  # the first one alone: a wrong key or name is told once
+                found[number] = await self._some(endpoint, part)
+                break
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(endpoint.concurrency):
+                        group.create_task(work(waiting))
+            except BaseExceptionGroup as errors:  # the first one stopped the others
+                raise errors.exceptions[0] from None
+        widths = {vectors.shape[1] for vectors in found.values()}
+        if len(widths) != 1:
+            raise NoAnswer(f"vectors of different widths came back ({sorted(widths)})")
+        return np.concatenate([found[number] for number in range(len(parts))])
+
+    async def _some(self, endpoint: EmbeddingEndpoint, texts: list[str]) -> np.ndarray:
+        body = json.dumps({"model": self.spec.model, "input": texts}, ensure_ascii=False)
+        try:
+            vectors = await endpoint.ask(body)
+        except TooLong:
+            if len(texts) == 1:
+                return await self._shorter(endpoint, texts[0])
+            half = len(texts) // 2
+            halves = [await self._some(endpoint, some) for some in (texts[:half], texts[half:])]
+            return np.concatenate(halves)
+        if len(vectors) != len(texts):
+            raise NoAnswer(f"{len(vectors)} vectors came back for {len(texts)} texts")
+        return vectors
+
+    async def _shorter(self, endpoint: EmbeddingEndpoint, text: str) -> np.ndarray:
+        self.cut += 1
+        while True:
+            text = text[: len(text) // 2]
+            try:
+                body = json.dumps({"model": self.spec.model, "input": [text]}, ensure_ascii=False)
+                return await endpoint.ask(body)
+            except TooLong:
+                if len(text) < _LEAST:
+                    raise

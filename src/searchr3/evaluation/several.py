@@ -1,0 +1,254 @@
+"""One model on several data sets: a results file each, and what they say together in `suite.json`.
+
+`suite.json` holds `{"suite", "model", "tasks", "missing", "means", "differences"}`. `tasks` are
+`{"task", "file"}` and the `group` that a task is a part of, `missing` are `{"task", "why"}`, `means` are over
+the tasks, a group counting once. Each row of `differences` is one of a task, with its `p` and with `p_holm`,
+which is adjusted for that pair and metric having been tested on every task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from searchr3.dataset import load_dataset
+from searchr3.dataset.mteb_task import MTEB
+from searchr3.errors import DataError, SearchR3Error
+from searchr3.evaluation.bench import Embedder
+from searchr3.evaluation.comparison import read_results
+from searchr3.evaluation.results import Results, queries_path
+from searchr3.evaluation.runner import evaluate
+from searchr3.evaluation.statistics import holm
+from searchr3.evaluation.suites import GROUPS
+from searchr3.files import write_json
+from searchr3.ranking import METRICS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from searchr3.dataset import RetrievalDataset
+
+SUMMARY = "suite.json"
+_CANDIDATES = 1000  # hits a query where candidates are ordered anew: p-MRR looks at all of them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each data set is measured.
+
+    Attributes:
+        model: name of the model.
+        split: whose queries.
+        split_by: of the data `python`, see `load_dataset`.
+        instructions: tell the model what the data says of its queries.
+        options: further arguments of `evaluate`.
+    """
+
+    model: str
+    split: str = "test"
+    split_by: str = "hash"
+    instructions: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, source: str) -> RetrievalDataset:
+        """The data set, as the model is told of it.
+
+        Raises:
+            DataError: it cannot be had, or has no such split.
+        """
+        dataset = load_dataset(source, split_by=self.split_by)
+        dataset.split(self.split)
+        return dataset if self.instructions else replace(dataset, instruction=None)
+
+    def measure(self, model: Embedder, source: str, dataset: RetrievalDataset) -> Results:
+        """`evaluate`, and the metric of the task's own where there is one."""
+        few = any(not one.others for one in dataset.eligible.values())
+        depth = {"depth": _CANDIDATES} if few else {}
+        results = evaluate(model, dataset, self.split, name=self.model, **{**depth, **self.options})
+        if source.startswith(MTEB):
+            from searchr3.evaluation.mteb_adapter import own_scores
+
+            results = replace(results, scores=own_scores(source, dataset, results))
+        return results
+
+
+def evaluate_several(
+    model: Callable[[], Embedder],
+    sources: Sequence[str],
+    output: Path,
+    plan: Plan,
+    suite: str = "several data sets",
+    resume: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure one model on several data sets, one after the other, and write `suite.json` at the end.
+
+    A data set that cannot be had is left out, and listed with the reason. What was measured is saved at once.
+
+    Args:
+        model: gives the model; called when it is needed first.
+        sources: as `load_dataset` takes them.
+        output: a folder.
+        suite: the name of all of them.
+        resume: take over results of the same model that are there; else they are replaced.
+        tell: hears which data set is next.
+
+    Returns:
+        the content of `suite.json`.
+
+    Raises:
+        SearchR3Error: the results of two would have one name, or results to take over are of another model,
+            split, or lack a run.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    missing = []
+    for source, path in files_of(sources, output).items():
+        if resume and path.exists():
+            found[source] = _taken_over(path, plan)
+            continue
+        tell(source)
+        try:
+            dataset = plan.load(source)
+            results = plan.measure(model(), source, dataset)
+        except DataError as why:
+            missing.append({"task": label(source), "why": str(why)})
+            continue
+        results.save(path)
+        found[source] = results.summary
+    summary = summarized(suite, plan.model, found, missing)
+    write_json(output / SUMMARY, summary)
+    return summary
+
+
+def label(source: str) -> str:
+    """The name of a data set's results, as a file can bear it.
+
+    >>> label("mteb:MKQARetrieval/en"), label("data/packs/scifact/"), label("BeIR/scifact")
+    ('MKQARetrieval-en', 'scifact', 'BeIR--scifact')
+    """
+    if source.startswith(MTEB):
+        return source.removeprefix(MTEB).replace("/", "-")
+    path = Path(source)
+    no_hub_id = path.is_absolute() or len(path.parts) > 2 or source.endswith((".jsonl", ".jsonl.gz"))
+    if no_hub_id or path.exists():
+        return path.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
+    return source.strip("/").replace("/", "--")
+
+
+def files_of(sources: Iterable[str], output: Path) -> dict[str, Path]:
+    """Data set → the file of its results.
+
+    Raises:
+        SearchR3Error: two have the same.
+    """
+    files: dict[str, Path] = {}
+    for source in dict.fromkeys(sources):
+        path = output / f"{label(source)}.json"
+        if path.name == SUMMARY:
+            raise SearchR3Error(f"{source}: its results would be {SUMMARY}, which is for all; rename it")
+        if other := next((other for other, taken in files.items() if taken == path), None):
+            raise SearchR3Error(f"{other} and {source}: both results would be {path}; rename one of them")
+        files[source] = path
+    return files
+
+
+def refuse_taken(sources: Iterable[str], output: Path) -> None:
+    """Raise SearchR3Error when results would be replaced."""
+    files = [*files_of(sources, output).values(), output / SUMMARY]
+    if taken := next((one for file in files for one in (file, queries_path(file)) if one.exists()), None):
+        raise SearchR3Error(
+            f"{taken}: exists already; choose another folder, go on with --resume or replace with --overwrite"
+        )
+
+
+def summarized(
+    suite: str,
+    model: str,
+    found: Mapping[str, Mapping[str, Any]],
+    missing: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
+    """The content of `suite.json`.
+
+    Args:
+        found: data set → the content of its results file.
+        missing: as the file holds them.
+    """
+    differences = [
+        {"task": label(source), **row} for source, summary in found.items() for row in summary["differences"]
+    ]
+    tests: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in differences:
+        tests.setdefault((row["a"], row["b"], row["metric"]), []).append(row)
+    for rows in tests.values():
+        for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = adjusted
+    return {
+        "suite": suite,
+        "model": model,
+        "tasks": [
+            {"task": label(source), "file": f"{label(source)}.json"}
+            | ({"group": GROUPS[source]} if source in GROUPS else {})
+            for source in found
+        ],
+        "missing": list(missing),
+        "means": _means(found),
+        "differences": differences,
+    }
+
+
+def _means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Run → metric → mean over the tasks, of what every task has; a group counts as one task."""
+    tables = {source: {run["name"]: run for run in summary["runs"]} for source, summary in found.items()}
+    means: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for table in tables.values() for name in table):
+        for metric in (*METRICS, "p-mrr"):
+            groups: dict[str, list[float]] = {}
+            for source, table in tables.items():
+                if metric in table.get(name, {}):
+                    groups.setdefault(GROUPS.get(source, source), []).append(table[name][metric])
+            if sum(map(len, groups.values())) == len(tables):
+                means.setdefault(name, {})[metric] = fmean(map(fmean, groups.values()))
+    return means
+
+
+def _taken_over(path: Path, plan: Plan) -> dict[str, Any]:
+    """Results that are there.
+
+    Raises:
+        SearchR3Error: they are not what would be measured.
+    """
+    summary = read_results(path)
+    mend = "choose another folder, or measure again with --overwrite"
+    for key, wanted in (("model", plan.model), ("split", plan.split)):
+        if summary[key] != wanted:
+            raise SearchR3Error(f"{path}: is of the {key} {summary[key]}, not {wanted}; {mend}")
+    reasoning = plan.options.get("reasoning", "both")
+    own = {"off": ["direct"], "on": ["reasoned"]}.get(reasoning, ["direct", "reasoned"])
+    there = {run["name"] for run in summary["runs"]}
+    if lacking := next((one for one in (*own, *plan.options.get("baselines", ())) if one not in there), None):
+        raise SearchR3Error(f"{path}: has no run {lacking}; {mend}")
+    return summary
+
+
+def suite_table(summary: Mapping[str, Any], folder: Path) -> Table:
+    """nDCG@10 of every run on every task, and their mean, for the terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = escape(f"{summary['suite']} · {summary['model']} · ndcg@10")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", overflow="fold")
+    for name in (runs := list(summary["means"])):
+        table.add_column(escape(name), justify="right", overflow="fold")
+    for task in summary["tasks"]:
+        found = {run["name"]: run["ndcg@10"] for run in read_results(folder / task["file"])["runs"]}
+        table.add_row(
+            escape(task["task"]), *(f"{found[name]:.3f}" if name in found else "–" for name in runs)
+        )
+    table.add_section()
+    table.add_row("mean", *(f"{summary['means'][name]['ndcg@10']:.3f}" for name in runs))
+    return table

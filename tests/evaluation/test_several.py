@@ -1,0 +1,145 @@
+"""Several data sets: files, resuming, what is missing, and what the results say together."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from searchr3.errors import SearchR3Error
+from searchr3.evaluation.several import (
+    Plan,
+    evaluate_several,
+    files_of,
+    label,
+    refuse_taken,
+    suite_table,
+    summarized,
+)
+from searchr3.evaluation.statistics import holm
+from searchr3.evaluation.suites import GROUPS, SUITES
+from searchr3.files import write_json
+from searchr3.ranking import METRICS
+
+PLAN = Plan("bag", options={"baselines": ("bm25",)})
+
+
+@pytest.fixture
+def folders(make_data, tmp_path):
+    data = make_data()
+    for name in ("one", "two"):
+        replace(data, name=name).save(tmp_path / name)
+    return [str(tmp_path / name) for name in ("one", "two")]
+
+
+def test_each_has_its_file_and_what_is_missing_its_reason(model, folders, tmp_path):
+    heard = []
+    nowhere = str(tmp_path / "nowhere")
+    sources = [folders[0], nowhere, folders[1]]
+    summary = evaluate_several(lambda: model, sources, tmp_path / "out", PLAN, "mine", tell=heard.append)
+    assert heard == sources
+    assert summary == json.loads((tmp_path / "out" / "suite.json").read_text())
+    assert (summary["suite"], summary["model"]) == ("mine", "bag")
+    assert summary["tasks"] == [{"task": name, "file": f"{name}.json"} for name in ("one", "two")]
+    (missing,) = summary["missing"]
+    assert missing["why"].startswith(f"{nowhere}: no such file or folder")
+    one = json.loads((tmp_path / "out" / "one.json").read_text())
+    assert (tmp_path / "out" / "one.queries.parquet").is_file()
+    for run in one["runs"]:  # both data sets hold the same
+        for metric in METRICS:
+            assert summary["means"][run["name"]][metric] == pytest.approx(run[metric])
+    for row in summary["differences"]:
+        assert row["p_holm"] == min(1, 2 * row["p"])
+    assert [*suite_table(summary, tmp_path / "out").columns[0].cells] == ["one", "two", "mean"]
+
+
+def test_what_is_there_is_kept_on_resuming(model, folders, tmp_path):
+    out = tmp_path / "out"
+    evaluate_several(lambda: model, folders[:1], out, PLAN)
+    with pytest.raises(SearchR3Error, match=r"one.json: exists already.*--resume.*--overwrite"):
+        refuse_taken(folders, out)
+    before = (out / "one.json").stat().st_mtime_ns
+    model.encoded = 0
+    summary = evaluate_several(lambda: model, folders, out, PLAN, resume=True)
+    assert [task["task"] for task in summary["tasks"]] == ["one", "two"]
+    assert (out / "one.json").stat().st_mtime_ns == before and model.encoded == 150
+
+    def no_model():
+        pytest.fail("the model was loaded")
+
+    assert evaluate_several(no_model, folders, out, PLAN, resume=True) == summary
+    for other, words in (
+        (replace(PLAN, model="other"), "is of the model bag, not other"),
+        (replace(PLAN, split="dev"), "is of the split test, not dev"),
+        (replace(PLAN, options={"baselines": ("some/model",)}), "has no run some/model"),
+    ):
+        with pytest.raises(SearchR3Error, match=words):
+            evaluate_several(no_model, folders, out, other, resume=True)
+
+
+def test_an_instruction_may_be_left_out(make_data, tmp_path):
+    replace(make_data(), instruction="Find colours.").save(tmp_path / "told")
+    assert PLAN.load(str(tmp_path / "told")).instruction == "Find colours."
+    assert replace(PLAN, instructions=False).load(str(tmp_path / "told")).instruction is None
+
+
+def test_two_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a" / "same").mkdir(parents=True)
+    (tmp_path / "b" / "same").mkdir(parents=True)
+    with pytest.raises(SearchR3Error, match="both results would be"):
+        files_of([str(tmp_path / "a" / "same"), str(tmp_path / "b" / "same")], Path("out"))
+    with pytest.raises(SearchR3Error, match="which is for all"):
+        files_of(["suite"], Path("out"))
+    assert [label(source) for source in ("python", "x/triples.jsonl.gz")] == ["python", "triples"]
+
+
+def test_the_suites_are_of_tasks_with_files_of_their_own():
+    assert {suite: len(sources) for suite, sources in SUITES.items()} == {
+        "paper": 5,
+        "bright": 12,
+        "followir": 3,
+        "beir": 26,
+    }
+    for sources in SUITES.values():
+        assert len(files_of(sources, Path())) == len(sources)
+    assert set(GROUPS) < set(SUITES["beir"])
+
+
+def row(name, value):
+    return {"name": name, **dict.fromkeys(METRICS, value)}
+
+
+def test_a_group_counts_once_and_only_what_every_task_has_gets_a_mean():
+    forums = list(GROUPS)[:2]
+    found = {
+        forums[0]: {"runs": [row("direct", 0.2)], "differences": []},
+        forums[1]: {"runs": [row("direct", 0.4)], "differences": []},
+        "mteb:SciFact": {"runs": [row("direct", 0.9), row("bm25", 0.5)], "differences": []},
+    }
+    summary = summarized("beir", "m", found)
+    assert summary["means"] == {"direct": pytest.approx(dict.fromkeys(METRICS, 0.6))}
+    assert [task.get("group") for task in summary["tasks"]] == ["CQADupstackRetrieval"] * 2 + [None]
+
+
+def test_p_values_are_adjusted_over_the_tasks_of_one_pair_and_metric():
+    values = {"a": [0.01, 0.03], "b": [0.02, 0.9], "c": [0.2, 0.5]}
+    found = {
+        task: {
+            "runs": [],
+            "differences": [
+                {"a": "x", "b": "y", "metric": "ndcg@10", "p": first},
+                {"a": "x", "b": "z", "metric": "ndcg@10", "p": second},
+            ],
+        }
+        for task, (first, second) in values.items()
+    }
+    rows = summarized("s", "m", found)["differences"]
+    for place, pair in enumerate("yz"):
+        adjusted = [one["p_holm"] for one in rows if one["b"] == pair]
+        assert adjusted == holm([two[place] for two in values.values()])
+
+
+def test_a_broken_file_is_told(tmp_path, folders, model):
+    write_json(tmp_path / "out" / "one.json", {"no": "results"})
+    with pytest.raises(SearchR3Error, match="not the results of an evaluation"):
+        evaluate_several(lambda: model, folders[:1], tmp_path / "out", PLAN, resume=True)
