@@ -4,7 +4,8 @@ values beside it.
 `results.json` holds `{"model", "data", "split", "documents", "queries", "runs", "differences"}`. Each run
 holds its name, the mean of each metric, `ci95`, `thinking_tokens_mean`, `emission_rate` (null for a run
 that does not think), `seconds` and, where there is something to say, the `setting` it ran with. A
-difference is always a − b. The values of each query lie beside it in `<stem>.queries.parquet`.
+difference is always a − b. With the run "auto" there is `adaptive`: its rule, and what it gives. The values
+of each query lie beside it in `<stem>.queries.parquet`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Run:
         values: metric → query id → value, for every query of the split.
         hits: query id → hits, best first.
         seconds: thinking, encoding the queries and searching; encoding or indexing the documents is left out.
-        thoughts: query id → what was thought; empty when the run does not think.
+        thoughts: query id → what was thought, of the queries that were thought about.
         setting: what the run was set to, for people.
         query_vectors: (queries, d) float32, in the order of the queries.
     """
@@ -71,12 +72,13 @@ class Run:
 
     @property
     def thinking_tokens_mean(self) -> float:
-        """Mean tokens before the embed token; 0 when the run does not think."""
-        return float(np.mean([len(each.token_ids) for each in self.thoughts.values()] or [0]))
+        """Mean tokens before the embed token, over all queries; 0 for those that were not thought about."""
+        spent = sum(len(each.token_ids) for each in self.thoughts.values())
+        return spent / max(1, len(self.values["ndcg@10"]))
 
     @property
     def emission_rate(self) -> float | None:
-        """Share of the queries whose embed token came without force; None when the run does not think."""
+        """Share of the thoughts that the embed token ended without force; None when there are none."""
         return float(np.mean([each.emitted for each in self.thoughts.values()])) if self.thoughts else None
 
 
@@ -89,6 +91,7 @@ class Results:
         runs: those of the model.
         baselines: those it is compared with.
         document_vectors: (documents, d) float32 of the model, in the order of the corpus.
+        adaptive: rule and outcome of the run "auto", see `searchr3.evaluation.adaptive.summary`.
     """
 
     model: str
@@ -99,6 +102,7 @@ class Results:
     runs: tuple[Run, ...]
     baselines: tuple[Run, ...] = ()
     document_vectors: np.ndarray | None = field(default=None, repr=False)
+    adaptive: dict[str, Any] | None = None
 
     def run(self, name: str) -> Run:
         """The run or baseline called `name`.
@@ -121,6 +125,7 @@ class Results:
             "queries": len(self.query_ids),
             "runs": _run_summaries((*self.runs, *self.baselines), self.query_ids),
             "differences": differences([(a.name, b.name, a.values, b.values) for a, b in pairs]),
+            **({"adaptive": self.adaptive} if self.adaptive else {}),
         }
 
     def save(self, path: str | Path) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from searchr3.adaptive import Adaptive, known_rule
+from searchr3.evaluation.adaptive import auto_run, summary
 from searchr3.evaluation.baselines import check_baselines, load_rival
 from searchr3.evaluation.bench import Bench, Embedder, Progress
 from searchr3.evaluation.results import Results, Run
@@ -14,7 +16,14 @@ from searchr3.evaluation.results import Results, Run
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
 
-REASONING = ("off", "on", "both")
+REASONING = {
+    "off": ("direct",),
+    "on": ("reasoned",),
+    "auto": ("direct", "auto"),
+    "both": ("direct", "reasoned"),
+    "all": ("direct", "reasoned", "auto"),
+}
+"""What is asked for → the model's runs."""
 
 
 def evaluate(
@@ -28,13 +37,15 @@ def evaluate(
     document_vectors: np.ndarray | None = None,
     progress: Progress | None = None,
     name: str | None = None,
+    adaptive: Adaptive | None = None,
 ) -> Results:
     """Measure a model and its baselines on the queries of one split. Reasoning traces are never seen.
 
     Args:
-        model: gives the runs "direct" (no thinking) and "reasoned" (one greedy thought a query).
+        model: gives the runs "direct" (no thinking), "reasoned" (one greedy thought a query) and "auto"
+            (thinks where the direct ranking is unsure).
         split: whose queries; the whole corpus is ranked.
-        reasoning: "off" (direct only), "on" (reasoned only) or "both".
+        reasoning: "off" (direct only), "on" (reasoned only), "both", "auto" (direct and auto) or "all".
         baselines: "bm25" (tuned on dev where there is one), the path or id of another model (direct), or a
             `Run` that an earlier evaluation of the same queries made.
         depth: hits a query; at least 100.
@@ -42,10 +53,11 @@ def evaluate(
         document_vectors: (documents, d) float32 in the order of the corpus, when they are known already.
         progress: called as the work goes on.
         name: of the model, for the report.
+        adaptive: the rule of "auto"; default: the model's own.
 
     Raises:
         DataError: no such split, or its qrels are empty.
-        ModelError: a baseline cannot be loaded, or a vector is not finite.
+        ModelError: a baseline cannot be loaded, a vector is not finite, or no rule is known for "auto".
         ValueError: `reasoning`, `depth` or the shape of `document_vectors` is wrong.
     """
     if reasoning not in REASONING:
@@ -53,6 +65,8 @@ def evaluate(
     if depth < 100:
         raise ValueError(f"depth must be at least 100, or recall@100 cannot be measured; got {depth}")
     check_baselines(baselines)
+    wanted = REASONING[reasoning]
+    rule = known_rule(model, adaptive) if "auto" in wanted else None
     bench = Bench(dataset.without_reasoning(), split, depth, progress)
     others = [_baseline(baseline, bench) for baseline in dict.fromkeys(baselines)]
     if document_vectors is None:
@@ -61,20 +75,24 @@ def evaluate(
         raise ValueError(
             f"{len(document_vectors)} document vectors for a corpus of {len(dataset.corpus)} documents"
         )
-    runs = []
-    if reasoning != "on":
-        runs.append(bench.dense("direct", model, document_vectors))
-    if reasoning != "off":
-        runs.append(bench.reasoned(model, document_vectors, max_new_tokens))
+    runs: dict[str, Run] = {}
+    if "direct" in wanted:
+        runs["direct"] = bench.dense("direct", model, document_vectors)
+    if "reasoned" in wanted:
+        runs["reasoned"] = bench.reasoned(model, document_vectors, max_new_tokens)
+    if rule:
+        known = runs["direct"], document_vectors, max_new_tokens, runs.get("reasoned")
+        runs["auto"] = auto_run(bench, model, rule, *known)
     return Results(
         model=name or type(model).__name__,
         data=dataset.name,
         split=split,
         documents=len(dataset.corpus),
         query_ids=tuple(bench.ids),
-        runs=tuple(runs),
+        runs=tuple(runs.values()),
         baselines=tuple(others),
         document_vectors=document_vectors,
+        adaptive=summary(rule, runs["auto"], runs["direct"], runs.get("reasoned")) if rule else None,
     )
 
 
