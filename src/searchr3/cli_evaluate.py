@@ -49,6 +49,7 @@ def evaluate(
     if output:
         _check_results(output, overwrite)
     from searchr3 import SearchR3, load_dataset
+    from searchr3.adaptive import known_rule
     from searchr3.evaluation import check_baselines, differences_table, results_table
     from searchr3.evaluation import evaluate as measure
     from searchr3.progress import Screen, hush_transformers
@@ -59,6 +60,8 @@ def evaluate(
     dataset = load_dataset(data, split_by=split_by)
     dataset.split(split)
     thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
+    if reasoning in ("auto", "all"):
+        known_rule(thinker)
     with Screen() as screen:
         screen.phase("evaluation", f"{model} on {data}")
         results = measure(
