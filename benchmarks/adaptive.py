@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ def part(work: Path, start: Path, dataset: RetrievalDataset, recipe: Recipe, wei
         curve = train_stage2(search, dataset, recipe, folder / "checkpoints")
         write_json(folder / "curve.json", curve)
         search.save_pretrained(model)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     search = SearchR3(start if weight is None else model, batch_size=recipe.model.batch_size, dtype="float32")
     named: dict[str, Any] = {"baselines": (), "max_new_tokens": recipe.model.max_new_tokens}
     dev = evaluate(search, dataset, "dev", **named)
