@@ -227,3 +227,42 @@ def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path
     plain = digest('def f(x):\n    """What it does."""\n    return x + 1\n')
     assert digest('"""About."""\n\ndef f(x):\n    """More of it."""\n    return x + 1  # why\n') == plain
     assert digest('def f(x):\n    """What it does."""\n    return x + 2\n') != plain
+
+
+def evaluated(name: str, gain: float, auto: float, low: float, queries: int = 100, **more) -> dict:
+    """What `evaluate --reasoning all` writes, as far as it is read; thinking costs 10 tokens, auto 4."""
+    rows = [("direct", 0.4, 0.0), ("reasoned", 0.4 + gain, 10.0), ("auto", 0.4 + auto, 4.0)]
+    runs = [{"name": run, "ndcg@10": ndcg, "thinking_tokens_mean": tokens} for run, ndcg, tokens in rows]
+    difference = {"a": "reasoned", "b": "direct", "metric": "ndcg@10", "mean": gain, "ci95": [low, 2 * gain]}
+    adaptive = {"chosen_on": f"{name} dev, 50 queries"}
+    found = {"data": name, "split": "test", "queries": queries, "runs": runs, "differences": [difference]}
+    return found | {"adaptive": adaptive} | more
+
+
+def test_adaptive_shares_are_pooled_over_the_sets_where_thinking_helps(benchmark) -> None:
+    pooled = benchmark("adaptive").pooled
+    sets = [
+        evaluated("a", 0.10, 0.10, low=0.05),
+        evaluated("b", 0.02, 0.01, low=0.001, queries=300),
+        evaluated("c", 0.05, -0.5, low=-0.01),  # not sure to help: does not count
+    ]
+    found = pooled(sets)
+    assert found["adaptive_gain_share"] == pytest.approx(
+        (100 * 0.10 + 300 * 0.01) / (100 * 0.10 + 300 * 0.02)
+    )
+    assert found["adaptive_token_share"] == pytest.approx(0.4)
+    assert (found["adaptive_sets"], found["adaptive_sets_seen"]) == (2, 3)
+    assert pooled(sets[2:])["adaptive_gain_share"] is None
+    with pytest.raises(SearchR3Error, match="a test: evaluate it with --reasoning all"):
+        pooled([evaluated("a", 0.1, 0.1, 0.05) | {"runs": sets[0]["runs"][:2]}])
+    with pytest.raises(SearchR3Error, match="a test: chose the rule itself"):
+        pooled([evaluated("a", 0.1, 0.1, 0.05, adaptive={"chosen_on": "a test, 100 queries"})])
+
+
+def test_arms_of_a_cost_have_recipes_that_fit_it(benchmark) -> None:
+    adaptive = benchmark("adaptive")
+    for weight in (None, *adaptive.WEIGHTS):
+        recipe = adaptive.recipe_of("quickstart", adaptive.QUICK, weight)
+        assert recipe.stage2.reward.length == (weight or 0)
+        assert "." not in adaptive.arm_name(weight)
+    assert len({adaptive.arm_name(weight) for weight in adaptive.WEIGHTS}) == len(adaptive.WEIGHTS)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import searchr3
+from searchr3.adaptive import load_rule
 from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.dry_run import Machine
@@ -24,7 +26,8 @@ from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
-COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "encode", "chat-check", "search"]
+COMMANDS = ["quickstart", "train", "evaluate", "compare", "adapt", "traces", "mine", "encode", "chat-check"]
+COMMANDS += ["search"]
 
 
 ANSWER = SearchAnswer(
@@ -137,6 +140,15 @@ def test_search_without_reasoning_shows_no_thought(calls: dict) -> None:
     assert "thought" not in result.stdout
 
 
+def test_search_may_think_where_it_is_unsure(calls: dict) -> None:
+    assert "thought (3 tokens): open file lines" in run("search", "x", "--run", "mine", "--auto").stdout
+    assert calls["search"][-1] == "auto"
+    sure = replace(ANSWER, thought=False, reasoning="", thinking_tokens=0)
+    calls["stand_ins"][0].search = calls["stand_ins"][0].record("search", sure)
+    assert run("search", "x", "--run", "mine", "--auto").stdout.startswith("no thought: the direct ranking")
+    assert_one_line(run("search", "x", "--run", "m", "--auto", "--no-reasoning"), 1, "give one of them")
+
+
 def test_search_as_json_is_one_object(calls: dict) -> None:
     answer = json.loads(run("search", "read a file", "--run", "mine", "--json").stdout)
     assert answer["reasoning"] == "open file lines"
@@ -161,6 +173,7 @@ class WordModel:
         self.conversation = SimpleNamespace(
             thought_ids=lambda texts: [[1] for _ in texts], thought_text=lambda ids: "please " * len(ids)
         )
+        self.adaptive = options.pop("adaptive", None)
 
     def generate(
         self, batch: Any, max_new_tokens: int, temperature: float = 0.0, seed: int | None = None
@@ -220,6 +233,35 @@ def test_evaluate_prints_a_table_and_compare_reads_its_file(pantry: Path) -> Non
     rows = json.loads(run("compare", "a.json", "b.json", "--json").stdout)
     assert {row["run"] for row in rows} == {"direct", "reasoned", "bm25"}
     assert all(row["mean"] == 0 for row in rows)
+
+
+def test_adapt_saves_a_rule_with_the_model_and_evaluate_uses_it(
+    pantry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Any, **options: Any) -> WordModel:
+        return WordModel(path, **options, adaptive=load_rule(Path(path)))
+
+    monkeypatch.setitem(vars(searchr3), "SearchR3", load)
+    assert_one_line(run("adapt", "my/model", "--data", "pantry"), 1, "my/model: no such folder", "local")
+    Path("model").mkdir()
+    assert_one_line(run("adapt", "model", "--data", "pantry", "--keep", "0"), 1, "--keep must be above 0")
+    assert_one_line(run("adapt", "model", "--data", "pantry", "--split", "devv"), 1, "'dev'")
+    unknown = run("evaluate", "model", "--data", "pantry", "--reasoning", "auto")
+    assert_one_line(unknown, 1, "no rule of when to think", "searchr3 adapt")
+
+    shown = run("adapt", "model", "--data", "pantry").stdout
+    for words in ("pantry dev, 2 queries, 8 documents", "chosen", "thinking always", "the rule: never think"):
+        assert words in shown
+    assert [path.name for path in Path("model").iterdir()] == ["adaptive.json"]
+    read = json.loads(run("adapt", "model", "--data", "pantry", "--split", "test", "--json").stdout)
+    rule = load_rule(Path("model"))
+    assert (rule.signal, rule.threshold) == (read["signal"], read["threshold"])
+    assert rule.chosen_on == read["chosen_on"] == "pantry test, 4 queries, 8 documents"
+
+    every = run("evaluate", "model", "--data", "pantry", "--reasoning", "all", "--baseline", "", "--json")
+    found = json.loads(every.stdout)
+    assert [one["name"] for one in found["runs"]] == ["direct", "reasoned", "auto"]
+    assert found["adaptive"]["chosen_on"] == rule.chosen_on
 
 
 def test_evaluate_as_json_is_one_object_and_takes_split_reasoning_and_baselines(pantry: Path) -> None:

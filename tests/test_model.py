@@ -210,7 +210,7 @@ def test_one_text_is_no_list_of_texts(search: SearchR3, call: Callable[[SearchR3
         call(search, [None])
 
 
-@pytest.mark.parametrize("reasoning", ["auto", [], [Reasoning("", (), False)] * 2])
+@pytest.mark.parametrize("reasoning", ["maybe", [], [Reasoning("", (), False)] * 2])
 def test_reasoning_of_another_number_is_refused(search: SearchR3, reasoning: object) -> None:
     with pytest.raises(ValueError, match="one Reasoning a query"):
         search.encode_query(TEXTS, reasoning=reasoning)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from searchr3.adaptive import Adaptive
 from searchr3.cli import app
 from searchr3.closing import _alarm_lines, _chat_lines, machine
 from searchr3.dataset import RetrievalDataset
@@ -448,6 +449,16 @@ def test_search_finds_what_the_model_ranks_first(here: Path) -> None:
     (expected,) = model.generate(batch=[query], max_new_tokens=4)
     assert (thought.reasoning, thought.thinking_tokens) == (expected.text, len(expected.token_ids))
     assert len(thought.hits) == 150
+    assert (thought.thought, direct.thought) == (True, False)
+    with pytest.raises(
+        SearchR3Error, match=r"has no rule .* searchr3 adapt run/stage2 --data run/data --max"
+    ):
+        search(query, Path("run"), reasoning="auto")
+    for threshold, same in ((None, direct), (0.0, thought)):
+        Adaptive("margin", threshold).save(Path("run/stage2"))
+        auto = search(query, Path("run"), k=len(same.hits), reasoning="auto")
+        assert (auto.reasoning, auto.thought) == (same.reasoning, same.thought)
+        assert [hit.document_id for hit in auto.hits] == [hit.document_id for hit in same.hits]
 
 
 def test_search_tells_the_instruction(here: Path) -> None:

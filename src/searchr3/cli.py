@@ -16,7 +16,7 @@ import typer
 from searchr3 import __version__
 from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
-from searchr3.cli_evaluate import compare, evaluate
+from searchr3.cli_evaluate import adapt, compare, evaluate
 from searchr3.cli_traces import traces
 from searchr3.cli_train import train
 from searchr3.errors import SearchR3Error
@@ -88,6 +88,9 @@ app.command(epilog="Example: searchr3 evaluate runs/mine/stage2 --data runs/mine
 
 
 app.command(epilog="Example: searchr3 compare stage1.json stage2.json")(compare)
+
+
+app.command(epilog="Example: searchr3 adapt runs/mine/stage2 --data runs/mine/data")(adapt)
 
 
 app.command(
@@ -183,6 +186,9 @@ def search(
     reasoning: Annotated[
         bool, typer.Option("--reasoning/--no-reasoning", help="Think before embedding.")
     ] = True,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Think only where the direct ranking is unsure: `searchr3 adapt`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search a corpus with its model.
@@ -191,15 +197,19 @@ def search(
     """
     if not query.strip():
         raise SearchR3Error("the query is empty; write what you look for")
+    if auto and not reasoning:
+        raise SearchR3Error("--auto may think and --no-reasoning may not; give one of them")
     from searchr3 import pipeline
     from searchr3.progress import hush_transformers
 
     hush_transformers()
-    answer = pipeline.search(query, run, k, reasoning)
+    answer = pipeline.search(query, run, k, "auto" if auto else reasoning)
     if as_json:
         print(json_text(asdict(answer)))
         return
-    if reasoning:
+    if auto and not answer.thought:
+        print("no thought: the direct ranking is sure enough\n")
+    elif reasoning:
         cut = "" if answer.emitted else ", cut off"
         print(f"thought ({answer.thinking_tokens} tokens{cut}): {printable(answer.reasoning)}\n")
     for hit in answer.hits:

@@ -1,4 +1,4 @@
-"""`searchr3 evaluate` and `compare`."""
+"""`searchr3 evaluate`, `compare` and `adapt`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Whose queries to rank the whole corpus for.")] = "test",
     split_by: SplitBy = "hash",
     reasoning: Annotated[
-        Literal["off", "on", "both"], typer.Option(help="Embed queries directly, after thinking, or both.")
+        Literal["off", "on", "auto", "both", "all"],
+        typer.Option(
+            help="off: embed queries directly; on: after thinking; both; auto: off, and a run that thinks "
+            "where the direct ranking is unsure (see `searchr3 adapt`); all: the three."
+        ),
     ] = "both",
     baseline: Annotated[
         str,
@@ -116,6 +120,7 @@ def evaluate(
     import functools
 
     from searchr3 import SearchR3
+    from searchr3.adaptive import known_rule
     from searchr3.evaluation import (
         CONTROLS,
         check_baselines,
@@ -125,6 +130,7 @@ def evaluate(
         results_table,
     )
     from searchr3.evaluation.cache import Cache, default_folder
+    from searchr3.evaluation.results import REASONING
     from searchr3.evaluation.several import Plan
     from searchr3.evaluation.suites import SUITES
     from searchr3.progress import Screen, hush_transformers
@@ -140,6 +146,8 @@ def evaluate(
     @functools.cache
     def thinker() -> Any:
         found = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
+        if "auto" in REASONING[reasoning]:
+            known_rule(found)
         return kept.over(found) if kept else found  # looked at once, however many data sets there are
 
     sources = list(SUITES[suite]) if suite else data or []
@@ -249,3 +257,59 @@ def compare(
         print(json_text(rows))
     else:
         show(differences_table(rows))
+
+
+def adapt(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of a searchr3 model; gets the rule.")
+    ],
+    data: Annotated[str, typer.Option(help="As for `searchr3 evaluate`.")],
+    split: Annotated[str, typer.Option(help="Whose queries choose; never the ones of a test.")] = "dev",
+    split_by: SplitBy = "hash",
+    keep: Annotated[
+        float, typer.Option(help="Share of what thinking gains that the rule is to keep: above 0, at most 1.")
+    ] = 0.95,
+    prompts: Annotated[Path | None, typer.Option(help="As for `searchr3 evaluate`.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose when a model thinks.
+
+    Measures it with and without, and saves the rule with it: think where the direct ranking is so unsure.
+    """
+    from searchr3.adaptive import RULE
+
+    if not 0 < keep <= 1:
+        raise SearchR3Error(f"--keep must be above 0 and at most 1, got {keep:g}")
+    if not model.is_dir():
+        raise SearchR3Error(
+            f"{model}: no such folder; the rule is saved in it, so give a local one "
+            "(of a Hub model: `hf download ID --local-dir FOLDER` first)"
+        )
+    check_writable(model / RULE)
+    from searchr3 import SearchR3, load_dataset
+    from searchr3.evaluation import evaluate as measure
+    from searchr3.evaluation.adaptive import Measured, choice_lines, choice_table, choose
+    from searchr3.progress import Screen, hush_transformers
+
+    hush_transformers()
+    dataset = load_dataset(data, split_by=split_by)
+    dataset.split(split)
+    thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
+    with Screen() as screen:
+        screen.phase("measuring", f"{model} on {data}")
+        found = measure(
+            thinker, dataset, split, baselines=(), max_new_tokens=max_new_tokens, progress=screen.work
+        )
+    measured = Measured.of(found.run("direct"), found.run("reasoned"))
+    queries, documents = len(found.query_ids), len(dataset.corpus)
+    where = f"{dataset.name} {split}, {queries:,} queries, {documents:,} documents"
+    choice = choose(measured, keep, where)
+    choice.rule.save(model)
+    if as_json:
+        print(json_text({"model": str(model), **choice.as_dict()}))
+    else:
+        show(choice_table(choice, where))
+        print("\n".join(choice_lines(choice)))

@@ -114,6 +114,7 @@ def _next_steps(
         f"  searchr3 search {shlex.quote(query)} --run {path}",
         f"  searchr3 evaluate {path / 'stage2'} --data {path / 'data'}"
         f" --max-new-tokens {tokens} --output results.json",
+        f"  searchr3 adapt {path / 'stage2'} --data {path / 'data'} --max-new-tokens {tokens}",
         "  searchr3 train MY_RECIPE.yaml        your own data: docs/train-on-your-data.md",
     ]
 

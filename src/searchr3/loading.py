@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from searchr3.adaptive import load_rule
 from searchr3.errors import ModelError, first_line
 
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
@@ -38,6 +39,8 @@ def load_parts(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Model, tokenizer and our settings from a folder or the Hub, safetensors only, no remote code.
 
+    Where a rule of adaptive thinking lies there it is in the settings too, as "adaptive".
+
     Raises:
         ModelError: nothing usable at `path`.
     """
@@ -50,7 +53,8 @@ def load_parts(
         raise ModelError(
             f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
         )
-    return model, tokenizer, load_settings(folder / SETTINGS)
+    rule = load_rule(folder)
+    return model, tokenizer, load_settings(folder / SETTINGS) | ({"adaptive": rule} if rule else {})
 
 
 def load_skeleton(

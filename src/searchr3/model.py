@@ -13,12 +13,13 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from searchr3.adaptive import Adaptive, Documents, known_rule
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
 from searchr3.digest import model_digest
 from searchr3.embedding import Embedder, length_batches, tokens_per_pass
@@ -41,6 +42,9 @@ class SearchR3:
         device: e.g. "cpu" or "cuda"; by default the GPU when there is one.
         dtype: of the weights: "auto" (as saved) or e.g. "float32", "bfloat16".
         prompts: `Prompts`, or a YAML / JSON file with them; default: what was saved with the model.
+
+    Attributes:
+        adaptive: the rule of `reasoning="auto"`, saved with the model; None where there is none.
 
     Raises:
         ModelError: no such model, no chat template, or the tokenizer lacks the embed token.
@@ -96,6 +100,7 @@ class SearchR3:
         Without `weights` it is a float32 model of the same shape on the meta device, see `load_skeleton`.
         """
         model, tokenizer, settings = load_parts(path, dtype) if weights else load_skeleton(path)
+        settings.pop("adaptive", None)  # it was chosen for what the model was before it is trained on
         add_embed_token(model, tokenizer)
         self = cls.__new__(cls)
         self._set(model, tokenizer, settings, max_length, batch_size, prompts)
@@ -119,6 +124,7 @@ class SearchR3:
         self.conversation = Conversation(tokenizer, prompts, max_length or settings.get("max_length") or 1024)
         self.batch_size = batch_size
         self.autocast: torch.dtype | None = None
+        self.adaptive: Adaptive | None = settings.get("adaptive")
 
     @property
     def device(self) -> torch.device:
@@ -150,25 +156,32 @@ class SearchR3:
     def encode_query(
         self,
         queries: Sequence[str],
-        reasoning: bool | Sequence[Reasoning] = False,
+        reasoning: bool | Literal["auto"] | Sequence[Reasoning] = False,
         instruction: str | None = None,
         samples: int = 1,
         dim: int | None = None,
         max_new_tokens: int = 128,
         progress: Progress | None = None,
+        documents: Documents | None = None,
     ) -> np.ndarray:
         """Embed queries, float32 of shape (n, d), unit length.
 
         Args:
-            reasoning: False embeds directly; True thinks first; a list of `generate`'s results uses those.
+            reasoning: False embeds directly; True thinks first; a list of `generate`'s results uses those;
+                "auto" thinks where the direct ranking of `documents` is unsure, see `encode_adaptive`.
             instruction: task instruction, put after the system prompt.
             samples: with `reasoning=True`, the mean of so many sampled thoughts' vectors; at 1 one greedy
                 thought.
             dim: keep the first `dim` dimensions (of a model trained for it), again to unit length.
+            documents: with `reasoning="auto"`, what will be searched.
         """
         texts = _texts(queries, "queries")
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
+        if isinstance(reasoning, str) and reasoning == "auto":
+            if samples > 1:
+                raise ValueError('samples above 1 needs reasoning=True; "auto" has one thought')
+            return self.encode_adaptive(texts, documents, None, instruction, dim, max_new_tokens)[0]
         if reasoning is False:
             return self._encode(self.conversation.queries(texts, instruction), dim, progress)
         if reasoning is True and samples > 1:
@@ -179,12 +192,50 @@ class SearchR3:
             reasoning = self.generate(texts, max_new_tokens, 0.0, instruction)
         if isinstance(reasoning, str) or len(reasoning) != len(texts):
             raise ValueError(
-                "reasoning must be True, False, or one Reasoning a query, as generate returns them"
+                'reasoning must be True, False, "auto", or one Reasoning a query, as generate returns them'
             )
         rendered = self.conversation.reasoned(
             texts, [thought.token_ids for thought in reasoning], instruction
         )
         return self._encode(rendered, dim, progress)
+
+    def encode_adaptive(
+        self,
+        queries: Sequence[str],
+        documents: Documents | None,
+        rule: Adaptive | None = None,
+        instruction: str | None = None,
+        dim: int | None = None,
+        max_new_tokens: int = 128,
+    ) -> tuple[np.ndarray, list[Reasoning | None]]:
+        """Embed queries, thinking first only where the direct ranking is unsure.
+
+        Args:
+            documents: what will be searched: vectors (m, d), or a function from query vectors and k to the
+                k best scores of each, (n, k), best first.
+            rule: default: the model's own, `adaptive`.
+
+        Returns:
+            vectors, float32 (n, d), unit length, and the thought of each query, None where it was embedded
+            directly.
+
+        Raises:
+            ModelError: no rule is known.
+            ValueError: no documents are given, or they are not as wide as the vectors.
+        """
+        rule = known_rule(self, rule)
+        if documents is None:
+            raise ValueError('reasoning="auto" needs documents=, the vectors of what will be searched')
+        texts = _texts(queries, "queries")
+        vectors = self.encode_query(texts, instruction=instruction, dim=dim)
+        rows = np.flatnonzero(rule.thinks_about(vectors, documents)).tolist()
+        unsure = [texts[row] for row in rows]
+        said = self.generate(unsure, max_new_tokens, instruction=instruction)
+        vectors[rows] = self.encode_query(unsure, said, instruction, dim=dim)
+        thoughts: list[Reasoning | None] = [None] * len(texts)
+        for row, thought in zip(rows, said, strict=True):
+            thoughts[row] = thought
+        return vectors, thoughts
 
     def encode_document(
         self, documents: Sequence[str], dim: int | None = None, progress: Progress | None = None
@@ -193,9 +244,13 @@ class SearchR3:
         return self._encode(self.conversation.documents(_texts(documents, "documents")), dim, progress)
 
     def reload(self, path: str | Path) -> None:
-        """Take over the weights saved at `path`, of the same base; prompts, length and device stay."""
-        model, _, _ = load_parts(path, "float32")
+        """Take over the weights saved at `path`, of the same base, and their rule of adaptive thinking.
+
+        Prompts, length and device stay.
+        """
+        model, _, settings = load_parts(path, "float32")
         self.model = model.to(self.device).eval()
+        self.adaptive = settings.get("adaptive")
 
     def digest(self) -> str:
         """A stable name of all that its vectors and greedy thoughts depend on, as the model is now."""
@@ -221,6 +276,8 @@ class SearchR3:
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            if self.adaptive:
+                self.adaptive.save(folder)
 
     @torch.no_grad()
     def encode_rendered(

@@ -153,8 +153,8 @@ class RewardWeights:
     Attributes:
         ndcg: weight of the soft nDCG.
         format: what a thought and then the embed token, without force, are worth.
-        length: cost of each thinking token beyond `free_tokens`. 0 unless asked for: a policy that is paid
-            for silence falls silent.
+        length: cost of each thinking token beyond `free_tokens`, in the unit of `ndcg`: what a token must
+            bring to be worth saying. 0 unless asked for: a policy that is paid for silence falls silent.
         free_tokens: thinking tokens that cost nothing.
     """
 
@@ -174,6 +174,10 @@ def combine(ndcg: Tensor, formed: Tensor, lengths: Tensor, weights: RewardWeight
     """The whole reward of each rollout. All (n,).
 
     weights.ndcg × ndcg + weights.format × formed − weights.length × max(0, length − free_tokens)
+
+    With a length cost what is learnt is E[nDCG] − (length / ndcg) · E[tokens]: each weight is the slope at
+    which its policy touches the frontier of quality against tokens. A cost relative to what a group gains
+    would have no such meaning, and would be least where thinking gains least.
 
     Not to be added here: a term that is the same for all rollouts of a query, for it cancels in GRPO's
     advantage.

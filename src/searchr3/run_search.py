@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.beir import read_beir
@@ -16,6 +16,8 @@ from searchr3.training.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from searchr3.generation import Reasoning
 
 IDS = "document_ids"  # in the metadata of the vectors: whose they are, see `ids_digest`
 
@@ -34,19 +36,28 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchAnswer:
-    """What a search found, and what the model thought before it."""
+    """What a search found, and what the model thought before it.
+
+    Attributes:
+        thought: whether the query was thought about at all.
+    """
 
     reasoning: str
     thinking_tokens: int
     emitted: bool
     hits: list[Hit]
+    thought: bool = True
 
 
-def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> SearchAnswer:
+def search(query: str, run: Path, k: int = 10, reasoning: bool | Literal["auto"] = True) -> SearchAnswer:
     """Search a run's own corpus with its final model.
 
+    Args:
+        reasoning: "auto" thinks where the direct ranking is unsure.
+
     Raises:
-        SearchR3Error: `run` is not a finished run, or was changed since; the query is no proper text.
+        SearchR3Error: `run` is not a finished run, or was changed since; the query is no proper text; the
+            model has no rule for "auto".
     """
     _check(query, run)
     used = load_recipe(run / "recipe.yaml")
@@ -56,19 +67,27 @@ def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> Search
     from searchr3.model import SearchR3
     from searchr3.ranking import top_k
 
-    model = SearchR3(run / "stage2")
-    if reasoning:
-        tokens = used.model.max_new_tokens
-        thought = model.generate(batch=[query], max_new_tokens=tokens, **dataset.task)[0]
-        found = model.encode_query([query], reasoning=[thought], **dataset.task)
-        said = (thought.text, len(thought.token_ids), thought.emitted)
+    model, tokens = SearchR3(run / "stage2"), used.model.max_new_tokens
+    thoughts: list[Reasoning | None] = [None]
+    if reasoning == "auto":
+        if model.adaptive is None:
+            raise SearchR3Error(
+                f"{run / 'stage2'}: the model has no rule of when to think; choose one first: "
+                f"searchr3 adapt {run / 'stage2'} --data {run / 'data'} --max-new-tokens {tokens}"
+            )
+        found, thoughts = model.encode_adaptive([query], vectors, max_new_tokens=tokens, **dataset.task)
+    elif reasoning:
+        said = model.generate(batch=[query], max_new_tokens=tokens, **dataset.task)
+        found, thoughts = model.encode_query([query], reasoning=said, **dataset.task), [*said]
     else:
-        found, said = model.encode_query([query], **dataset.task), ("", 0, True)
+        found = model.encode_query([query], **dataset.task)
+    thought = thoughts[0]
     scores, rows = top_k(found, vectors, min(k, len(vectors)))
     ids = list(dataset.corpus)
     return SearchAnswer(
-        *said,
+        *((thought.text, len(thought.token_ids), thought.emitted) if thought else ("", 0, True)),
         hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])],
+        thought=thought is not None,
     )
 
 

@@ -31,7 +31,7 @@ class SharedSearch(SearchR3):
             search.model, search.tokenizer, chat.prompts, chat.max_length, search.batch_size, search.autocast
         )
         assert isinstance(self, cls)
-        self.group = group
+        self.group, self.adaptive = group, search.adaptive
         return self
 
     def encode_rendered(

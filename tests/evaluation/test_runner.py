@@ -174,7 +174,7 @@ def test_progress_tells_every_phase_to_its_end(model, data):
 
 
 def test_refusals(model, data):
-    with pytest.raises(ValueError, match="off, on, both"):
+    with pytest.raises(ValueError, match="off, on, auto, both, all"):
         evaluate(model, data, reasoning="maybe")
     with pytest.raises(ValueError, match="at least 100"):
         evaluate(model, data, depth=10)

@@ -38,6 +38,16 @@ def run(monitor: HealthMonitor, steps: list[dict[str, float]], start: int = 1) -
     ]
 
 
+def test_silence_that_is_asked_for_raises_no_alarm() -> None:
+    """With a length cost; but a loss of quality, or of the embed token, does as ever."""
+    raised = {
+        name
+        for name, figures in ILL.items()
+        for _, name in run(HealthMonitor(ALL, quiet=True), [*[{}] * WINDOW, *[figures] * WINDOW * 2])
+    }
+    assert raised == {"emission", "gain", "gain_fall"}
+
+
 def only(name: str) -> HealthRecipe:
     """All alarms off but one."""
     off = {key: None for key in ILL if key != name}

@@ -120,7 +120,7 @@ def test_overrides_are_yaml_with_dotted_keys() -> None:
         [
             "stage1.learning_rate=1e-4",
             "stage1.patience=3",
-            "stage2.reward.length=0.01",
+            "stage2.reward.ndcg=0.01",
             "model.lora={r: 4}",
             "model.lora.alpha=8",
             "report_to=[tensorboard, wandb]",
@@ -130,7 +130,7 @@ def test_overrides_are_yaml_with_dotted_keys() -> None:
     )
 
     assert (recipe.stage1.steps, recipe.stage1.learning_rate, recipe.stage1.patience) == (5, 1e-4, None)
-    assert recipe.stage2.reward.length == 0.01
+    assert recipe.stage2.reward.ndcg == 0.01
     assert recipe.model.lora is not None
     assert (recipe.model.lora.r, recipe.model.lora.alpha) == (4, 8)
     assert recipe.report_to == ("tensorboard", "wandb")

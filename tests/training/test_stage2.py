@@ -689,3 +689,22 @@ def test_the_trained_model_carries_nothing_of_the_trainer(train: Train) -> None:
     search, _, _ = train()
 
     assert not search.model.model._forward_hooks
+
+
+def test_with_a_length_cost_the_rollout_put_in_says_the_token_at_once(
+    trainer: Stage2Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that always thinks would never sample it, and so not learn where it is enough."""
+    sampled = [[7, 8, 9]] * 4
+    monkeypatch.setattr(stage2.GRPOTrainer, "_generate_single_turn", lambda *_, **__: (sampled, None))
+    chat = trainer.conversation
+
+    def put_in(length: float) -> list[int]:
+        reward = trainer.stage.reward.model_copy(update={"length": length})
+        trainer.stage = trainer.stage.model_copy(update={"direct_rollout": True, "reward": reward})
+        completions = trainer._generate_single_turn([[1]] * 4)[0]
+        assert completions[:3] == sampled[:3]
+        return completions[3]
+
+    assert put_in(0.0) == [*chat.answer_ids, chat.embed_id]
+    assert put_in(0.01) == [chat.embed_id]

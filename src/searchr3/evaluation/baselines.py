@@ -11,7 +11,7 @@ import numpy as np
 
 from searchr3.errors import ModelError, first_line
 from searchr3.evaluation.embedding_endpoint import ServedModel, is_endpoint
-from searchr3.evaluation.results import Run, Thought
+from searchr3.evaluation.results import REASONING, Run, Thought
 
 _MODULES = "modules.json"  # what makes a folder one of sentence-transformers
 
@@ -43,7 +43,7 @@ def check_baselines(
     for baseline in baselines:
         if not isinstance(baseline, str) or baseline == "bm25":
             continue
-        if rewrites(baseline) and reasoning == "off":
+        if rewrites(baseline) and "reasoned" not in REASONING[reasoning]:
             raise ModelError(
                 f"baseline {baseline}: embeds the query with what the model thought, and it does not think; "
                 "choose --reasoning on or both"

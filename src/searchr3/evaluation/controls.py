@@ -23,7 +23,7 @@ import numpy as np
 
 from searchr3.errors import DataError, ModelError, SearchR3Error
 from searchr3.evaluation.bench import Bench, Embedder, Words
-from searchr3.evaluation.results import Run, Thought
+from searchr3.evaluation.results import REASONING, Run, Thought
 from searchr3.evaluation.thoughts import GivenThought, given
 from searchr3.files import nearest
 
@@ -43,7 +43,7 @@ def check_controls(names: Sequence[str], reasoning: str) -> None:
             guess = nearest(name, CONTROLS)
             mend = f"did you mean {guess!r}?" if guess else f"choose among {', '.join(CONTROLS)}"
             raise SearchR3Error(f"no control {name!r}; {mend}")
-    if names and reasoning == "off":
+    if names and "reasoned" not in REASONING[reasoning]:
         raise SearchR3Error(
             "controls replace the thoughts of the run 'reasoned', but reasoning is off; let it be on or both"
         )

@@ -6,8 +6,9 @@ holds its name, its `kind` ("own", "control" or "baseline"), the mean of each me
 `thinking_tokens_mean`, `emission_rate` (null for a run that does not think), `seconds`, its `cost` and, where
 there is something to say, the `setting` it ran with. `cost` holds `seconds_per_query`,
 `thinking_tokens_per_second` (null for a run that does not think) and `documents_seconds` (null where they are
-not known). A difference is always a − b. Where they were asked for there are `curves`, `uncertainty` and
-`examples` too. The values of each query lie beside it in `<stem>.queries.parquet`.
+not known). A difference is always a − b. Where they were asked for there are `curves`, `uncertainty`,
+`examples` and, with the run "auto", `adaptive` (its rule, and what it gives). The values of each query lie
+beside it in `<stem>.queries.parquet`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ import numpy as np
 from searchr3.evaluation.statistics import bootstrap_ci, paired_differences
 from searchr3.files import disk_errors, write_json
 from searchr3.ranking import METRICS
+
+REASONING = {
+    "off": ("direct",),
+    "on": ("reasoned",),
+    "auto": ("direct", "auto"),
+    "both": ("direct", "reasoned"),
+    "all": ("direct", "reasoned", "auto"),
+}
+"""How queries are to be embedded → the model's runs."""
 
 Values = Mapping[str, Mapping[str, float]]
 """metric → query id → value."""
@@ -59,7 +69,7 @@ class Run:
         values: metric → query id → value, for every query of the split.
         hits: query id → hits, best first.
         seconds: thinking, encoding the queries and searching; encoding or indexing the documents is left out.
-        thoughts: query id → what was thought; empty when the run does not think.
+        thoughts: query id → what was thought, of the queries that were thought about.
         setting: what the run was set to, for people.
         query_vectors: (queries, d) float32, in the order of the queries.
         kind: of the model that is measured, a control of one of its runs, or another's.
@@ -90,12 +100,13 @@ class Run:
 
     @property
     def thinking_tokens_mean(self) -> float:
-        """Mean tokens before the embed token; 0 when the run does not think."""
-        return float(np.mean([len(each.token_ids) for each in self.thoughts.values()] or [0]))
+        """Mean tokens before the embed token, over all queries; 0 for those that were not thought about."""
+        spent = sum(len(each.token_ids) for each in self.thoughts.values())
+        return spent / max(1, len(self.values["ndcg@10"]))
 
     @property
     def emission_rate(self) -> float | None:
-        """Share of the queries whose embed token came without force; None when the run does not think."""
+        """Share of the thoughts that the embed token ended without force; None when there are none."""
         return float(np.mean([each.emitted for each in self.thoughts.values()])) if self.thoughts else None
 
 
@@ -109,7 +120,7 @@ class Results:
         baselines: those it is compared with.
         document_vectors: (documents, d) float32 of the model, in the order of the corpus.
         controls: those of the model with another thought than its own, see `evaluation.controls`.
-        extras: further keys of `results.json`, such as "curves".
+        extras: further keys of `results.json`, such as "curves" and "adaptive".
         scores: run → name → value of metrics that are the data set's own, such as p-MRR.
     """
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from searchr3.adaptive import Adaptive, known_rule
+from searchr3.evaluation.adaptive import auto_run, summary
 from searchr3.evaluation.baselines import check_baselines
 from searchr3.evaluation.bench import Bench, Embedder, Progress
 from searchr3.evaluation.budget import budget_curve
 from searchr3.evaluation.cache import Cache
 from searchr3.evaluation.controls import check_controls, run_controls
 from searchr3.evaluation.examples import helped_and_hurt
-from searchr3.evaluation.results import Results, Run
+from searchr3.evaluation.results import REASONING, Results, Run
 from searchr3.evaluation.rivals import Rivals
 from searchr3.evaluation.samples import sample_curve
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
-
-REASONING = ("off", "on", "both")
 
 
 def evaluate(
@@ -39,13 +39,15 @@ def evaluate(
     samples: Sequence[int] = (),
     cache: Cache | None = None,
     key_variable: str | None = None,
+    adaptive: Adaptive | None = None,
 ) -> Results:
     """Measure a model and its baselines on the queries of one split. Reasoning traces are never seen.
 
     Args:
-        model: gives the runs "direct" (no thinking) and "reasoned" (one greedy thought a query).
+        model: gives the runs "direct" (no thinking), "reasoned" (one greedy thought a query) and "auto"
+            (thinks where the direct ranking is unsure).
         split: whose queries; the whole corpus is ranked.
-        reasoning: "off" (direct only), "on" (reasoned only) or "both".
+        reasoning: "off" (direct only), "on" (reasoned only), "both", "auto" (direct and auto) or "all".
         baselines: "bm25" (tuned on dev where there is one); the path or id of another model (direct), or
             `URL#MODEL` of a server that speaks OpenAI's embeddings; "rewrite:" and such a model, which then
             embeds the query with the thought of "reasoned" after it; or a `Run` that an earlier evaluation of
@@ -62,10 +64,11 @@ def evaluate(
             has no use for one: its weights are never met again.
         key_variable: the environment variable with the key of a baseline's server; by default
             OPENAI_API_KEY, by https or to this machine.
+        adaptive: the rule of "auto"; default: the model's own.
 
     Raises:
         DataError: no such split, or its qrels are empty.
-        ModelError: a baseline cannot be loaded, or a vector is not finite.
+        ModelError: a baseline cannot be loaded, a vector is not finite, or no rule is known for "auto".
         EndpointError: a baseline's server cannot be asked.
         SearchR3Error: a control is unknown, or there is no run `reasoned` for it.
         ValueError: `reasoning`, `depth`, `budgets`, `samples` or the shape of `document_vectors` is wrong.
@@ -78,6 +81,8 @@ def evaluate(
         raise ValueError(f"budgets must be 0 or more, samples 1 or more; got {budgets} and {samples}")
     check_controls(controls, reasoning)
     check_baselines(baselines, reasoning, key_variable)
+    wanted = REASONING[reasoning]
+    rule = known_rule(model, adaptive) if "auto" in wanted else None
     bench = Bench(dataset.without_reasoning(), split, depth, progress, cache)
     rivals = Rivals(bench, baselines, key_variable)
     rivals.rank()
@@ -91,35 +96,40 @@ def evaluate(
         raise ValueError(
             f"{len(document_vectors)} document vectors for a corpus of {len(dataset.corpus)} documents"
         )
-    runs = []
-    if reasoning != "on":
-        runs.append(bench.dense("direct", model, document_vectors, documents_seconds=documents_seconds))
-    if reasoning != "off":
-        runs.append(
-            bench.reasoned(model, document_vectors, max_new_tokens, documents_seconds=documents_seconds)
-        )
-        rivals.rewrite(runs[-1])
-    direct, reasoned = (
-        next((run for run in runs if run.name == way), None) for way in ("direct", "reasoned")
-    )
-    controlled = run_controls(bench, model, document_vectors, reasoned, controls) if reasoned else []
+    runs: dict[str, Run] = {}
+    controlled: list[Run] = []
     extras: dict[str, Any] = {}
+    if "direct" in wanted:
+        runs["direct"] = bench.dense("direct", model, document_vectors, documents_seconds=documents_seconds)
+    if "reasoned" in wanted:
+        runs["reasoned"] = bench.reasoned(
+            model, document_vectors, max_new_tokens, documents_seconds=documents_seconds
+        )
+        rivals.rewrite(runs["reasoned"])
+        controlled = run_controls(bench, model, document_vectors, runs["reasoned"], controls)
+    if rule:
+        known = document_vectors, max_new_tokens, runs.get("reasoned")
+        runs["auto"] = auto_run(bench, model, rule, runs["direct"], *known)
+        extras["adaptive"] = summary(rule, runs["auto"], runs["direct"], runs.get("reasoned"))
+    curves = {}
     if budgets:
-        budget = budget_curve(bench, model, document_vectors, budgets, reasoned, max_new_tokens)
-        extras["curves"] = {"budget": budget}
+        known_thoughts = runs.get("reasoned"), max_new_tokens
+        curves["budget"] = budget_curve(bench, model, document_vectors, budgets, *known_thoughts)
     if samples:
-        curve, unsure = sample_curve(bench, model, document_vectors, samples, max_new_tokens, runs)
-        extras["curves"] = {**extras.get("curves", {}), "samples": curve}
+        both = [run for name, run in runs.items() if name != "auto"]
+        curve, unsure = sample_curve(bench, model, document_vectors, samples, max_new_tokens, both)
+        curves["samples"] = curve
         extras |= {"uncertainty": unsure} if unsure else {}
-    if direct and reasoned:
-        extras["examples"] = helped_and_hurt(direct, reasoned, bench.dataset, split)
+    extras |= {"curves": curves} if curves else {}
+    if "direct" in runs and "reasoned" in runs:
+        extras["examples"] = helped_and_hurt(runs["direct"], runs["reasoned"], bench.dataset, split)
     return Results(
         model=name or type(model).__name__,
         data=dataset.name,
         split=split,
         documents=len(dataset.corpus),
         query_ids=tuple(bench.ids),
-        runs=tuple(runs),
+        runs=tuple(runs.values()),
         baselines=rivals.runs,
         document_vectors=document_vectors,
         controls=tuple(controlled),

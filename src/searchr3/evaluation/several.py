@@ -19,7 +19,7 @@ from searchr3.dataset.mteb_task import MTEB
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.evaluation.bench import Embedder
 from searchr3.evaluation.comparison import read_results
-from searchr3.evaluation.results import Results, queries_path
+from searchr3.evaluation.results import REASONING, Results, queries_path
 from searchr3.evaluation.runner import evaluate
 from searchr3.evaluation.statistics import holm
 from searchr3.evaluation.suites import GROUPS
@@ -226,7 +226,7 @@ def _taken_over(path: Path, plan: Plan) -> dict[str, Any]:
         if summary[key] != wanted:
             raise SearchR3Error(f"{path}: is of the {key} {summary[key]}, not {wanted}; {mend}")
     reasoning = plan.options.get("reasoning", "both")
-    own = {"off": ["direct"], "on": ["reasoned"]}.get(reasoning, ["direct", "reasoned"])
+    own = REASONING[reasoning]
     there = {run["name"] for run in summary["runs"]}
     if lacking := next((one for one in (*own, *plan.options.get("baselines", ())) if one not in there), None):
         raise SearchR3Error(f"{path}: has no run {lacking}; {mend}")

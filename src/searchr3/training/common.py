@@ -154,6 +154,10 @@ class DevEvaluation(WholeCheckpoints):
             self._parts.clear()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
+    def dev_score(self, figures: Mapping[str, float]) -> float:
+        """What chooses the best checkpoint, from the figures of `DevSet.score`."""
+        return sum(figures[name] for name in self.best_of) / len(self.best_of)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         training = self.model.training
         search = self.search_model()
@@ -163,7 +167,7 @@ class DevEvaluation(WholeCheckpoints):
         first = self.group.gather(np.array([list(figures.values())], dtype=np.float64))[0][0].tolist()
         figures = dict(zip(figures, first, strict=True))
         metrics = {f"eval_{name}": value for name, value in figures.items()}
-        metrics[BEST] = sum(figures[name] for name in self.best_of) / len(self.best_of)
+        metrics[BEST] = self.dev_score(figures)
         self.model.eval()
         self.log(metrics)  # in training mode TRL would add what it noted for the next line on training
         self.model.train(training)

@@ -80,8 +80,10 @@ class Rollouts:
             for prompt, thought in zip(self.prompts, self.thoughts, strict=True)
         ]
 
-    def formed(self, least_tokens: int) -> Tensor:
-        """(n,) bool: a thought of at least so many tokens, and then the embed token."""
+    def formed(self, least_tokens: int | None) -> Tensor:
+        """(n,) bool: a thought of at least so many tokens, and then the embed token; None: only the token."""
+        if least_tokens is None:
+            return self.emitted
         return torch.tensor(
             [said and self.conversation.is_thought(thought, least_tokens) for thought, said in self._split]
         )
@@ -113,6 +115,7 @@ class Rollouts:
         return {
             "reward_ndcg": self.sampled(ndcg).mean().item(),
             "thinking_tokens": self.sampled(self.lengths).float().mean().item(),
+            "thinking_share": _share(self.sampled(self.lengths) > 0),
             "emission_rate": _share(self.sampled(self.emitted)),
             "distinct_rollouts": len({key for own in keys for key in own}) / sum(map(len, keys)),
             "rank_median": float(np.median(self.sampled(rank))),
@@ -128,7 +131,7 @@ class Rollouts:
 def with_direct(
     completions: Sequence[list[int]], size: int, answer: Sequence[int], embed_id: int
 ) -> list[list[int]]:
-    """Put the direct form's fixed answer in the place of the last rollout of each group of `size`."""
+    """Put what is said without thinking in the place of the last rollout of each group of `size`."""
     said = [*answer, embed_id]
     return [
         list(said) if row % size == size - 1 else completion for row, completion in enumerate(completions)

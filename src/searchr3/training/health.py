@@ -126,7 +126,7 @@ _CHECKS = (
         "reward_gain",
         lambda setting, first: first - setting,
         lambda value: f"the reward with thinking minus that without has fallen to {value:+.3f}",
-        "lower stage2.learning_rate, or set stage2.beta",
+        "lower stage2.learning_rate (or stage2.reward.length, if set), or set stage2.beta",
     ),
     _Check(
         "distinct",
@@ -145,14 +145,23 @@ _CHECKS = (
 )
 
 
+_QUIET = {"length", "moved", "distinct", "useful"}
+"""What a policy that thinks less may rightly bring about. That it goes too far shows in `gain_fall`."""
+
+
 class HealthMonitor:
     """Raises each alarm once, until the figure has been within its limit for a whole window again.
 
     A figure that a step lacks, or that is not finite, is as if the step had not been.
+
+    Args:
+        quiet: thinking costs something, so that the policy is to fall silent where it does not pay: the
+            alarms that silence itself would raise are off.
     """
 
-    def __init__(self, settings: HealthRecipe):
-        self.settings = settings
+    def __init__(self, settings: HealthRecipe, quiet: bool = False):
+        off = dict.fromkeys(_QUIET) if quiet else {}
+        self.settings = settings.model_copy(update=off)
         self.alarms: list[Alarm] = []
         self._recent: dict[str, deque[float]] = {}
         self._first: dict[str, float] = {}

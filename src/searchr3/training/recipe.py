@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from searchr3.errors import RecipeError
 from searchr3.training.health import HealthRecipe
 from searchr3.training.refresh import EnvironmentRecipe
+from searchr3.training.rewards import RewardRecipe
 from searchr3.training.rollout_engine import GenerationRecipe
 from searchr3.training.section import Count, Counts, Names, Positive, Section, Sentence, Share, Weight
 
@@ -220,21 +221,6 @@ class Stage1Recipe(SelectionRecipe):
         return {own: 1.0} | dict(zip(self.matryoshka, weights, strict=True))
 
 
-class RewardRecipe(Section):
-    temperature: Weight = Field(
-        0.3, description="T of the soft rank, relative to the spread of the candidates' scores; 0 gives nDCG"
-    )
-    ndcg: Weight = Field(1.0, description="weight of the retrieval reward")
-    format: Weight = Field(
-        0.1, description="reward for a thought, other than the fixed direct answer, then the embed token"
-    )
-    least_tokens: Annotated[int, Field(ge=0)] = Field(
-        1, description="tokens that make a thought, for `format`"
-    )
-    length: Weight = Field(0.0, description="cost of a thinking token beyond the free ones")
-    free_tokens: Annotated[int, Field(ge=0)] = Field(0, description="thinking tokens that cost nothing")
-
-
 class Stage2Recipe(SelectionRecipe):
     queries: Count = Field(16, description="queries in one generation, by default one optimizer step")
     rollouts: Annotated[int, Field(ge=2)] = Field(8, description="G: rollouts a query")
@@ -245,8 +231,9 @@ class Stage2Recipe(SelectionRecipe):
     sampling_temperature: Positive = Field(1.0, description="of the rollouts")
     direct_rollout: bool = Field(
         False,
-        description="one of the G rollouts is not sampled but the direct form's fixed answer, after the "
-        "reasoning prompt: not thinking is always among what is compared",
+        description="one of the G rollouts is not sampled but the direct form's fixed answer (with "
+        "`stage2.reward.length` the embed token at once), after the reasoning prompt: not thinking is always "
+        "among what is compared",
     )
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field(
         "dapo", description="how TRL normalizes the policy loss"
@@ -283,6 +270,11 @@ class Stage2Recipe(SelectionRecipe):
             raise ValueError("queries × rollouts must be a multiple of accumulation × updates")
         if self.steps % self.updates or self.evaluate_every % self.updates:
             raise ValueError("steps and evaluate_every must be multiples of updates: generations stay whole")
+        if self.reward.length and self.scale_rewards == "group":
+            raise ValueError(
+                "reward.length with scale_rewards=group: where length alone tells rollouts apart, any cost "
+                "would be blown up to one size; set scale_rewards=batch"
+            )
         return self
 
 

@@ -7,6 +7,7 @@ through a hook on the network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -33,7 +34,6 @@ from searchr3.files import write_json
 from searchr3.generation import is_dealt, padding_id, without_wrapper
 from searchr3.group import on_first, start_group
 from searchr3.model import SearchR3
-from searchr3.reward import RewardWeights, combine
 from searchr3.sharing import encode_own, encode_shared
 from searchr3.training.adapter import add_adapter, copy_token_rows
 from searchr3.training.batches import GenerationSampler
@@ -55,6 +55,7 @@ from searchr3.training.health import HealthMonitor
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
+from searchr3.training.rewards import rewards
 from searchr3.training.rollout_engine import check_installed, check_server
 from searchr3.training.weights import give_weights, merged_weights, whole_model
 
@@ -94,7 +95,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             if self.stage.contrastive
             else None
         )
-        self.health = HealthMonitor(self.stage.health)
+        self.health = HealthMonitor(self.stage.health, quiet=bool(self.stage.reward.length))
         self._term: CachedTerm | None = None
         self._hidden: Tensor | None = None
         start = StartCounts()
@@ -128,6 +129,11 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             self._keep_hidden
         )
 
+    def dev_score(self, figures: Mapping[str, float]) -> float:
+        """Half of what thinking tokens cost is taken off: of the two forms one thinks."""
+        cost = self.stage.reward.cost(figures["thinking_tokens"]) if "thinking_tokens" in figures else 0.0
+        return super().dev_score(figures) - cost / len(self.best_of)
+
     def _get_train_sampler(self, dataset: Any = None) -> GenerationSampler:
         return GenerationSampler.of(len(self.qrels), self.args)
 
@@ -136,6 +142,9 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
 
     def _generate_single_turn(self, *arguments: Any, **named: Any) -> tuple[list[list[int]], Any]:
         """With `direct_rollout` the last rollout of each group is the direct form's fixed answer.
+
+        With a length cost it is the embed token at once: a policy that always thinks would not sample it, and
+        so never find out where that is enough.
 
         It stands after the reasoning prompt and is embedded and rewarded like any rollout of the same tokens:
         credit goes to what the policy would get if it said so, and the reward, the log-probabilities and the
@@ -148,7 +157,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             without_wrapper(self.model)._is_fsdp_managed_module = True
         completions, logprobs = super()._generate_single_turn(*arguments, **named)
         if self.stage.direct_rollout:
-            answer, embed_id = self.conversation.answer_ids, self.conversation.embed_id
+            answer = [] if self.stage.reward.length else self.conversation.answer_ids
+            embed_id = self.conversation.embed_id
             sampled, size = completions, self.stage.rollouts
             completions = with_direct(sampled, size, answer, embed_id)
             if logprobs is not None:  # of vLLM; None: it has none, and TRL corrects nothing
@@ -186,13 +196,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         without = self.environment.score(plain, relevant[:: rollouts.size])
 
         ndcg = torch.from_numpy(scores.reward).float()
-        weights = self.stage.reward
-        reward = combine(
-            ndcg,
-            rollouts.formed(weights.least_tokens),
-            rollouts.lengths,
-            RewardWeights(weights.ndcg, weights.format, weights.length, weights.free_tokens),
-        )
+        reward = rewards(ndcg, rollouts, self.stage.reward)
         figures = rollouts.figures(
             ndcg,
             torch.from_numpy(scores.rank),
@@ -276,7 +280,7 @@ def train_stage2(
 ) -> list[dict[str, float]]:
     """Train `search` in place; it ends as the best checkpoint by dev nDCG@10, the start included.
 
-    What counts is the mean of direct and reasoned.
+    What counts is the mean of direct and reasoned, the latter less what its tokens cost in the reward.
 
     Args:
         vectors: of the training corpus under the model as it is now, if known; else they are encoded first.
