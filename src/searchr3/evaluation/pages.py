@@ -10,6 +10,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from searchr3.words import shortened
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -31,16 +33,6 @@ def render(template: str, **content: Any) -> str:
     """
     page = _environment().get_template(template).render(**content)
     return _ids_apart(page).encode("utf-8", "replace").decode()  # a lone surrogate is no text
-
-
-def short(text: str, most: int) -> str:
-    """The text on one line, cut at `most` characters.
-
-    >>> short("a  long text", 7)
-    'a long…'
-    """
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
 def run_name(name: str) -> str:
@@ -112,7 +104,7 @@ def _environment() -> Environment:
         "signed": signed,
         "p": p_value,
         "verdict": verdict,
-        "short": short,
+        "shortened": shortened,
         "run_name": run_name,
     }
     return environment

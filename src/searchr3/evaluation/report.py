@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from searchr3.evaluation.figures import bars, curve, lines, shares
-from searchr3.evaluation.pages import render, run_name, short
+from searchr3.evaluation.pages import render, run_name
 from searchr3.evaluation.results import Results, Run
 from searchr3.ranking import METRICS
+from searchr3.words import shortened
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
@@ -164,7 +165,7 @@ def _side(
         "hits": [
             {
                 "title": _heading(dataset, hit.document),
-                "text": short(dataset.corpus[hit.document].text, 120),
+                "text": shortened(dataset.corpus[hit.document].text, 120),
                 "score": hit.score,
                 "relevant": grades.get(hit.document, 0) > 0,
             }
@@ -174,7 +175,7 @@ def _side(
 
 
 def _heading(dataset: RetrievalDataset, document: str) -> str:
-    return short(dataset.corpus[document].title or document, 100)
+    return shortened(dataset.corpus[document].title or document, 100)
 
 
 def _rows(stages: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -192,7 +193,9 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> str:
     means, intervals = zip(
         *((row["run"]["ndcg@10"], row["run"]["ci95"]["ndcg@10"]) for row in rows), strict=True
     )
-    return bars([short(row["label"], 30) for row in rows], means, intervals, [row["kind"] for row in rows])
+    return bars(
+        [shortened(row["label"], 30) for row in rows], means, intervals, [row["kind"] for row in rows]
+    )
 
 
 def _named(run: str, stage: str) -> str:

@@ -113,7 +113,22 @@ class Examples(Saved):
     hurt: tuple[Example, ...] = ()
 
 
+class Signal(Saved):
+    """How well a signal tells where a run is right."""
+
+    signal: StrictStr
+    run: StrictStr | None = None
+    rank_correlation: Difference | None = None
+    auroc: Share | None = None
+
+
+class Uncertainty(Saved):
+    signals: tuple[Signal, ...] = ()
+
+
 class Adaptive(Saved):
+    """`reasoning="auto"`: what was chosen, and what other choices would have given."""
+
     frontier: tuple[Point, ...] = ()
 
 
@@ -128,7 +143,7 @@ class SavedResults(Saved):
     runs: tuple[SavedRun, ...]
     differences: tuple[SavedDifference, ...]
     curves: Curves | None = None
-    uncertainty: dict[str, Any] | None = None
+    uncertainty: Uncertainty | None = None
     examples: Examples | None = None
     adaptive: Adaptive | None = None
 
