@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from searchr3.errors import DataError
-from searchr3.evaluation.pages import run_name
+from searchr3.evaluation.pages import model_name
 from searchr3.evaluation.results import queries_path
 from searchr3.evaluation.saved import (
     MissingTask,
@@ -129,7 +129,7 @@ def _read(path: Path) -> Collection:
     if "stages" in found:
         return _run(path, checked(SavedMetrics, found, path, _METRICS))
     one = checked(SavedResults, found, path)
-    return Collection(f"{run_name(one.model)} on {one.data}", (Evaluation(one.data, path, one),))
+    return Collection(f"{model_name(one.model)} on {one.data}", (Evaluation(one.data, path, one),))
 
 
 def _suite(path: Path, suite: SavedSuite) -> Collection:
@@ -142,7 +142,7 @@ def _suite(path: Path, suite: SavedSuite) -> Collection:
         evaluations.append(Evaluation(task.task, file, found, corrected=corrected))
     models = dict.fromkeys([suite.model] if suite.model else [one.found.model for one in evaluations])
     about = suite.suite or f"{len(suite.tasks)} data sets"
-    title = f"{', '.join(map(run_name, models))} on {about}" if models else about
+    title = f"{', '.join(map(model_name, models))} on {about}" if models else about
     return Collection(title, tuple(evaluations), suite.missing)
 
 
@@ -157,7 +157,7 @@ def _told_apart(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     more = [
         lambda one: one.stage and one.stage.replace("stage", "stage\u00a0"),
         lambda one: one.found.split,
-        lambda one: run_name(one.found.model),
+        lambda one: model_name(one.found.model),
         lambda one: str(one.file),
     ]
     for further in more:

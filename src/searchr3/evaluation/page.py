@@ -11,7 +11,7 @@ from searchr3 import __version__
 from searchr3.errors import DataError
 from searchr3.evaluation.collection import Collection, Evaluation
 from searchr3.evaluation.page_figures import Bar, Spot, Step, forest, ladder, scatter
-from searchr3.evaluation.pages import render, run_name
+from searchr3.evaluation.pages import model_name, render, run_name
 from searchr3.evaluation.saved import Saved, SavedDifference, SavedRun
 from searchr3.evaluation.statistics import RESAMPLES, Difference, pooled_differences
 from searchr3.ranking import METRICS
@@ -30,7 +30,7 @@ def render_page(collection: Collection) -> str:
     """
     shown = [_shown(one, place) for place, one in enumerate(collection.evaluations, start=1)]
     effects = [_effect(group) for group in collection.groups]
-    effects = [effect for effect in effects if effect["rows"]]
+    effects = [effect for effect in effects if effect["rows"] or effect["controls"]]
     common = _common(shown)
     for one in shown:
         one["own_facts"] = {key: value for key, value in one["facts"].items() if key not in common}
@@ -97,22 +97,22 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
     roles = {run.name: run for one in group for run in one.found.runs if run.name != "reasoned"}
     controls = [name for name, run in roles.items() if run.role == "control"]
     table = [(one.name, [one.difference("reasoned", name) for name in controls]) for one in group]
-    against: dict[str, Difference | SavedDifference | None] = {**pooled}
+    against: Mapping[str, Difference | SavedDifference | None] = pooled
     if len(group) == 1:
         against = {name: group[0].difference("reasoned", name) for name in roles}
     bars = [
-        Bar(f"− {run_name(name)}", row.mean, *row.ci95, _colour(roles[name]))
+        Bar(f"− {run_name(name)}", row.mean, row.ci95, _colour(roles[name]))
         for name, row in against.items()
         if row
     ]
-    means = against.get("direct")
-    title = " · ".join(filter(None, [run_name(group[0].found.model), group[0].stage]))
+    title = " · ".join(filter(None, [model_name(group[0].found.model), group[0].stage]))
     return {
         "title": title,
         "rows": rows,
         "sets": len(group),
         "pooled": pooled,
-        "whole": means or (rows[0][1] if len(rows) == 1 else None),
+        "mean": pooled.get("direct"),
+        "whole": against.get("direct") or (rows[0][1] if len(rows) == 1 else None),
         "better": sum(row.ci95[0] > 0 for _, row in rows),
         "worse": sum(row.ci95[1] < 0 for _, row in rows),
         "weakest": min(
@@ -165,10 +165,10 @@ def _forest(effects: Sequence[Mapping[str, Any]]) -> str | None:
     """Reasoned − direct on every data set, each model's mean below its own."""
     bars = []
     for effect in effects:
-        bars += [Bar(name, row.mean, *row.ci95) for name, row in effect["rows"]]
-        if row := effect["pooled"].get("direct"):
+        bars += [Bar(name, row.mean, row.ci95) for name, row in effect["rows"]]
+        if whole := effect["mean"]:
             name = f"mean of {effect['sets']}" + (f", {effect['title']}" if len(effects) > 1 else "")
-            bars.append(Bar(name, row.mean, *row.ci95, "accent", pooled=True))
+            bars.append(Bar(name, whole.mean, whole.ci95, "accent", pooled=True))
     return forest(bars, "Reasoned minus direct on each data set") if len(bars) > 1 else None
 
 

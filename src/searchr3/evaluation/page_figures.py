@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FORMS = {"direct": "o", "reasoned": "o", "accent": "o", "control": "s", "baseline": "D"}
-_NAME = 26  # characters
+_NAME = 24  # characters
 
 
 class Bar(NamedTuple):
@@ -26,8 +26,7 @@ class Bar(NamedTuple):
 
     name: str
     mean: float
-    low: float
-    high: float
+    ci95: tuple[float, float]
     colour: str = "reasoned"
     pooled: bool = False
 
@@ -54,12 +53,12 @@ class Step(NamedTuple):
 
 def forest(bars: Sequence[Bar], what: str) -> str:
     """Differences in nDCG@10 with their intervals, first on top, 0 as a line, as inline SVG."""
-    told = (f"{bar.name} {signed(bar.mean)} ({signed(bar.low)} to {signed(bar.high)})" for bar in bars)
+    told = (f"{bar.name} {signed(bar.mean)} ({signed(bar.ci95[0])} to {signed(bar.ci95[1])})" for bar in bars)
     with canvas(4.4, 0.65 + 0.3 * len(bars), f"{what}: {', '.join(told)}") as (axes, svg):
         axes.axvline(0, color=MUTED, linewidth=1)
         for place, bar in zip(range(len(bars))[::-1], bars, strict=True):
             colour = COLOURS[bar.colour]
-            axes.plot([bar.low, bar.high], [place, place], color=colour, linewidth=2.4 if bar.pooled else 1.6)
+            axes.plot(bar.ci95, [place, place], color=colour, linewidth=2.4 if bar.pooled else 1.6)
             form = "D" if bar.pooled else _FORMS[bar.colour]
             axes.plot(bar.mean, place, form, color=colour, markersize=8 if bar.pooled else 6)
             axes.text(
@@ -73,9 +72,9 @@ def forest(bars: Sequence[Bar], what: str) -> str:
             )
         names = [shortened(bar.name, _NAME) for bar in bars]
         axes.set_yticks(range(len(bars))[::-1], names, parse_math=False)
-        axes.tick_params(axis="y", labelcolor=INK)
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=9)
         axes.set_ylim(-0.7, len(bars) - 0.3)
-        axes.set_xlabel("worse  ←  difference in nDCG@10  →  better")
+        axes.set_xlabel("difference in nDCG@10")
         axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -137,6 +136,8 @@ def scatter(
     with canvas(4.4, 2.9, f"{what}. {', '.join(told)}") as (axes, svg):
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.tick_params(axis="x", which="minor", size=0)
         if path:
             along = sorted(path, key=lambda spot: spot.x)
             axes.plot(
@@ -170,7 +171,14 @@ def scatter(
                 fontsize=9,
                 parse_math=False,
                 annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4},
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": MUTED,
+                    "linewidth": 0.5,
+                    "shrinkA": 1,
+                    "shrinkB": 4,
+                    "relpos": (0, 0.5),  # from the left end of the name
+                },
             )
     return svg[0]
 

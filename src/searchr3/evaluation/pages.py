@@ -44,6 +44,15 @@ def run_name(name: str) -> str:
     return _NAMES.get(name) or name.rstrip("/").rsplit("/", 1)[-1] or name
 
 
+def model_name(name: str) -> str:
+    """A model as people read it: its path or id; of a long path the end.
+
+    >>> model_name("runs/mine/stage2"), model_name("/a/place/far/away/with/many/folders/runs/mine/stage2")
+    ('runs/mine/stage2', '…/mine/stage2')
+    """
+    return name if len(name) <= 40 else "…/" + "/".join(name.rstrip("/").rsplit("/", 2)[-2:])
+
+
 def signed(value: float) -> str:
     """A difference with its sign.
 
