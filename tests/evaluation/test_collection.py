@@ -6,7 +6,7 @@ import pytest
 from saved_sets import enriched, results, save, save_suite
 
 from searchr3.errors import DataError
-from searchr3.evaluation.collection import read_collection
+from searchr3.evaluation.collection import read_collection, weights
 
 GOOD = enriched(results(queries=4).summary)
 
@@ -109,3 +109,15 @@ def test_names_tell_evaluations_apart(tmp_path):
     names = [one.name for one in read_collection(paths).evaluations]
     assert names[:2] == ["x · m/stage2", "x · other"]
     assert names[2:] == [f"y · {paths[2]}", f"y · {paths[3]}"]
+
+
+def test_a_group_of_tasks_counts_as_one(tmp_path):
+    tasks = {name: results(data=name) for name in ("alone", "forum 1", "forum 2")}
+    suite = save_suite(tmp_path / "s", tasks)
+    content = json.loads((suite / "suite.json").read_text())
+    for task in content["tasks"][1:]:
+        task["group"] = "forums"
+    (suite / "suite.json").write_text(json.dumps(content))
+    assert weights(read_collection([suite]).evaluations) == [0.5, 0.25, 0.25]
+    (suite / "suite.json").write_text(json.dumps(content | {"tasks": content["tasks"][:2]}))
+    assert weights(read_collection([suite]).evaluations) == [0.5, 0.5]

@@ -115,6 +115,17 @@ def test_without_the_values_beside_there_is_no_mean_and_it_says_so(suite):
     assert "2 of 2" in text or "0 of 2" in text or "1 of 2" in text
 
 
+def test_groups_and_their_own_metrics_are_shown(suite):
+    content = json.loads((suite / "suite.json").read_text())
+    content["tasks"][0]["group"] = "forums"
+    (suite / "suite.json").write_text(json.dumps(content))
+    one = json.loads((suite / "task0.json").read_text())
+    one["runs"][1]["p-mrr"] = -0.0375
+    (suite / "task0.json").write_text(json.dumps(one))
+    text = page(suite).text
+    assert "those of a group" in text and text.count("p-MRR") == 1 and "−0.037" in text
+
+
 def test_two_models_are_not_pooled_with_each_other(tmp_path):
     paths = [save(tmp_path, m, results(model=m, data="same"), False) for m in ("left", "right")]
     shown = page(*paths)

@@ -115,6 +115,15 @@ def test_pooled_data_sets_count_the_same_whatever_their_size():
     assert found.p < 0.001
 
 
+def test_weights_say_what_a_data_set_counts():
+    rng = np.random.default_rng(7)
+    one, other = rng.normal(0.0, 0.2, (40, 1)), rng.normal(0.2, 0.2, (50, 1))
+    (found,) = pooled_differences([one, other], weights=[0.25, 0.75])
+    assert found.mean == pytest.approx(0.25 * one.mean() + 0.75 * other.mean())
+    assert found.ci95[0] < found.mean < found.ci95[1]
+    assert pooled_differences([one, other], weights=[0.5, 0.5]) == pooled_differences([one, other])
+
+
 def test_data_sets_of_one_size_are_drawn_independently():
     table = np.random.default_rng(5).normal(0, 1, (200, 1))
     (alone,), (twice,) = pooled_differences([table]), pooled_differences([table, table])

@@ -39,6 +39,7 @@ class Evaluation:
         found: what is there.
         stage: of a run, such as "stage1".
         corrected: (a, b, metric) → p corrected for the tasks of a suite.
+        group: of a suite's tasks, which counts as one in a mean.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Evaluation:
     found: SavedResults
     stage: str | None = None
     corrected: Mapping[tuple[str, str, str], float | None] = field(default_factory=dict)
+    group: str | None = None
 
     @cached_property
     def values(self) -> Values | None:
@@ -86,6 +88,13 @@ class Collection:
         for one in self.evaluations:
             groups.setdefault((one.found.model, one.stage), []).append(one)
         return [*groups.values()]
+
+
+def weights(evaluations: Sequence[Evaluation]) -> list[float]:
+    """What each counts in a mean over all: data sets the same, those of a group together as one."""
+    groups = [(one.group, None if one.group else place) for place, one in enumerate(evaluations)]
+    sizes = Counter(groups)
+    return [1 / (len(sizes) * sizes[group]) for group in groups]
 
 
 def read_collection(paths: Sequence[str | Path]) -> Collection:
@@ -139,7 +148,7 @@ def _suite(path: Path, suite: SavedSuite) -> Collection:
         rows = [row for row in suite.differences if row.task == task.task]
         corrected = {(row.a, row.b, row.metric): row.p_holm for row in rows}
         found = checked(SavedResults, read_json(file, _SUITE), file, _SUITE)
-        evaluations.append(Evaluation(task.task, file, found, corrected=corrected))
+        evaluations.append(Evaluation(task.task, file, found, corrected=corrected, group=task.group))
     models = dict.fromkeys([suite.model] if suite.model else [one.found.model for one in evaluations])
     about = suite.suite or f"{len(suite.tasks)} data sets"
     title = f"{', '.join(map(model_name, models))} on {about}" if models else about

@@ -9,7 +9,7 @@ import numpy as np
 
 from searchr3 import __version__
 from searchr3.errors import DataError
-from searchr3.evaluation.collection import Collection, Evaluation
+from searchr3.evaluation.collection import Collection, Evaluation, weights
 from searchr3.evaluation.page_figures import Bar, Spot, Step, forest, ladder, scatter
 from searchr3.evaluation.pages import model_name, render, run_name
 from searchr3.evaluation.saved import Saved, SavedDifference, SavedRun
@@ -38,6 +38,7 @@ def render_page(collection: Collection) -> str:
         "results.html.j2",
         title=collection.title,
         sets=shown,
+        grouped=any(one.group for one in collection.evaluations),
         queries=sum(one.found.queries for one in collection.evaluations),
         metrics=METRICS,
         overview=_overview(collection.evaluations),
@@ -82,6 +83,7 @@ def _shown(one: Evaluation, place: int) -> dict[str, Any]:
         "signals": [signal.dump() for signal in found.uncertainty.signals] if found.uncertainty else [],
         "uncertainty": _facts(found.uncertainty),
         "adaptive": _facts(found.adaptive),
+        "p_mrr": any(run.p_mrr is not None for run in found.runs),
         "facts": facts,
     }
 
@@ -116,7 +118,7 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
         "better": sum(row.ci95[0] > 0 for _, row in rows),
         "worse": sum(row.ci95[1] < 0 for _, row in rows),
         "weakest": min(
-            ((run_name(name), row) for name in controls if (row := against.get(name))),
+            ((run_name(name), found) for name in controls if (found := against.get(name))),
             key=lambda pair: pair[1].mean,
             default=None,
         ),
@@ -147,7 +149,8 @@ def _pooled(group: Sequence[Evaluation]) -> dict[str, Difference]:
     ]
     if not names:
         return {}
-    return dict(zip(names, pooled_differences([_gains(one, names) for one in group]), strict=True))
+    gains = [_gains(one, names) for one in group]
+    return dict(zip(names, pooled_differences(gains, weights=weights(group)), strict=True))
 
 
 def _gains(one: Evaluation, names: Sequence[str]) -> np.ndarray:
@@ -195,7 +198,7 @@ def _overview(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
         for one in evaluations
     ]
     columns = zip(*(values for _, values in rows), strict=True)
-    means = [None if None in column else float(np.mean(column)) for column in columns]
+    means = [None if None in column else float(np.dot(column, weights(evaluations))) for column in columns]
     return {"names": [run_name(name) for name in names], "rows": rows, "means": means}
 
 

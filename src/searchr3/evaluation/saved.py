@@ -55,6 +55,7 @@ class SavedRun(Saved):
     recall_10: Share = Field(alias="recall@10")
     recall_100: Share = Field(alias="recall@100")
     mrr: Share = Field(alias="mrr@10")
+    p_mrr: Number | None = Field(default=None, alias="p-mrr")
     ci95: Annotated[dict[str, Interval], AfterValidator(_complete)]
     thinking_tokens_mean: Amount
     seconds: Amount
@@ -164,6 +165,7 @@ class SavedResults(Saved):
 class SuiteTask(Saved):
     task: StrictStr
     file: StrictStr
+    group: StrictStr | None = None
 
 
 class MissingTask(Saved):

@@ -85,7 +85,10 @@ def paired_differences(a: np.ndarray, b: np.ndarray, n: int = RESAMPLES, seed: i
 
 
 def pooled_differences(
-    differences: Sequence[np.ndarray], n: int = RESAMPLES, seed: int = 0
+    differences: Sequence[np.ndarray],
+    n: int = RESAMPLES,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
 ) -> list[Difference]:
     """Mean over data sets of their mean differences: each data set counts the same, however many its queries.
 
@@ -96,6 +99,7 @@ def pooled_differences(
         differences: for each data set (queries, columns) of a − b; the columns (pairs, metrics) are the same.
         n: resamples, and sign flips.
         seed: of both.
+        weights: one a data set, 1 together; default: all the same.
 
     Returns:
         one a column.
@@ -106,12 +110,13 @@ def pooled_differences(
     if not differences:
         raise ValueError("no data sets: at least one is needed")
     tables = [_checked(table) for table in differences]
-    mean = np.mean([table.mean(axis=0) for table in tables], axis=0)
+    shares = weights or [1 / len(tables)] * len(tables)
+    mean = np.sum([share * table.mean(axis=0) for share, table in zip(shares, tables, strict=True)], axis=0)
     drawn, flipped = np.zeros((n, len(mean))), np.zeros((n, len(mean)))
-    for place, table in enumerate(tables):
+    for place, (share, table) in enumerate(zip(shares, tables, strict=True)):
         counts = _resamples(len(table), n, (seed, place))
-        drawn += np.concatenate([one @ table for one in counts]) / len(table) / len(tables)
-        flipped += _flipped_sums(table, n, (seed, place)) / len(table) / len(tables)
+        drawn += np.concatenate([one @ table for one in counts]) * share / len(table)
+        flipped += _flipped_sums(table, n, (seed, place)) * share / len(table)
     lows, highs = np.quantile(drawn, [0.025, 0.975], axis=0)
     hits = (np.abs(flipped) >= np.abs(mean) - 1e-12).sum(axis=0)  # in spite of rounding, as below
     figures = zip(mean, lows, highs, (1 + hits) / (1 + n), strict=True)
