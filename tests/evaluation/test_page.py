@@ -179,6 +179,7 @@ def test_a_run_shows_both_stages_and_what_lies_between(tmp_path):
         text = page(place).text
         assert "colours · stage 1" in text and "colours · stage 2" in text
         assert "stage2 reasoned − stage1 direct" in text
+        assert " mean 0." not in text  # over the stages of one data set it would say nothing
 
 
 def test_nothing_at_all_but_missing_tasks(tmp_path):

@@ -107,7 +107,7 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
         for name, row in against.items()
         if row
     ]
-    title = " · ".join(filter(None, [model_name(group[0].found.model), group[0].stage]))
+    title = " · ".join(dict.fromkeys(filter(None, [model_name(group[0].found.model), group[0].stage])))
     return {
         "title": title,
         "rows": rows,
@@ -136,9 +136,7 @@ def _pooled(group: Sequence[Evaluation]) -> dict[str, Difference]:
 
     Empty where there is one evaluation, a data set twice, or no values of each query.
     """
-    sets = {(one.found.data, one.found.split) for one in group}
-    tables = [one.values for one in group]
-    if len(group) < 2 or len(sets) < len(group) or not all(tables):
+    if not _poolable(group) or not all(one.values for one in group):
         return {}
     if not all(one.found.run("reasoned") for one in group):
         return {}
@@ -151,6 +149,13 @@ def _pooled(group: Sequence[Evaluation]) -> dict[str, Difference]:
         return {}
     gains = [_gains(one, names) for one in group]
     return dict(zip(names, pooled_differences(gains, weights=weights(group)), strict=True))
+
+
+def _poolable(evaluations: Sequence[Evaluation]) -> bool:
+    """Several different data sets, one model: a mean over them means something."""
+    sets = {(one.found.data, one.found.split) for one in evaluations}
+    models = {(one.found.model, one.stage) for one in evaluations}
+    return len(sets) == len(evaluations) > 1 == len(models)
 
 
 def _gains(one: Evaluation, names: Sequence[str]) -> np.ndarray:
@@ -189,7 +194,7 @@ def _price(group: Sequence[Evaluation]) -> dict[str, float] | None:
 
 
 def _overview(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
-    """nDCG@10 of every run on every data set, and its mean where all have the run."""
+    """nDCG@10 of every run on every data set; of one model its mean too, where all have the run."""
     if len(evaluations) < 2:
         return None
     names = [*dict.fromkeys(run.name for one in evaluations for run in one.found.runs)]
@@ -197,8 +202,10 @@ def _overview(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
         (one.name, [run.ndcg if (run := one.found.run(name)) else None for name in names])
         for one in evaluations
     ]
-    columns = zip(*(values for _, values in rows), strict=True)
-    means = [None if None in column else float(np.dot(column, weights(evaluations))) for column in columns]
+    means: list[float | None] = []
+    if _poolable(evaluations):
+        shares, columns = weights(evaluations), zip(*(values for _, values in rows), strict=True)
+        means = [None if None in column else float(np.dot(column, shares)) for column in columns]
     return {"names": [run_name(name) for name in names], "rows": rows, "means": means}
 
 

@@ -9,8 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError
-from pydantic_core import from_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, TypeAdapter, ValidationError
 
 from searchr3.errors import DataError
 from searchr3.evaluation.results import queries_path
@@ -208,14 +207,15 @@ def read_json(path: str | Path, mend: str = _MEND) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        DataError: no such file, not JSON (NaN and half a surrogate are none), or not an object.
+        DataError: no such file, not JSON (half a surrogate is none), or not an object.
     """
     with read_errors(Path(path)):
         content = Path(path).read_bytes()
     try:
-        found = from_json(content, allow_inf_nan=False)
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); {mend}") from None
+        found = TypeAdapter(Any).validate_json(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]["msg"].removeprefix("Invalid JSON: ")
+        raise DataError(f"{path}: not valid JSON ({fault}); {mend}") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: not a JSON object; {mend}")
     return found
