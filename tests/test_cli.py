@@ -26,8 +26,8 @@ from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
-COMMANDS = ["quickstart", "train", "evaluate", "compare", "adapt", "traces", "mine", "encode", "chat-check"]
-COMMANDS += ["search"]
+COMMANDS = ["quickstart", "train", "evaluate", "compare", "adapt", "report", "traces", "mine", "encode"]
+COMMANDS += ["chat-check", "search"]
 
 
 ANSWER = SearchAnswer(

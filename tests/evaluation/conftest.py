@@ -2,15 +2,19 @@
 
 import base64
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from searchr3.dataset import Document, Query, RetrievalDataset
+
+sys.path.append(str(Path(__file__).parent))  # for saved_sets
 
 COLOURS = ["red", "green", "blue", "cyan", "pink", "grey", "gold", "teal"]
 

@@ -13,6 +13,7 @@ from searchr3.evaluation.statistics import (
     holm,
     paired_difference,
     paired_differences,
+    pooled_differences,
     rank_correlation,
 )
 
@@ -99,6 +100,56 @@ def test_chance_differences_are_rarely_significant_and_real_ones_are():
     assert real.significant and real.p < 0.001 and real.mean > 0
 
 
+def test_one_data_set_pooled_is_that_data_set():
+    table = np.random.default_rng(3).normal(0.1, 0.3, (80, 2))
+    for pooled, alone in zip(pooled_differences([table]), paired_differences(table, 0 * table), strict=True):
+        assert pooled.mean == pytest.approx(alone.mean)
+        assert pooled.ci95 == pytest.approx(alone.ci95, abs=0.005)
+        assert pooled.p == pytest.approx(alone.p, abs=0.02)
+
+
+def test_pooled_data_sets_count_the_same_whatever_their_size():
+    rng = np.random.default_rng(4)
+    large, small = rng.normal(0.0, 0.2, (900, 1)), rng.normal(0.2, 0.2, (100, 1))
+    (found,) = pooled_differences([large, small])
+    assert found.mean == pytest.approx((large.mean() + small.mean()) / 2)
+    error = 1.96 * np.sqrt(large.var() / 900 + small.var() / 100) / 2  # independent of each other
+    assert found.ci95 == pytest.approx((found.mean - error, found.mean + error), abs=2e-3)
+    assert found.p < 0.001
+
+
+def test_weights_say_what_a_data_set_counts():
+    rng = np.random.default_rng(7)
+    one, other = rng.normal(0.0, 0.2, (40, 1)), rng.normal(0.2, 0.2, (50, 1))
+    (found,) = pooled_differences([one, other], weights=[0.25, 0.75])
+    assert found.mean == pytest.approx(0.25 * one.mean() + 0.75 * other.mean())
+    assert found.ci95[0] < found.mean < found.ci95[1]
+    assert pooled_differences([one, other], weights=[0.5, 0.5]) == pooled_differences([one, other])
+
+
+def test_data_sets_of_one_size_are_drawn_independently():
+    table = np.random.default_rng(5).normal(0, 1, (200, 1))
+    (alone,), (twice,) = pooled_differences([table]), pooled_differences([table, table])
+    width = [one.ci95[1] - one.ci95[0] for one in (alone, twice)]
+    assert width[1] == pytest.approx(width[0] / np.sqrt(2), rel=0.05)
+
+
+@given(st.lists(values, min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_pooled_differences_turned_round_change_their_sign_alone(samples):
+    (there,) = pooled_differences([each[:, None] for each in samples], n=FEW)
+    (back,) = pooled_differences([-each[:, None] for each in samples], n=FEW)
+    assert back.mean == pytest.approx(-there.mean) and back.p == there.p
+    assert back.ci95 == pytest.approx((-there.ci95[1], -there.ci95[0]), abs=1e-9)
+
+
+def test_chance_pooled_is_rarely_significant():
+    rng = np.random.default_rng(6)
+    tables = [rng.normal(0, 1, (size, 300)) for size in (30, 60)]
+    found = pooled_differences(tables, n=1000)
+    assert 0.02 <= np.mean([one.p <= 0.05 for one in found]) <= 0.09
+
+
 def test_wrong_values():
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_ci(np.array([]))
@@ -106,6 +157,10 @@ def test_wrong_values():
         bootstrap_ci(np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="same queries"):
         paired_difference(np.ones(3), np.ones(4))
+    with pytest.raises(ValueError, match="no data sets"):
+        pooled_differences([])
+    with pytest.raises(ValueError, match="at least one query"):
+        pooled_differences([np.ones((3, 1)), np.ones((0, 1))])
 
 
 p_values = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.05, 1.0])), max_size=12)

@@ -5,14 +5,13 @@ from searchr3.evaluation.comparison import (
     between,
     compare,
     differences_table,
-    read_queries,
-    read_results,
     results_table,
 )
 from searchr3.evaluation.controls import CONTROLS, check_controls
 from searchr3.evaluation.curves import curve_tables
 from searchr3.evaluation.results import Hit, Results, Run
 from searchr3.evaluation.runner import evaluate
+from searchr3.evaluation.saved import read_queries, read_results
 
 __all__ = [
     "CONTROLS",

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from searchr3.evaluation.figures import bars, curve, lines, shares
+from searchr3.evaluation.pages import render, run_name
 from searchr3.evaluation.results import Results, Run
 from searchr3.ranking import METRICS
 from searchr3.words import shortened
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from searchr3.dataset import RetrievalDataset
 
 CURVES = (
@@ -95,7 +92,8 @@ def render_report(
     drawn.append((idle, shares(curves.get("stage2", ()), ZERO_VARIANCE, idle)))
     ages = "Age of the stored vectors in steps, percentiles"
     drawn.append((ages, lines(curves.get("stage2", ()), AGES, ages)))
-    return _template().render(
+    return render(
+        "report.html.j2",
         title=title,
         metrics=METRICS,
         data=next(iter(stages.values()), None),
@@ -204,7 +202,7 @@ def _named(run: str, stage: str) -> str:
     """A run as people read it: "direct, stage 1"; a baseline by the last part of its path."""
     if run in _OWN:
         return f"{run}, {_stage(stage)}"
-    return "BM25" if run == "bm25" else run.rstrip("/").rsplit("/", 1)[-1]
+    return run_name(run)
 
 
 def _across(name: str) -> str:
@@ -263,17 +261,3 @@ def _answer(row: Mapping[str, Any]) -> str:
         if high < 0
         else "no significant difference"
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    page = resources.files("searchr3.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["svg"] = Markup  # our own figures, in which every name is escaped already
-    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
-    return environment.from_string(page)

@@ -18,9 +18,9 @@ from searchr3.dataset import load_dataset
 from searchr3.dataset.mteb_task import MTEB
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.evaluation.bench import Embedder
-from searchr3.evaluation.comparison import read_results
 from searchr3.evaluation.results import REASONING, Results, queries_path
 from searchr3.evaluation.runner import evaluate
+from searchr3.evaluation.saved import read_results
 from searchr3.evaluation.statistics import holm
 from searchr3.evaluation.suites import GROUPS
 from searchr3.files import write_json
