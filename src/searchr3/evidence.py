@@ -25,6 +25,7 @@ import numpy as np
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.evaluation.controls import CONTROLS
 from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
 from searchr3.pipeline import Curve, RunFolder
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "gather"]
 
-CONTROLS = ("other_trace", "filler", "repeated", "bm25+trace")
 FOREIGN = ("stage1", "checkpoints", "report.html")  # in the folder of another command
 
 
