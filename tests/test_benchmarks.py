@@ -182,3 +182,23 @@ def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path
     plain = digest('def f(x):\n    """What it does."""\n    return x + 1\n')
     assert digest('"""About."""\n\ndef f(x):\n    """More of it."""\n    return x + 1  # why\n') == plain
     assert digest('def f(x):\n    """What it does."""\n    return x + 2\n') != plain
+
+
+def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> None:
+    from searchr3.evaluation.evidence import OWN, STAGES, TO_BEAT, label_point, weigh
+
+    rng = np.random.default_rng(0)
+    values = {name: rng.uniform(0, 1, (2, 20)) for name in dict.fromkeys([*STAGES, *TO_BEAT, OWN])}
+    point = {"labels": 100, "seeds": 1, **label_point({name: values[name] for name in STAGES})}
+    found = {"recipe": "reference", "complete": True, "seeds": [0, 1], "seconds": {"stage2 evaluation": 3.5}}
+    found |= {**weigh(values), "labels": [point], "queries": 20}
+
+    flat = benchmark("reference").figures(found)
+
+    assert all(isinstance(value, int | float) for value in flat.values())
+    assert "complete" not in flat and flat["seeds"] == 2 and flat["thinking_helped"] == 0.0
+    for name in (*TO_BEAT, *STAGES, "reasoned2_minus_best_control", "labels_100_stage2"):
+        assert name in flat
+    for name in ("reasoned2_minus_best_control", "reasoned2_minus_direct1", "labels_100_stage1"):
+        assert flat[f"{name}_low"] <= flat[name] <= flat[f"{name}_high"]
+    assert flat["seconds_stage2_evaluation"] == 3.5

@@ -69,7 +69,7 @@ def evidence_page(found: Mapping[str, Any]) -> str:
     titles = {run["name"]: run["title"] for run in found["runs"]}
     points = found["labels"]
     bars = [
-        Bar(titles[name], row["mean"], *row["ci95"], _KINDS.get(name, "control"))
+        Bar(titles[name], row["mean"], row["ci95"][0], row["ci95"][1], _KINDS.get(name, "control"))
         for name, row in rows.items()
     ]
     return render(

@@ -173,7 +173,7 @@ class DevEvaluation(WholeCheckpoints):
             self._parts.clear()
         if "train_runtime" not in logs:
             counts = self.group.gather(np.array([self.learnt.count]))
-            logs = {**logs, "gradient_tokens": int(sum(counts)[0])}
+            logs = {**logs, "gradient_tokens": sum(int(one[0]) for one in counts)}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
