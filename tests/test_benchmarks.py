@@ -266,3 +266,23 @@ def test_arms_of_a_cost_have_recipes_that_fit_it(benchmark) -> None:
         assert recipe.stage2.reward.length == (weight or 0)
         assert "." not in adaptive.arm_name(weight)
     assert len({adaptive.arm_name(weight) for weight in adaptive.WEIGHTS}) == len(adaptive.WEIGHTS)
+
+
+def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> None:
+    from searchr3.evaluation.evidence import OWN, STAGES, TO_BEAT, label_point, weigh
+
+    rng = np.random.default_rng(0)
+    values = {name: rng.uniform(0, 1, (2, 20)) for name in dict.fromkeys([*STAGES, *TO_BEAT, OWN])}
+    point = {"labels": 100, "seeds": 1, **label_point({name: values[name] for name in STAGES})}
+    found = {"recipe": "reference", "complete": True, "seeds": [0, 1], "seconds": {"stage2 evaluation": 3.5}}
+    found |= {**weigh(values), "labels": [point], "queries": 20}
+
+    flat = benchmark("reference").figures(found)
+
+    assert all(isinstance(value, int | float) for value in flat.values())
+    assert "complete" not in flat and flat["seeds"] == 2 and flat["thinking_helped"] == 0.0
+    for name in (*TO_BEAT, *STAGES, "reasoned2_minus_best_control", "labels_100_stage2"):
+        assert name in flat
+    for name in ("reasoned2_minus_best_control", "reasoned2_minus_direct1", "labels_100_stage1"):
+        assert flat[f"{name}_low"] <= flat[name] <= flat[f"{name}_high"]
+    assert flat["seconds_stage2_evaluation"] == 3.5

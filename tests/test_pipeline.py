@@ -23,7 +23,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
 from searchr3.pipeline import RunFolder, search
-from searchr3.preparation import bundled_base, make_base_model, make_dataset, make_sources
+from searchr3.preparation import bundled_base, limited, make_base_model, make_dataset, make_sources
 from searchr3.progress import Screen
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
@@ -99,12 +99,12 @@ def test_a_process_that_is_late_does_not_take_a_stage_for_done(
 
     class Late(RunFolder):
         @contextmanager
-        def _phase(self, name: str, doing: str) -> Iterator[None]:
+        def phase(self, name: str, doing: str) -> Iterator[None]:
             if self.group.rank:
                 saved.wait(0.5)
             yield
 
-        def _train(self, *_: Any) -> list[dict[str, float]]:
+        def train_stage(self, *_: Any) -> list[dict[str, float]]:
             trained.append(self.group.rank)
             return []
 
@@ -112,7 +112,7 @@ def test_a_process_that_is_late_does_not_take_a_stage_for_done(
             (self.path / name).mkdir()
             saved.set()
 
-        def _evaluate(self, *_: Any) -> Any: ...
+        def measure(self, *_: Any) -> Any: ...
 
     recipe = toy_recipe("stage1.steps=0", "evaluation.chat_tokens=0")
     on_ranks(
@@ -396,7 +396,7 @@ def test_no_trace_reaches_evaluation(
     run = RunFolder(tmp_path, toy_recipe(), Screen())
 
     clean, given_away = (
-        run._evaluate("stage", SearchR3(tiny_model, dtype="float32"), dataset, None)
+        run.measure("stage", SearchR3(tiny_model, dtype="float32"), dataset, ["bm25"])
         for dataset in (toy.without_reasoning(), poisoned)
     )
 
@@ -414,9 +414,39 @@ def test_stage_2_gets_the_vectors_of_the_documents_that_may_be_trained_on(
     monkeypatch.setattr("searchr3.training.stage2.train_stage2", lambda *arguments: seen.append(arguments))
     rows = np.arange(len(toy.corpus), dtype=np.float32)[:, None]
 
-    RunFolder(tmp_path, toy_recipe(), Screen())._train("stage2", None, dataset, tmp_path, rows)  # type: ignore[arg-type]
+    RunFolder(tmp_path, toy_recipe(), Screen()).train_stage("stage2", None, dataset, tmp_path, rows)  # type: ignore[arg-type]
 
     assert seen[0][5][:, 0].tolist() == [row for row, key in enumerate(toy.corpus) if key not in held_out]
+
+
+# Fewer labels
+
+
+def test_fewer_labelled_queries_are_nested_and_change_nothing_else(
+    toy: RetrievalDataset, toy_recipe: MakeRecipe
+) -> None:
+    few, more = (
+        limited(toy, toy_recipe(f"data.stage1_queries={n}", "data.stage2_queries=5")) for n in (9, 30)
+    )
+
+    assert few.qrels["stage1"].items() < more.qrels["stage1"].items() < toy.qrels["stage1"].items()
+    assert (len(few.qrels["stage1"]), len(more.qrels["stage1"]), len(few.qrels["stage2"])) == (9, 30, 5)
+    assert few.corpus == toy.corpus
+    assert [few.qrels[split] for split in ("dev", "test")] == [toy.qrels[split] for split in ("dev", "test")]
+    assert limited(more, toy_recipe("data.stage1_queries=9")).qrels["stage1"] == few.qrels["stage1"]
+    assert limited(toy, toy_recipe("data.stage1_queries=5000")).qrels == toy.qrels
+
+
+def test_a_run_learns_from_fewer_queries_and_keeps_all(
+    here: Path, toy_recipe: MakeRecipe, toy: RetrievalDataset
+) -> None:
+    recipe = toy_recipe("data.source=toy", "data.stage1_queries=20")
+
+    made, _ = begin(Path("run"), recipe, resume=False).begin()
+    found, _ = begin(Path("run"), recipe, resume=True).begin()
+
+    assert len(made.qrels["stage1"]) == 20 and found.qrels == made.qrels
+    assert RetrievalDataset.load("run/data").qrels == toy.qrels
 
 
 # Search
@@ -489,8 +519,8 @@ def test_a_run_keeps_its_own_copy_of_further_sources(
 
     def trained() -> RetrievalDataset:
         run = begin(Path("run"), recipe, resume=Path("run").is_dir())
-        dataset, model = run._begin()
-        run._train("stage1", model, dataset, Path("checkpoints"), None)
+        dataset, model = run.begin()
+        run.train_stage("stage1", model, dataset, Path("checkpoints"), None)
         return seen[-1][5][0]
 
     first = trained()

@@ -135,3 +135,26 @@ def evaluate(
         controls=tuple(controlled),
         extras=extras,
     )
+
+
+def evaluate_baseline(
+    baseline: str,
+    dataset: RetrievalDataset,
+    split: str = "test",
+    depth: int = 100,
+    progress: Progress | None = None,
+) -> Results:
+    """A baseline by itself, measured as `evaluate` does beside a model; arguments and errors as there."""
+    check_baselines([baseline], "off")
+    bench = Bench(dataset.without_reasoning(), split, depth, progress)
+    rivals = Rivals(bench, [baseline], None)
+    rivals.rank()
+    return Results(
+        model=baseline,
+        data=dataset.name,
+        split=split,
+        documents=len(dataset.corpus),
+        query_ids=tuple(bench.ids),
+        runs=(),
+        baselines=rivals.runs,
+    )
