@@ -36,8 +36,8 @@ def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = 
     base = "the bundled base" if name == "bundled" else f"the base {name}"
     if data.source == "python" and python_split(facts) not in (None, data.split_by):
         raise RecipeError(
-            f"data.split_by: {base} has seen functions that the split by {data.split_by} holds out; make a base "
-            f"with `{MAKE} --split-by {data.split_by}` and set model.base to it"
+            f"data.split_by: {base} has seen functions that the split by {data.split_by} holds out; make a "
+            f"base with `{MAKE} --split-by {data.split_by}` and set model.base to it"
         )
     if dataset is not None and was_taught(facts, dataset):
         raise RecipeError(

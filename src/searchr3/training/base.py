@@ -79,13 +79,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    named = SIZES[options.size]
+    named = {**vars(SIZES[options.size])}
+    named |= {key: value for key in named if (value := getattr(options, key)) is not None}
     reads_python = options.python if options.python is not None else not (options.data or options.text)
     try:
         settings = Settings(
-            shape=Shape(
-                options.width or named.width, options.layers or named.layers, options.heads or named.heads
-            ),
+            shape=Shape(**named),
             shares=dict(options.share),
             **{
                 name: getattr(options, name)

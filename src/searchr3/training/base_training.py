@@ -41,6 +41,7 @@ from searchr3.training.checkpoints import WholeCheckpoints, last_checkpoint, res
 from searchr3.training.precision import computes_bf16
 
 DEV_ROWS = 128  # of each part, at most
+SAVE_EVERY = 100  # steps
 _EVERY = 200  # steps between two looks at the held-out rows
 
 
@@ -254,7 +255,7 @@ def _arguments(folder: Path, settings: Settings, measured: bool) -> TrainingArgu
         eval_steps=_EVERY,
         prediction_loss_only=True,
         dataloader_drop_last=True,
-        save_steps=100,
+        save_steps=SAVE_EVERY,
         save_total_limit=2,
         seed=settings.seed,
         report_to=[],
