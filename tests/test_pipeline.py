@@ -98,12 +98,12 @@ def test_a_process_that_is_late_does_not_take_a_stage_for_done(
 
     class Late(RunFolder):
         @contextmanager
-        def _phase(self, name: str, doing: str) -> Iterator[None]:
+        def phase(self, name: str, doing: str) -> Iterator[None]:
             if self.group.rank:
                 saved.wait(0.5)
             yield
 
-        def _train(self, *_: Any) -> list[dict[str, float]]:
+        def train_stage(self, *_: Any) -> list[dict[str, float]]:
             trained.append(self.group.rank)
             return []
 
@@ -111,7 +111,7 @@ def test_a_process_that_is_late_does_not_take_a_stage_for_done(
             (self.path / name).mkdir()
             saved.set()
 
-        def _evaluate(self, *_: Any) -> Any: ...
+        def measure(self, *_: Any) -> Any: ...
 
     recipe = toy_recipe("stage1.steps=0", "evaluation.chat_tokens=0")
     on_ranks(
@@ -395,7 +395,7 @@ def test_no_trace_reaches_evaluation(
     run = RunFolder(tmp_path, toy_recipe(), Screen())
 
     clean, given_away = (
-        run._evaluate("stage", SearchR3(tiny_model, dtype="float32"), dataset, None)
+        run.measure("stage", SearchR3(tiny_model, dtype="float32"), dataset, ["bm25"])
         for dataset in (toy.without_reasoning(), poisoned)
     )
 
@@ -413,7 +413,7 @@ def test_stage_2_gets_the_vectors_of_the_documents_that_may_be_trained_on(
     monkeypatch.setattr("searchr3.training.stage2.train_stage2", lambda *arguments: seen.append(arguments))
     rows = np.arange(len(toy.corpus), dtype=np.float32)[:, None]
 
-    RunFolder(tmp_path, toy_recipe(), Screen())._train("stage2", None, dataset, tmp_path, rows)  # type: ignore[arg-type]
+    RunFolder(tmp_path, toy_recipe(), Screen()).train_stage("stage2", None, dataset, tmp_path, rows)  # type: ignore[arg-type]
 
     assert seen[0][5][:, 0].tolist() == [row for row, key in enumerate(toy.corpus) if key not in held_out]
 
@@ -478,8 +478,8 @@ def test_a_run_keeps_its_own_copy_of_further_sources(
 
     def trained() -> RetrievalDataset:
         run = begin(Path("run"), recipe, resume=Path("run").is_dir())
-        dataset, model = run._begin()
-        run._train("stage1", model, dataset, Path("checkpoints"), None)
+        dataset, model = run.begin()
+        run.train_stage("stage1", model, dataset, Path("checkpoints"), None)
         return seen[-1][5][0]
 
     first = trained()

@@ -17,6 +17,8 @@ from searchr3 import __version__
 from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
 from searchr3.cli_evaluate import compare, evaluate
+from searchr3.cli_evidence import evidence
+from searchr3.cli_report import report
 from searchr3.cli_traces import traces
 from searchr3.cli_train import train
 from searchr3.errors import SearchR3Error
@@ -88,6 +90,12 @@ app.command(epilog="Example: searchr3 evaluate runs/mine/stage2 --data runs/mine
 
 
 app.command(epilog="Example: searchr3 compare stage1.json stage2.json")(compare)
+
+
+app.command(epilog="Example: searchr3 evidence reference --seeds 3 --output runs/evidence")(evidence)
+
+
+app.command(epilog="Example: searchr3 report results.json --output page.html")(report)
 
 
 app.command(

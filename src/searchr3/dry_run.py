@@ -15,6 +15,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.errors import SearchR3Error
 from searchr3.preparation import (
     check_names,
+    limited,
     make_base_model,
     make_dataset,
     make_sources,
@@ -99,7 +100,7 @@ def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine 
     refuse_a_base_that_knows(settings)
     check_batches(settings, machine.processes)
     hush_transformers()
-    dataset = make_dataset(settings)
+    dataset = limited(make_dataset(settings), settings)
     check_names(settings)
     lines = list(estimate(settings, dataset, machine, make_sources(settings)))
     print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
 from searchr3.preparation import (
     check_names,
+    limited,
     make_base_model,
     make_dataset,
     make_sources,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from searchr3.model import SearchR3
 
 __all__ = ["RunFolder", "search", "train"]
+
+Curve = list[dict[str, float]]
+"""One entry a logged step of a training."""
 
 MIXTURE = "mixture"  # the run's copies of further sources, by name
 
@@ -87,7 +91,7 @@ class RunFolder:
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
         on_first(self.group, lambda: self._admit(resume))
-        dataset, model = self._begin()
+        dataset, model = self.begin()
         stage1 = self._stage("stage1", model, dataset, None, None)
         stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
         on_first(self.group, lambda: self._finish(dataset, {"stage1": stage1, "stage2": stage2}))
@@ -101,6 +105,8 @@ class RunFolder:
                 raise SearchR3Error(f"{self.path}: exists and is not a run; {elsewhere}")
             check_writable(self.path / "recipe.yaml")
             return
+        if (self.path / "evidence.json").exists():
+            raise SearchR3Error(f"{self.path}: holds what `searchr3 evidence` gathers; {elsewhere}")
         if (self.path / "report.html").exists():
             mend = "there is nothing to resume" if resume else elsewhere
             raise SearchR3Error(f"{self.path}: holds a finished run; {mend}")
@@ -112,13 +118,17 @@ class RunFolder:
             raise RecipeError(
                 f"{place}: the interrupted run had another recipe; resume with the same keys or {elsewhere}"
             )
-        for name in (".data", ".base", ".stage1", ".stage2", f"{MIXTURE}/"):  # killed while it wrote a folder
+        self.take_up()
+
+    def take_up(self) -> None:
+        """Remove what a run was killed in the middle of writing, and go on with its clock."""
+        for name in (".data", ".base", ".stage1", ".stage2", f"{MIXTURE}/"):
             for left in self.path.glob(f"{name}.*"):
                 shutil.rmtree(left, ignore_errors=True)
         if (self.path / "progress.json").is_file():
             self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
 
-    def _begin(self) -> tuple[RetrievalDataset, SearchR3]:
+    def begin(self) -> tuple[RetrievalDataset, SearchR3]:
         """Data and base; the first process makes them, the others read what it has written."""
         from searchr3.model import SearchR3
 
@@ -128,7 +138,7 @@ class RunFolder:
         if made:
             dataset = made[0]
         else:
-            dataset = load_dataset(self.path / "data", on_disk=self.recipe.data.on_disk)
+            dataset = limited(self.whole_data(), self.recipe)
             self.others = make_sources(self.recipe, self.path / MIXTURE)
         return dataset, SearchR3(self.path / "base", batch_size=self.recipe.model.batch_size, dtype="float32")
 
@@ -136,29 +146,35 @@ class RunFolder:
         """Nothing is written before data and base are both known to be good: a fault leaves no folder."""
         data, base = self.path / "data", self.path / "base"
         source = f"the run's own copy, {data}" if data.is_dir() else self.recipe.data.source
-        with self._phase("data", f"reading {source}"):
-            if data.is_dir():
-                dataset = load_dataset(data, on_disk=self.recipe.data.on_disk)
-            else:
-                dataset = make_dataset(self.recipe)
+        with self.phase("data", f"reading {source}"):
+            whole = self.whole_data() if data.is_dir() else make_dataset(self.recipe)
+            dataset = limited(whole, self.recipe)
             if not (self.path / "stage1").is_dir():
                 self.others = make_sources(self.recipe, self.path / MIXTURE)
-        with self._phase("base", "loading the base model"):
+        with self.phase("base", "loading the base model"):
             hush_transformers()
             check_names(self.recipe)
             fresh = None if base.is_dir() else make_base_model(self.recipe)
-            place = self.path / "recipe.yaml"
-            if not place.is_file() or load_recipe(place) != self.recipe:
-                used = {"recipe": self.recipe.dump(), "machine": machine()}
-                write_text(place, yaml.safe_dump(used, sort_keys=False))
+            self.record()
             if not data.is_dir():
-                dataset.save(data)
+                whole.save(data)
             for asked, one in zip(self.recipe.data.mixture, self.others, strict=False):
                 if not (place := self.path / MIXTURE / asked.label).is_dir():
                     one.save(place)
             if fresh:
                 fresh.save_pretrained(base)
         return dataset
+
+    def whole_data(self) -> RetrievalDataset:
+        """The run's copy of its data, with all training queries."""
+        return load_dataset(self.path / "data", on_disk=self.recipe.data.on_disk)
+
+    def record(self) -> None:
+        """Write down the recipe and what it runs on."""
+        place = self.path / "recipe.yaml"
+        if not place.is_file() or load_recipe(place) != self.recipe:
+            used = {"recipe": self.recipe.dump(), "machine": machine()}
+            write_text(place, yaml.safe_dump(used, sort_keys=False))
 
     def _stage(
         self,
@@ -169,22 +185,33 @@ class RunFolder:
         baselines: tuple[Run, ...] | None,
     ) -> Results:
         """Train a stage unless it is done, then measure the model on the test split."""
-        folder, checkpoints = self.path / name, self.path / "checkpoints"
-        with self._phase(name, "preparing"):
-            if not first_says(self.group, folder.is_dir()):  # it may be saved before the last one looks
-                curve = self._train(name, model, dataset, checkpoints / name, vectors)
-                on_first(self.group, lambda: self._save(name, model, curve))
-            on_first(self.group, lambda: self._remove_checkpoints(name))  # also of a run killed just here
-            model.reload(folder)  # what is measured, and what stage 2 starts from, is what was saved
-        with self._phase(f"{name} evaluation", "measuring on the test split"):
-            results = self._evaluate(name, model, dataset, baselines)
+        with self.phase(name, "preparing"):
+            self.learn(name, model, lambda folder: self.train_stage(name, model, dataset, folder, vectors))
+        with self.phase(f"{name} evaluation", "measuring on the test split"):
+            own = self.recipe.evaluation.baselines if self.group.rank == 0 else ()
+            results = self.measure(name, model, dataset, own if baselines is None else baselines)
             if (tokens := self.recipe.evaluation.chat_tokens) and self.group.rank == 0:
                 from searchr3.evaluation.chat import still_chats
 
                 self.chats[name] = still_chats(model, self.path / "base", tokens)
             return results
 
-    def _save(self, name: str, model: SearchR3, curve: list[dict[str, float]]) -> None:
+    def learn(self, name: str, model: SearchR3, train: Callable[[Path], Curve]) -> None:
+        """Train `model` unless that is done; it ends as what was saved.
+
+        Args:
+            name: of the folder that it is saved to.
+            train: trains it in place, from the newest checkpoint in the folder that it is given.
+        """
+        if not first_says(
+            self.group, (self.path / name).is_dir()
+        ):  # it may be saved before the last one looks
+            curve = train(self.path / "checkpoints" / name)
+            on_first(self.group, lambda: self._save(name, model, curve))
+        on_first(self.group, lambda: self._remove_checkpoints(name))  # also of a run killed just here
+        model.reload(self.path / name)  # what is measured, and what comes next starts from, is what was saved
+
+    def _save(self, name: str, model: SearchR3, curve: Curve) -> None:
         checkpoints = self.path / "checkpoints"
         write_json(checkpoints / f"{name}.curve.json", curve)
         model.save_pretrained(self.path / name)
@@ -193,9 +220,14 @@ class RunFolder:
         for checkpoint in (self.path / "checkpoints" / name).glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
-    def _train(
+    def train_stage(
         self, name: str, model: SearchR3, dataset: RetrievalDataset, folder: Path, vectors: np.ndarray | None
-    ) -> list[dict[str, float]]:
+    ) -> Curve:
+        """Train a stage as the recipe says, from the newest checkpoint in `folder`.
+
+        Args:
+            vectors: (documents, d) of the model as it is now, if they are known.
+        """
         if name == "stage1":
             from searchr3.training.stage1 import train_stage1
 
@@ -221,30 +253,36 @@ class RunFolder:
             self.path / "checkpoints" / ALARMS,
         )
 
-    def _evaluate(
-        self, name: str, model: SearchR3, dataset: RetrievalDataset, baselines: tuple[Run, ...] | None
+    def measure(
+        self,
+        name: str,
+        model: SearchR3,
+        dataset: RetrievalDataset,
+        baselines: Sequence[str | Run] = (),
+        **asked: Any,
     ) -> Results:
+        """What `evaluate` finds on the test split; `asked` are arguments that the recipe does not know."""
         from searchr3.evaluation import evaluate
         from searchr3.shared_search import SharedSearch
         from searchr3.training.precision import precision
 
         model.autocast = precision(self.recipe)
-        own = self.recipe.evaluation.baselines if self.group.rank == 0 else ()
         return evaluate(
             SharedSearch.over(model, self.group),
             dataset,
-            baselines=own if baselines is None else baselines,
+            baselines=baselines,
             depth=self.recipe.evaluation.depth,
             max_new_tokens=self.recipe.model.max_new_tokens,
             progress=self.screen.work,
             name=name,
+            **asked,
         )
 
     def _finish(self, dataset: RetrievalDataset, stages: dict[str, Results]) -> None:
         self.screen.finish(*close(self.path, self.recipe, dataset, stages, self.seconds, self.chats))
 
     @contextmanager
-    def _phase(self, name: str, doing: str) -> Iterator[None]:
+    def phase(self, name: str, doing: str) -> Iterator[None]:
         """Time a phase; the seconds of an interrupted run count too."""
         self.screen.phase(name, doing)
         started = time.perf_counter()

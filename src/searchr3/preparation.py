@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from searchr3.dataset import RetrievalDataset, load_dataset
+from searchr3.dataset.splits import first_of
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.training.base_facts import MAKE, python_split, read_facts, was_taught
@@ -48,7 +49,10 @@ def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = 
 
 
 def make_dataset(recipe: Recipe) -> RetrievalDataset:
-    """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none."""
+    """The recipe's data, looked over, with built-in traces for the stage-1 queries that bring none.
+
+    All training queries are there, see `limited`.
+    """
     data = recipe.data
     if data.source == YOURS and not Path(YOURS).exists():
         raise RecipeError(
@@ -63,6 +67,26 @@ def make_dataset(recipe: Recipe) -> RetrievalDataset:
     if not (recipe.stage1.steps and data.trace_words):
         return dataset
     return make_traces(dataset, ("stage1",), data.trace_words)
+
+
+def limited(dataset: RetrievalDataset, recipe: Recipe) -> RetrievalDataset:
+    """The data set with no more training queries than the recipe wants of it, looked over.
+
+    Raises:
+        DataError: a split is missing, or has nothing to learn from.
+        RecipeError: what is left is too little for a step.
+    """
+    from searchr3.training.common import check_data
+
+    qrels = dict(dataset.qrels)
+    wanted = {"stage1": recipe.data.stage1_queries, "stage2": recipe.data.stage2_queries}
+    for split, most in wanted.items():
+        if most is not None and split in qrels:
+            judged = qrels[split]
+            qrels[split] = {key: judged[key] for key in first_of(judged, most, "labels")}
+    dataset = replace(dataset, qrels=qrels)
+    check_data(dataset, recipe)
+    return dataset
 
 
 def make_sources(recipe: Recipe, folder: Path | None = None) -> list[RetrievalDataset]:

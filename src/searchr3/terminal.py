@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RESUMABLE = {
     "quickstart": " with --resume",
     "train": " with --resume",
+    "evidence": " with --resume",
     "mine": " with --resume",
     "encode": "",
     "traces": "",

@@ -1,4 +1,4 @@
-"""Words of a text or of code: identifiers split, all lower case."""
+"""Words of a text or of code: identifiers split, all lower case; and texts cut to be shown."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def split_identifiers(text: str) -> list[str]:
         pattern = _ASCII_PART if run.isascii() else _OTHER_PART
         words.extend(part.lower() for part in pattern.findall(run))
     return words
+
+
+def shortened(text: str, most: int) -> str:
+    """The text on one line, of at most `most` characters.
+
+    >>> shortened("one\\n two three", 9)
+    'one two…'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"

@@ -95,15 +95,18 @@ GOOD = make(queries=3).summary
     [
         ("{", "not valid JSON"),
         ("[]", "not a JSON object"),
-        (json.dumps({**GOOD, "runs": "?"}), "'runs' is missing or not a list"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "data"}), "'data' is missing or not a text"),
-        (json.dumps({**GOOD, "queries": "many"}), "'queries' is missing or not a number"),
-        (json.dumps({**GOOD, "runs": [{}]}), r"runs\[0\] has no name"),
+        (json.dumps({**GOOD, "runs": "?"}), "'runs' is not a list"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "data"}), "'data' is missing"),
+        (json.dumps({**GOOD, "queries": "many"}), "'queries' is not a whole number"),
+        (json.dumps({**GOOD, "runs": [{}]}), r"'runs\[0\].name' is missing"),
         (
             json.dumps({**GOOD, "runs": [{**GOOD["runs"][0], "mrr@10": None}]}),
-            "'direct' has no number 'mrr@10'",
+            r"'runs\[0\].mrr@10' is not a number",
         ),
-        (json.dumps({**GOOD, "runs": [{**GOOD["runs"][0], "ci95": {}}]}), "no interval of 'ndcg@10'"),
+        (
+            json.dumps({**GOOD, "runs": [{**GOOD["runs"][0], "ci95": {}}]}),
+            r"'runs\[0\].ci95' has no interval of 'ndcg@10'",
+        ),
         (b"\xff\xfe", "not valid JSON"),
     ],
 )

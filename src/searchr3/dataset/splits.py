@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 SHARES: Mapping[str, float] = {"test": 0.14, "dev": 0.05, "stage2": 0.30, "stage1": 0.51}
 """Shares of the queries when a data set has no splits of its own."""
@@ -35,6 +36,15 @@ def digest(text: str, length: int = 8) -> str:
 def fraction(key: str, purpose: str = "split") -> float:
     """A stable number in [0, 1) for `key`; different purposes give independent numbers."""
     return int(digest(f"{purpose}\0{key}", 7), 16) / 2**56
+
+
+def first_of(keys: Iterable[str], most: int, purpose: str) -> list[str]:
+    """At most `most` keys, chosen by a stable hash; those of a smaller `most` are the first of them.
+
+    >>> first_of("abcdef", 2, "toy") == first_of("fedcba", 4, "toy")[:2]
+    True
+    """
+    return heapq.nsmallest(most, keys, key=lambda key: (fraction(key, purpose), key))
 
 
 def split_of(key: str, shares: Mapping[str, float] = SHARES) -> str:

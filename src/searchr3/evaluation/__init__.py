@@ -5,12 +5,11 @@ from searchr3.evaluation.comparison import (
     between,
     compare,
     differences_table,
-    read_queries,
-    read_results,
     results_table,
 )
 from searchr3.evaluation.results import Hit, Results, Run
 from searchr3.evaluation.runner import evaluate
+from searchr3.evaluation.saved import read_queries, read_results
 
 __all__ = [
     "Hit",

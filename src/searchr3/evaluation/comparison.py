@@ -1,14 +1,14 @@
-"""Reading saved results, comparing them, and showing them in a terminal."""
+"""Comparing saved results, and showing them in a terminal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchr3.errors import DataError
-from searchr3.evaluation.results import Results, differences, queries_path
+from searchr3.evaluation.results import Results, differences
+from searchr3.evaluation.saved import read_queries, read_results
 from searchr3.ranking import METRICS
 
 if TYPE_CHECKING:
@@ -56,49 +56,6 @@ def between(
     return differences(
         [(f"{names[1]} {a.name}", f"{names[0]} {b.name}", a.values, b.values) for a, b in pairs]
     )
-
-
-def read_results(path: str | Path) -> dict[str, Any]:
-    """The content of a `results.json`, checked.
-
-    Raises:
-        DataError: no such file, not JSON, or not what `searchr3 evaluate` writes.
-    """
-    mend = "give a file that `searchr3 evaluate --output` wrote"
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {mend}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); {mend}") from None
-    except ValueError:
-        raise DataError(f"{path}: not valid JSON; {mend}") from None
-    if fault := _fault(found):
-        raise DataError(f"{path}: not the results of an evaluation ({fault}); {mend}")
-    return found
-
-
-def read_queries(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
-    """The values of each query beside the `results.json` at `path`: run → metric → query id → value.
-
-    Raises:
-        DataError: the parquet file is missing or not what `searchr3 evaluate` writes.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    place = queries_path(path)
-    try:
-        columns = pq.read_table(place, columns=["run", "query", *METRICS]).to_pydict()
-        values: dict[str, dict[str, dict[str, float]]] = {}
-        for i, (run, query) in enumerate(zip(columns["run"], columns["query"], strict=True)):
-            for metric in METRICS:
-                values.setdefault(run, {}).setdefault(metric, {})[query] = columns[metric][i]
-    except FileNotFoundError:
-        raise DataError(f"{place}: no such file; keep it beside {Path(path).name}") from None
-    except (OSError, pa.ArrowException, KeyError):
-        raise DataError(f"{place}: does not hold the values of each query; evaluate again") from None
-    return values
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
@@ -168,26 +125,3 @@ def _same(key: str, a: object, b: object, first: str, second: str) -> None:
         raise DataError(
             f"{first} and {second} differ in their {key}{values}; evaluate both on the same data and split"
         )
-
-
-def _fault(found: Any) -> str | None:
-    """What keeps `found` from being the content of a `results.json`, or None."""
-    if not isinstance(found, dict):
-        return "not a JSON object"
-    kinds: dict[str, tuple[type, str]] = dict.fromkeys(("model", "data", "split"), (str, "a text"))
-    kinds |= dict.fromkeys(("documents", "queries"), (int, "a number"))
-    kinds |= dict.fromkeys(("runs", "differences"), (list, "a list"))
-    for key, (kind, words) in kinds.items():
-        if not isinstance(found.get(key), kind):
-            return f"key {key!r} is missing or not {words}"
-    for place, run in enumerate(found["runs"]):
-        if not isinstance(run, dict) or not isinstance(run.get("name"), str):
-            return f"runs[{place}] has no name"
-        for metric in (*METRICS, "seconds", "thinking_tokens_mean"):
-            if not isinstance(run.get(metric), int | float):
-                return f"run {run['name']!r} has no number {metric!r}"
-        for metric in METRICS:
-            interval = run["ci95"].get(metric) if isinstance(run.get("ci95"), dict) else None
-            if not isinstance(interval, list) or len(interval) != 2:
-                return f"run {run['name']!r} has no interval of {metric!r}"
-    return None

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # matplotlib knows no CSS: it draws in these stand-ins, which are then replaced by the page's variables.
-_INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
-COLOURS = {"direct": "#040404", "reasoned": "#050505", "baseline": "#060606", "accent": "#070707"}
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "line"} | {
-    colour: name for name, colour in COLOURS.items()
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+COLOURS = {
+    "direct": "#040404",
+    "reasoned": "#050505",
+    "baseline": "#060606",
+    "accent": "#070707",
+    "control": "#080808",
 }
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line"} | {colour: name for name, colour in COLOURS.items()}
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
@@ -29,17 +33,17 @@ _STYLE = {
     "font.size": 10,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
 }
@@ -62,7 +66,7 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, label: str, colour: str =
         return None
     steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     width = max(1, len(values) // 20)
-    with _figure(4.4, 2.4, label) as (axes, svg):
+    with canvas(4.4, 2.4, label) as (axes, svg):
         if width > 1:
             axes.plot(steps, values, color=COLOURS[colour], linewidth=0.8, alpha=0.3)
         marker = "o" if len(values) < 15 else None
@@ -75,7 +79,7 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, label: str, colour: str =
         if values.min() >= 0:
             axes.set_ylim(0, 1.08 * values.max() or 1)  # a small change shall look small
         else:
-            axes.axhline(0, color=_MUTED, linewidth=0.8)
+            axes.axhline(0, color=MUTED, linewidth=0.8)
     return svg[0]
 
 
@@ -98,7 +102,7 @@ def shares(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, tuple[str, str
     steps = np.array([row["step"] for row in whole], dtype=float)
     if len(whole) == 1:  # an area needs two
         values, steps = values.repeat(2, axis=1), np.array([steps[0] - 0.5, steps[0] + 0.5])
-    with _figure(4.4, 2.4, label) as (axes, svg):
+    with canvas(4.4, 2.4, label) as (axes, svg):
         axes.stackplot(
             steps, values, labels=names, colors=[COLOURS[colour] for colour in colours], alpha=0.75
         )
@@ -113,7 +117,7 @@ def lines(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, tuple[str, str]
     if not whole:
         return None
     steps = [row["step"] for row in whole]
-    with _figure(4.4, 2.4, label) as (axes, svg):
+    with canvas(4.4, 2.4, label) as (axes, svg):
         for key, (name, colour) in parts.items():
             values = [row[key] for row in whole]
             axes.plot(steps, values, "o-", color=COLOURS[colour], label=name, linewidth=2, markersize=3)
@@ -155,10 +159,10 @@ def bars(
     low, high = np.array(intervals, dtype=float).T
     centre = np.array(means, dtype=float)
     label = "nDCG@10: " + ", ".join(f"{name} {mean:.3f}" for name, mean in zip(names, means, strict=True))
-    with _figure(4.4, 0.5 + 0.36 * len(names), label) as (axes, svg):
+    with canvas(4.4, 0.5 + 0.36 * len(names), label) as (axes, svg):
         axes.barh(places, centre, height=0.62, color=[COLOURS[kind] for kind in kinds], alpha=0.85)
         errors = np.clip([centre - low, high - centre], 0, None)
-        axes.errorbar(centre, places, xerr=errors, fmt="none", ecolor=_INK, elinewidth=1.2, capsize=3)
+        axes.errorbar(centre, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
         for place, mean, end in zip(places, means, high, strict=True):
             axes.annotate(
                 f"{mean:.3f}",
@@ -166,10 +170,10 @@ def bars(
                 xytext=(6, 0),
                 textcoords="offset points",
                 va="center",
-                color=_INK,
+                color=INK,
             )
         axes.set_yticks(places, names, parse_math=False)
-        axes.tick_params(axis="y", labelcolor=_INK)
+        axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xlim(0, max(float(high.max()) * 1.18, 0.01))
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -177,7 +181,7 @@ def bars(
 
 
 @contextmanager
-def _figure(width: float, height: float, label: str) -> Iterator[tuple[Axes, list[str]]]:
+def canvas(width: float, height: float, label: str) -> Iterator[tuple[Axes, list[str]]]:
     """Axes to draw on, in inches; the SVG text lies in the list once the block has ended."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from searchr3.evaluation.figures import bars, curve, lines, shares
+from searchr3.evaluation.pages import render, run_name
 from searchr3.evaluation.results import Results, Run
 from searchr3.ranking import METRICS
+from searchr3.words import shortened
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from searchr3.dataset import RetrievalDataset
 
 CURVES = (
@@ -94,7 +92,8 @@ def render_report(
     drawn.append((idle, shares(curves.get("stage2", ()), ZERO_VARIANCE, idle)))
     ages = "Age of the stored vectors in steps, percentiles"
     drawn.append((ages, lines(curves.get("stage2", ()), AGES, ages)))
-    return _template().render(
+    return render(
+        "report.html.j2",
         title=title,
         metrics=METRICS,
         data=next(iter(stages.values()), None),
@@ -166,7 +165,7 @@ def _side(
         "hits": [
             {
                 "title": _heading(dataset, hit.document),
-                "text": _short(dataset.corpus[hit.document].text, 120),
+                "text": shortened(dataset.corpus[hit.document].text, 120),
                 "score": hit.score,
                 "relevant": grades.get(hit.document, 0) > 0,
             }
@@ -176,12 +175,7 @@ def _side(
 
 
 def _heading(dataset: RetrievalDataset, document: str) -> str:
-    return _short(dataset.corpus[document].title or document, 100)
-
-
-def _short(text: str, most: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+    return shortened(dataset.corpus[document].title or document, 100)
 
 
 def _rows(stages: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -199,14 +193,16 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> str:
     means, intervals = zip(
         *((row["run"]["ndcg@10"], row["run"]["ci95"]["ndcg@10"]) for row in rows), strict=True
     )
-    return bars([_short(row["label"], 30) for row in rows], means, intervals, [row["kind"] for row in rows])
+    return bars(
+        [shortened(row["label"], 30) for row in rows], means, intervals, [row["kind"] for row in rows]
+    )
 
 
 def _named(run: str, stage: str) -> str:
     """A run as people read it: "direct, stage 1"; a baseline by the last part of its path."""
     if run in _OWN:
         return f"{run}, {_stage(stage)}"
-    return "BM25" if run == "bm25" else run.rstrip("/").rsplit("/", 1)[-1]
+    return run_name(run)
 
 
 def _across(name: str) -> str:
@@ -265,17 +261,3 @@ def _answer(row: Mapping[str, Any]) -> str:
         if high < 0
         else "no significant difference"
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    page = resources.files("searchr3.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["svg"] = Markup  # our own figures, in which every name is escaped already
-    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
-    return environment.from_string(page)

@@ -78,6 +78,27 @@ def evaluate(
     )
 
 
+def evaluate_baseline(
+    baseline: str,
+    dataset: RetrievalDataset,
+    split: str = "test",
+    depth: int = 100,
+    progress: Progress | None = None,
+) -> Results:
+    """A baseline by itself, measured as `evaluate` does beside a model; arguments and errors as there."""
+    check_baselines([baseline])
+    bench = Bench(dataset.without_reasoning(), split, depth, progress)
+    return Results(
+        model=baseline,
+        data=dataset.name,
+        split=split,
+        documents=len(dataset.corpus),
+        query_ids=tuple(bench.ids),
+        runs=(),
+        baselines=(_baseline(baseline, bench),),
+    )
+
+
 def _baseline(baseline: str | Run, bench: Bench) -> Run:
     if isinstance(baseline, Run):
         if baseline.values["ndcg@10"].keys() != set(bench.ids):

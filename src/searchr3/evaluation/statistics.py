@@ -8,7 +8,7 @@ give the same interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,66 @@ def paired_differences(a: np.ndarray, b: np.ndarray, n: int = RESAMPLES, seed: i
     return [Difference(float(mean), (float(low), float(high)), float(p)) for mean, low, high, p in figures]
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values of one family, corrected for their number (Holm, Scand. J. Statist. 6, 1979).
+
+    With p(1) ≤ … ≤ p(m) in ascending order, the i-th becomes `max_{j ≤ i} min(1, (m − j + 1) · p(j))`. Who
+    then takes those below 0.05 for real is wrong about any of them with a probability of at most 0.05,
+    however they depend on each other.
+
+    Returns:
+        one corrected value for each, in the given order.
+
+    Raises:
+        ValueError: one is not between 0 and 1.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("a p value is not between 0 and 1")
+    order = np.argsort(values, kind="stable")
+    scaled = np.minimum(1.0, np.arange(len(values), 0, -1) * values[order])
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(scaled)
+    return corrected.tolist()
+
+
+def pooled_differences(
+    differences: Sequence[np.ndarray], n: int = RESAMPLES, seed: int = 0
+) -> list[Difference]:
+    """Mean over data sets of their mean differences: each data set counts the same, however many its queries.
+
+    Queries are drawn anew within each data set, and signs flipped within each, independently of the others:
+    the data sets are those at hand, not a sample of all that there might be.
+
+    Args:
+        differences: for each data set (queries, columns) of a − b; the columns (pairs, metrics) are the same.
+        n: resamples, and sign flips.
+        seed: of both.
+
+    Returns:
+        one a column.
+
+    Raises:
+        ValueError: there are no data sets, one has no values, or a value is not finite.
+    """
+    if not differences:
+        raise ValueError("no data sets: at least one is needed")
+    tables = [_checked(table) for table in differences]
+    mean = np.mean([table.mean(axis=0) for table in tables], axis=0)
+    drawn, flipped = np.zeros((n, len(mean))), np.zeros((n, len(mean)))
+    for place, table in enumerate(tables):
+        counts = _resamples(len(table), n, (seed, place))
+        drawn += np.concatenate([one @ table for one in counts]) / len(table) / len(tables)
+        flipped += _flipped_sums(table, n, (seed, place)) / len(table) / len(tables)
+    lows, highs = np.quantile(drawn, [0.025, 0.975], axis=0)
+    hits = (np.abs(flipped) >= np.abs(mean) - 1e-12).sum(axis=0)  # in spite of rounding, as below
+    figures = zip(mean, lows, highs, (1 + hits) / (1 + n), strict=True)
+    return [Difference(float(mean), (float(low), float(high)), float(p)) for mean, low, high, p in figures]
+
+
 def _checked(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
@@ -93,7 +153,7 @@ def _checked(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _resamples(size: int, n: int, seed: int) -> Iterator[np.ndarray]:
+def _resamples(size: int, n: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
     """How often each of `size` queries is drawn in each of `n` resamples, (some of n, size) at a time."""
     rng = np.random.default_rng(seed)
     step = max(1, _DRAWS // size)
@@ -105,10 +165,16 @@ def _resamples(size: int, n: int, seed: int) -> Iterator[np.ndarray]:
 
 def _randomization(difference: np.ndarray, n: int, seed: int) -> np.ndarray:
     """Two-sided p (columns,) of the sign-flip test on `difference` (queries, columns)."""
-    rng = np.random.default_rng(seed)
     seen = np.abs(difference.sum(axis=0)) - 1e-9  # flips that change nothing must count in spite of rounding
-    step, hits = max(1, _DRAWS // len(difference)), np.zeros(difference.shape[1])
+    hits = (np.abs(_flipped_sums(difference, n, seed)) >= seen).sum(axis=0)
+    return (1 + hits) / (1 + n)
+
+
+def _flipped_sums(difference: np.ndarray, n: int, seed: int | Sequence[int]) -> np.ndarray:
+    """(n, columns): sums over the queries after `n` random flips of the queries' signs."""
+    rng = np.random.default_rng(seed)
+    step, sums = max(1, _DRAWS // len(difference)), []
     for start in range(0, n, step):
         signs = rng.integers(0, 2, (min(step, n - start), len(difference)), dtype=np.int8) * 2.0 - 1.0
-        hits += (np.abs(signs @ difference) >= seen).sum(axis=0)
-    return (1 + hits) / (1 + n)
+        sums.append(signs @ difference)
+    return np.concatenate(sums)

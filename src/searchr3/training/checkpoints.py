@@ -283,7 +283,8 @@ class StartCounts(TrainerCallback):
     is one.
     """
 
-    trainer: Any = None
+    def __init__(self, trainer: Any = None):
+        self.trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

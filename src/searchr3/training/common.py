@@ -97,10 +97,24 @@ class Progress(TrainerCallback):
         self.tell({"stage": self.stage, "step": state.global_step, "steps": state.max_steps, **(logs or {})})
 
 
+class GradientTokens:
+    """Tokens of one process that went forward and backward through the model so far, padding left out."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
 class DevEvaluation(WholeCheckpoints):
     """Mixin of both trainers: `evaluate` is dev nDCG@10 of the search model, and loss parts go into the log.
 
-    The trainers set `conversation`, `dev`, `group`, `recipe` and `think_on_dev`.
+    Each line of the log tells `gradient_tokens`, what all processes have learnt from so far; a trainer counts
+    its own in `learnt`. The trainers set `conversation`, `dev`, `group`, `recipe` and `think_on_dev`.
     """
 
     conversation: Conversation
@@ -110,6 +124,11 @@ class DevEvaluation(WholeCheckpoints):
     think_on_dev: bool
     other_dev: Mapping[str, DevSet] = {}  # of further sources, by name; direct only
     best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.learnt = GradientTokens()
+        self.kept["gradient_tokens"] = self.learnt
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         with ends_in_one_unit(self.model if self.is_fsdp_enabled else None):
@@ -152,6 +171,9 @@ class DevEvaluation(WholeCheckpoints):
         if "loss" in logs:
             logs = {**logs, **{name: sum(values) / len(values) for name, values in self._parts.items()}}
             self._parts.clear()
+        if "train_runtime" not in logs:
+            counts = self.group.gather(np.array([self.learnt.count]))
+            logs = {**logs, "gradient_tokens": int(sum(counts)[0])}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -65,6 +65,12 @@ class DataRecipe(SourceRecipe):
     max_documents: Count | None = Field(
         None, description="keep at most so many documents (`python` only), chosen by a stable hash"
     )
+    stage1_queries: Count | None = Field(
+        None,
+        description="learn in stage 1 from at most so many labelled queries of `data.source`, chosen by a "
+        "stable hash: the first 100 are among the first 300",
+    )
+    stage2_queries: Count | None = Field(None, description="the same for stage 2")
     trace_words: Annotated[int, Field(ge=0)] = Field(
         8, description="words in a built-in reasoning trace; 0 makes no traces"
     )

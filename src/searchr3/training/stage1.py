@@ -32,7 +32,7 @@ from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import NeighbourSampler
 from searchr3.training.cached import backward
-from searchr3.training.checkpoints import resume_point
+from searchr3.training.checkpoints import StartCounts, resume_point
 from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, curve
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, Outputs, run
@@ -51,6 +51,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         search: the model to train.
         base: what the KL holds on to; None when a LoRA adapter is trained: its base is the model without it.
         others: the data sets of `data.mixture`, in its order.
+        start_counts: the model as it comes is a candidate for the best checkpoint, as in stage 2.
     """
 
     best_of = ("direct",)
@@ -64,6 +65,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         folder: Path,
         tell: Tell | None,
         others: Sequence[RetrievalDataset] = (),
+        start_counts: bool = False,
     ):
         self.recipe, self.stage = recipe, recipe.stage1
         self.conversation = search.conversation
@@ -99,6 +101,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         )
         self.loss_is_scaled_for_ga = False
         self.remove_callback(PrinterCallback)
+        if start_counts:
+            self.add_callback(StartCounts(self))
         chats = chat_items(search, recipe)
         shared = (self.conversation, recipe, self._say, chats, self.group)
         self.makers = [BatchMaker(one.dataset, one.pairs, *shared) for one in self.sources]
@@ -127,6 +131,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         items, stage, source = list(batch.items), self.stage, self.sources[number]
         limit = stage.micro_tokens or TOKENS_PER_BATCH // 2
         cache = stage.micro_tokens is not None and len(list(length_batches(items, len(items), limit))) > 1
+        self.learnt.count += sum(len(item.ids) for item in items)
         chunks = list(length_batches(items, len(items), min(limit, tokens_per_pass(self.args.device))))
         self.dealt = is_dealt(model)
         if self.dealt:  # every process must make as many passes: a token that teaches nothing fills up
@@ -318,6 +323,7 @@ def train_stage1(
     folder: Path,
     tell: Tell | None = None,
     others: Sequence[RetrievalDataset] = (),
+    start_counts: bool = False,
 ) -> list[dict[str, float]]:
     """Train `search` in place; it ends as the best checkpoint by dev nDCG@10.
 
@@ -325,6 +331,7 @@ def train_stage1(
 
     Args:
         others: the data sets of `data.mixture`, in its order.
+        start_counts: the best checkpoint may be the model as it came.
 
     Returns:
         the curve: one entry a logged step with `loss`, its parts, and the dev figures (`eval_…`).
@@ -335,7 +342,7 @@ def train_stage1(
         add_adapter(search, recipe)
     elif recipe.stage1.kl:
         base = copy.deepcopy(search.model).eval().requires_grad_(False)
-    trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell, others)
+    trainer = Stage1Trainer(search, base, dataset, recipe, folder, tell, others, start_counts)
     trainer.train(resume_from_checkpoint=resume_point(folder, trainer.group))
     search.model = whole_model(trainer.model, trainer.accelerator)
     search.autocast = precision(recipe)

@@ -225,6 +225,8 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             self.note(**{f"audit_{name}": value for name, value in figures.items() if isfinite(value)})
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+        if self.model.training:
+            self.learnt.count += int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
         loss = self.stage.policy_gradient * super()._compute_loss(model, inputs)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
@@ -240,6 +242,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         parts = self.args.steps_per_generation
         for texts, gradients in term.passes(self._step % parts, parts):
             items = [Item.of(one, (), learn=False, anchor=False) for one in texts]
+            self.learnt.count += sum(len(item.ids) for item in items)
             with self.accelerator.autocast():
                 vectors = run(self.accelerator.unwrap_model(model), items, self.pad_id).vectors
             total = total + (gradients * vectors).sum()

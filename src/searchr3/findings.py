@@ -1,0 +1,128 @@
+"""What a folder of `searchr3 evidence` holds by now: its results read, and weighed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searchr3.evaluation.comparison import read_queries, read_results
+from searchr3.evaluation.evidence import RUNS, STAGES, WITHOUT_REWARD, label_point, weigh
+from searchr3.training.arms import DIRECT_ONLY, NO_CONTRASTIVE, NO_POLICY, gradient_tokens, stage2_arms
+from searchr3.training.recipe import Recipe
+
+CURVES = {
+    "stage2": "checkpoints/stage2.curve.json",
+    DIRECT_ONLY: f"{DIRECT_ONLY}/checkpoints/stage1.curve.json",
+    NO_POLICY: f"{NO_POLICY}/checkpoints/stage2.curve.json",
+    NO_CONTRASTIVE: f"{NO_CONTRASTIVE}/checkpoints/stage2.curve.json",
+}
+"""Where the curve of each training on stage 2's queries lies in a seed's folder."""
+
+Runs = Mapping[str, Mapping[str, float]]
+"""run → query id → nDCG@10."""
+
+
+def findings(
+    path: Path, recipe: Recipe, labels: Mapping[int, Path] | None = None, rival: bool = False
+) -> dict[str, Any]:
+    """The figures of all seeds whose results are there, see `docs/evidence.md`.
+
+    Args:
+        path: the folder of the evidence.
+        labels: number of labelled queries → the folder of its seeds, for the curve over labels.
+        rival: one was named.
+
+    Returns:
+        `{"seeds", "labels"}`, and from the first whole seed on all of `weigh`, sizes and costs.
+    """
+    models = ["stage1", "stage2", DIRECT_ONLY, *stage2_arms(recipe)]
+    seeds = _seeds(path, models)
+    found: dict[str, Any] = {"seeds": [int(folder.name.removeprefix("seed-")) for folder in seeds]}
+    if seeds:
+        summary = read_results(_results(seeds[0], "stage2"))
+        found |= {key: summary[key] for key in ("data", "split", "documents", "queries")}
+        baselines = {name: _runs(_results(path, name)) for name in ("bm25", "rival")[: 1 + rival]}
+        found |= weigh(_values([_models(folder, models) for folder in seeds], baselines, recipe))
+        found |= _costs(seeds)
+    points = [_label_point(number, place, recipe) for number, place in sorted((labels or {}).items())]
+    return found | {"labels": [point for point in points if point]}
+
+
+def _results(folder: Path, name: str) -> Path:
+    return folder / "results" / f"{name}.json"
+
+
+def _seeds(path: Path, models: Sequence[str]) -> list[Path]:
+    """The folders of seeds that hold the results of all `models`, in order."""
+    folders = [one for one in path.glob("seed-*") if all(_results(one, name).is_file() for name in models)]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("seed-")))
+
+
+def _runs(place: Path) -> dict[str, dict[str, float]]:
+    return {run: metrics["ndcg@10"] for run, metrics in read_queries(place).items()}
+
+
+def _models(folder: Path, models: Sequence[str]) -> dict[str, Runs]:
+    """Model → its runs, of one seed."""
+    return {name: _runs(_results(folder, name)) for name in models}
+
+
+def _values(
+    seeds: Sequence[Mapping[str, Runs]], baselines: Mapping[str, Runs], recipe: Recipe
+) -> dict[str, np.ndarray]:
+    """Run, a key of `RUNS` → (seeds, queries)."""
+    ids = list(seeds[0]["stage2"]["reasoned"])
+    found = {}
+    for name, one in RUNS.items():
+        model, run = one.place
+        if name == WITHOUT_REWARD and not recipe.stage2.contrastive:
+            model = "stage1"  # nothing else has taught: stage 2 without its reward is stage 1
+        rows = [seed[model][run] for seed in seeds if run in seed.get(model, ())]
+        if name in baselines:
+            (row,) = baselines[name].values()
+            rows = [row]
+        if rows:
+            found[name] = np.array([[row[query] for query in ids] for row in rows])
+    return found
+
+
+def _costs(seeds: Sequence[Path]) -> dict[str, Any]:
+    """Thinking tokens and emission rate of stage 2, gradient tokens and seconds of each training; means."""
+    summaries = [read_results(_results(folder, "stage2")) for folder in seeds]
+    thinking = [run for one in summaries for run in one["runs"] if run["name"] == "reasoned"]
+    found = {
+        "thinking_tokens": _mean([run["thinking_tokens_mean"] for run in thinking]),
+        "emission_rate": _mean([run["emission_rate"] for run in thinking]),
+    }
+    for name, place in CURVES.items():
+        curves = [_read(folder / place) for folder in seeds if (folder / place).is_file()]
+        if curves:
+            found[f"gradient_tokens_{name}"] = _mean([gradient_tokens(curve) for curve in curves])
+    clocks = [_read(folder / "progress.json") for folder in seeds]
+    spent: dict[str, list[float]] = {}
+    for clock in clocks:
+        for phase, seconds in clock.items():  # "seed-0 stage1", "seed-1 stage1", …
+            spent.setdefault(phase.partition(" ")[2], []).append(seconds)
+    return found | {"seconds": {phase: _mean(each) for phase, each in spent.items()}}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _read(place: Path) -> Any:
+    return json.loads(place.read_text(encoding="utf-8"))
+
+
+def _label_point(labels: int, place: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """One point of the curve over labels, if a seed of it is there."""
+    models = ["stage1", "stage2"]
+    seeds = _seeds(place, models)
+    if not seeds:
+        return None
+    values = _values([_models(folder, models) for folder in seeds], {}, recipe)
+    return {"labels": labels, "seeds": len(seeds), **label_point({name: values[name] for name in STAGES})}

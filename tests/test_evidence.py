@@ -1,0 +1,275 @@
+"""`searchr3 evidence`: everything once, whatever interrupted it, and the whole of it for real on a toy."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from searchr3.cli import app
+from searchr3.dataset import RetrievalDataset
+from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.evaluation import Hit, Results, Run, evaluate
+from searchr3.evaluation.evidence import RUNS, TO_BEAT
+from searchr3.evidence import CONTROLS, Plan, gather
+from searchr3.model import SearchR3
+from searchr3.pipeline import train
+from searchr3.ranking import METRICS
+from searchr3.training.recipe import Recipe
+from searchr3.training.recipe_file import load_recipe
+
+SHORT = ("data.source=toy", "stage2.contrastive=0.5", "data.stage1_queries=40", "data.dev_queries=2")
+
+
+@pytest.fixture
+def here(tmp_path: Path, toy: RetrievalDataset, toy_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with `toy/` and `recipe.yaml`."""
+    toy.save(tmp_path / "toy")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(toy_recipe(*SHORT).dump()), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Stage:
+    """Stands in for training and measuring: quick, and it tells what was done, from which start.
+
+    Attributes:
+        done: what was trained or measured, in order.
+        left: so many may still be done, then the next is interrupted.
+    """
+
+    def __init__(self, toy: RetrievalDataset) -> None:
+        self.done: list[tuple[Any, ...]] = []
+        self.left = 10**9
+        self.ids = tuple(toy.qrels["test"])
+
+    def _one(self, *what: Any) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.done.append(what)
+
+    def _train(self, stage: str, model: SearchR3, dataset: RetrievalDataset, recipe: Recipe) -> list[Any]:
+        weight = model.model.model.norm.weight
+        what = recipe.name.partition(", ")[2] or stage
+        labels = len(dataset.split("stage1"))
+        self._one(what, recipe.seed, labels, round(weight[0].item(), 2))
+        with torch.no_grad():
+            weight[0] = {"stage1": 2.0, "stage2": 3.0}[stage] + 0.1 * recipe.seed
+        return [{"step": 1, "gradient_tokens": 10_000}]
+
+    def train_stage1(self, model: SearchR3, dataset: Any, recipe: Recipe, *_: Any, **__: Any) -> list[Any]:
+        return self._train("stage1", model, dataset, recipe)
+
+    def train_stage2(self, model: SearchR3, dataset: Any, recipe: Recipe, *_: Any, **__: Any) -> list[Any]:
+        return self._train("stage2", model, dataset, recipe)
+
+    def evaluate(self, model: Any, dataset: Any, **asked: Any) -> Results:
+        reasoning, controls = asked.get("reasoning", "both"), asked.get("controls", ())
+        self._one("measured", asked["name"], reasoning, tuple(controls))
+        names = ["direct", *(["reasoned"] if reasoning == "both" else []), *controls]
+        runs = tuple(self.run(name, asked["name"]) for name in names)
+        return Results(asked["name"], "toy", "test", 150, self.ids, runs)
+
+    def run(self, name: str, of: str) -> Run:
+        rng = np.random.default_rng([*map(ord, name + of)])
+        values = {
+            metric: dict(zip(self.ids, rng.uniform(size=len(self.ids)), strict=True)) for metric in METRICS
+        }
+        thoughts = {key: _Thought() for key in self.ids} if name == "reasoned" else {}
+        return Run(name, values, {key: [Hit("d0", 1.0)] for key in self.ids}, 1.0, thoughts)
+
+
+class _Thought:
+    text, token_ids, emitted = "one two", (1, 2), True
+
+
+@pytest.fixture
+def stage(toy: RetrievalDataset, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stand_in = Stage(toy)
+    monkeypatch.setattr("searchr3.training.stage1.train_stage1", stand_in.train_stage1)
+    monkeypatch.setattr("searchr3.training.stage2.train_stage2", stand_in.train_stage2)
+    monkeypatch.setattr("searchr3.evaluation.evaluate", stand_in.evaluate)
+    return stand_in
+
+
+def without_clock(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "seconds"}
+
+
+# What is done
+
+
+def test_every_arm_begins_with_the_seeds_own_stage_1(here: Path, stage: Stage) -> None:
+    gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=2))
+
+    trained = [one for one in stage.done if one[0] != "measured"]
+    start = round(SearchR3("out/base").model.model.norm.weight[0].item(), 2)
+    for seed, of_stage1 in ((0, 2.0), (1, 2.1)):
+        assert [one for one in trained if one[1] == seed] == [
+            ("stage1", seed, 40, start),
+            ("stage2", seed, 40, of_stage1),
+            ("direct_only", seed, 43, of_stage1),  # all 43 queries of stage 2
+            ("no_policy", seed, 40, of_stage1),
+            ("no_contrastive", seed, 40, of_stage1),
+        ]
+    measured = {one[1:] for one in stage.done if one[0] == "measured"}
+    assert measured == {
+        *(
+            (f"seed-{seed} {name}", "both", ())
+            for seed in (0, 1)
+            for name in ("stage1", "no_policy", "no_contrastive")
+        ),
+        *((f"seed-{seed} stage2", "both", CONTROLS) for seed in (0, 1)),
+        *((f"seed-{seed} direct_only", "off", ()) for seed in (0, 1)),
+    }
+    assert load_recipe("out/seed-1/recipe.yaml").seed == 1
+    assert load_recipe("out/seed-1/no_policy/recipe.yaml").stage2.policy_gradient == 0
+    assert RetrievalDataset.load("out/data").qrels == RetrievalDataset.load("toy").qrels  # uncut
+
+
+def test_the_figures_are_those_of_the_right_runs(here: Path, stage: Stage) -> None:
+    found = gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=2))
+
+    for name, one in RUNS.items():
+        if name not in ("bm25", "rival"):
+            model, run = one.place
+            runs = [stage.run(run, f"seed-{seed} {model}").values["ndcg@10"] for seed in (0, 1)]
+            assert found[name] == pytest.approx(np.mean([[*values.values()] for values in runs]))
+    assert "rival" not in found and found["bm25"] > 0.5
+    assert found["complete"] and found["seeds"] == [0, 1]
+    assert (found["thinking_tokens"], found["emission_rate"]) == (2.0, 1.0)
+    assert found["gradient_tokens_stage2"] == found["gradient_tokens_direct_only"] == 10_000
+    assert set(found["seconds"]) >= {"stage1", "stage2 evaluation", "direct_only"}
+    assert found["verdict"]["thinking_helped"] is False
+    assert found == json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))
+    assert found["verdict"]["sentences"][0] in Path("out/evidence.html").read_text(encoding="utf-8")
+
+
+def test_killed_at_every_turn_it_does_everything_once(here: Path, stage: Stage) -> None:
+    plan = Plan(seeds=1, labels=(20,))
+    expected = without_clock(gather("recipe.yaml", output=Path("whole"), plan=plan))
+    everything, stage.done = stage.done, []
+
+    killed = 0
+    while True:
+        stage.left = 1
+        try:
+            found = gather("recipe.yaml", output=Path("out"), plan=plan, resume=killed > 0)
+            break
+        except KeyboardInterrupt:
+            killed += 1
+
+    assert killed == len(everything) == 14
+    assert stage.done == everything
+    assert without_clock(found) == expected
+
+
+def test_more_may_be_asked_for_later(here: Path, stage: Stage) -> None:
+    gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=1))
+    stage.done.clear()
+
+    found = gather("recipe.yaml", output=Path("out"), plan=Plan(2, (20, 40), label_seeds=1), resume=True)
+
+    trained = [one[:3] for one in stage.done if one[0] in ("stage1", "stage2")]
+    assert trained == [("stage1", 1, 40), ("stage2", 1, 40), ("stage1", 0, 20), ("stage2", 0, 20)]
+    assert found["seeds"] == [0, 1]
+    assert [(point["labels"], point["seeds"]) for point in found["labels"]] == [(20, 1), (40, 2)]
+    assert found["labels"][1]["reasoned2"] == found["reasoned2"]  # the recipe's own number is no new run
+
+
+def test_evidence_so_far_is_told_after_every_seed(here: Path, stage: Stage) -> None:
+    stage.left = 12
+    with pytest.raises(KeyboardInterrupt):
+        gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=3))
+    found = json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))
+    assert (found["complete"], found["seeds"]) == (False, [0])
+    assert "not complete yet" in Path("out/evidence.html").read_text(encoding="utf-8")
+
+
+def test_without_a_contrastive_term_stage_1_is_what_reinforcement_must_be_above(
+    here: Path, stage: Stage
+) -> None:
+    found = gather("recipe.yaml", ["stage2.contrastive=0"], Path("out"), Plan(seeds=1))
+    assert not {one[0] for one in stage.done} & {"no_policy", "no_contrastive"}
+    assert found["control_b"] == found["reasoned1"]
+    assert "control_c" not in found
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "plan", "message"),
+    [
+        (["stage2.steps=0"], Plan(), "evidence needs both stages; set both above 0"),
+        ([], Plan(labels=(20, 900)), "--labels 900: toy has 64 labelled queries for stage 1; leave it out"),
+        ([], Plan(rival="nowhere"), "baseline nowhere: neither bm25, nor a folder, nor a Hub id"),
+        (["data.stage2_queries=1"], Plan(), "wants 2 queries, but the split 'stage2' of toy has 1"),
+    ],
+)
+def test_faults_are_told_before_anything_is_trained(
+    here: Path, stage: Stage, overrides: list[str], plan: Plan, message: str
+) -> None:
+    with pytest.raises(SearchR3Error, match=message):
+        gather("recipe.yaml", overrides, Path("out"), plan)
+    assert stage.done == []
+
+
+def test_only_its_own_folder_is_gone_on_with(here: Path, stage: Stage) -> None:
+    (here / "other").mkdir()
+    (here / "other" / "note.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(SearchR3Error, match="other: exists and holds no evidence; choose another folder"):
+        gather("recipe.yaml", output=Path("other"), resume=True)
+    (here / "run" / "checkpoints").mkdir(parents=True)
+    (here / "run" / "recipe.yaml").write_text((here / "recipe.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(SearchR3Error, match="run: holds the run of another command; choose another folder"):
+        gather("recipe.yaml", output=Path("run"), resume=True)
+
+    gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=1))
+
+    with pytest.raises(SearchR3Error, match="out: holds evidence already; add to it with --resume or choose"):
+        gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=1))
+    with pytest.raises(RecipeError, match="was begun with another recipe"):
+        gather("recipe.yaml", ["stage2.steps=4"], Path("out"), Plan(seeds=1), resume=True)
+    with pytest.raises(SearchR3Error, match="out: holds what `searchr3 evidence` gathers; choose another"):
+        train("recipe.yaml", output=Path("out"), resume=True)
+
+
+def test_numbers_of_labels_are_whole_and_above_0(here: Path) -> None:
+    for wrong in ("many", "0,100", "-5"):
+        result = CliRunner().invoke(app, ["evidence", "recipe.yaml", f"--labels={wrong}", "--output", "out"])
+        assert result.exit_code == 1 and "whole numbers above 0" in result.output
+    assert not Path("out").exists()
+
+
+# For real
+
+
+def test_the_command_on_a_toy(here: Path) -> None:
+    """Two seeds of everything with a tiny model, a step or two each."""
+    if "controls" not in inspect.signature(evaluate).parameters:
+        pytest.skip("evaluate has no controls")
+    steps = ("stage1.steps=2", "stage2.steps=1", "stage2.evaluate_every=1")
+    command = ["evidence", "recipe.yaml", *steps, "--seeds", "2", "--labels", "20,40", "--output", "out"]
+
+    result = CliRunner().invoke(app, [*command, "--json"])
+
+    assert result.exit_code == 0, result.output
+    found = json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))
+    assert found == json.loads(result.stdout)
+    assert {*TO_BEAT, *RUNS} - {"rival"} <= found.keys()
+    tokens, equal = found["gradient_tokens_stage2"], found["gradient_tokens_direct_only"]
+    steps_of_a = load_recipe("out/seed-0/direct_only/recipe.yaml").stage1.steps
+    assert abs(tokens - equal) <= equal / steps_of_a
+    assert [point["labels"] for point in found["labels"]] == [20, 40]
+    assert not list(Path("out").rglob("checkpoint-*"))  # nothing is left but models, curves and results
+
+    again = CliRunner().invoke(app, [*command, "--resume"])
+    assert again.exit_code == 0, again.output
+    assert "reasoned 2 − it" in again.stdout and found["verdict"]["sentences"][0] in again.stdout
