@@ -318,7 +318,7 @@ def test_a_killed_base_goes_on_to_the_same_weights(
 
     with pytest.raises(SearchR3Error, match="go on with --resume"):
         made(tmp_path / "cut", settings)
-    with pytest.raises(SearchR3Error, match=r"differs in settings\.seed"):
+    with pytest.raises(SearchR3Error, match=r"differs in read, settings\.seed;"):
         made(tmp_path / "cut", Settings(**{**vars(settings), "seed": 1}), resume=True)
     again = made(tmp_path / "cut", settings, resume=True)
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)

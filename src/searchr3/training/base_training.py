@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, SequentialSampler, Subset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, Trainer, TrainingArguments
 
 from searchr3.dataset.splits import fraction
@@ -93,6 +93,10 @@ class BaseTrainer(WholeCheckpoints, Trainer):
         if self.planned:
             return SequentialSampler(self.train_dataset)
         return super()._get_train_sampler(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        rows = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        return self.accelerator.prepare(DataLoader(rows, batch_size=8))  # also the last rows, which are few
 
 
 def make_base(
@@ -240,7 +244,6 @@ def _arguments(folder: Path, settings: Settings, measured: bool) -> TrainingArgu
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=16,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": max(1, steps // 4)},
