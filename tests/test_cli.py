@@ -169,8 +169,13 @@ class WordModel:
 
     def __init__(self, path: str, **options: Any) -> None:
         self.path, self.options = path, options
+        self.conversation = SimpleNamespace(
+            thought_ids=lambda texts: [[1] for _ in texts], thought_text=lambda ids: "please " * len(ids)
+        )
 
-    def generate(self, batch: Any, max_new_tokens: int) -> list[SimpleNamespace]:
+    def generate(
+        self, batch: Any, max_new_tokens: int, temperature: float = 0.0, seed: int | None = None
+    ) -> list[SimpleNamespace]:
         return [SimpleNamespace(text=text.split()[0], token_ids=(1,), emitted=True) for text in batch]
 
     def encode_document(self, documents: Any) -> np.ndarray:
@@ -250,6 +255,22 @@ def test_evaluate_as_json_is_one_object_and_takes_split_reasoning_and_baselines(
     assert {*Path().iterdir()} == {Path("pantry")}, "nothing is written unless asked for"
 
 
+def test_evaluate_tells_what_thinking_is_worth(pantry: Path) -> None:
+    asked = ("--controls", "all", "--budget", "0,4", "--samples", "1,2")
+    result = run("evaluate", "m", "--data", "pantry", *asked, "--output", "a.json")
+    assert result.exit_code == 0
+    for words in ("reasoned − filler", "bm25+trace", "thinking budget (direct: 1.000)", "sampled thoughts"):
+        assert words in result.stdout
+    saved = json.loads(Path("a.json").read_text())
+    kinds = [run["name"] for run in saved["runs"] if run["kind"] == "control"]
+    assert kinds == ["other_trace", "filler", "repeated", "bm25+trace"]
+    assert [point["tokens"] for point in saved["curves"]["budget"]] == [0, 4]
+    assert [point["samples"] for point in saved["curves"]["samples"]] == [1, 2]
+    assert saved["uncertainty"]["samples"] == 2 and saved["examples"].keys() == {"helped", "hurt"}
+    one = run("evaluate", "m", "--data", "pantry", "--controls", "filler", "--json")
+    assert [each["name"] for each in json.loads(one.stdout)["runs"]][2:] == ["filler", "bm25"]
+
+
 def test_evaluate_names_what_is_missing_before_the_model_is_loaded(
     pantry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +280,11 @@ def test_evaluate_names_what_is_missing_before_the_model_is_loaded(
     assert_one_line(run("evaluate", "m", "--data", "pantry", "--output", "."), 1, "is a folder")
     assert_one_line(run("evaluate", "m", "--data", "pantry", "--baseline", "bm52"), 1, "baseline bm52")
     assert run("evaluate", "m", "--data", "pantry", "--reasoning", "perhaps").exit_code == 2
+    controls = ("evaluate", "m", "--data", "pantry", "--controls")
+    assert_one_line(run(*controls, "filer"), 1, "no control 'filer'", "'filler'")
+    assert_one_line(run(*controls, "all", "--reasoning", "off"), 1, "reasoning is off")
+    for wrong in (("--budget", "4,-1"), ("--budget", "four"), ("--samples", "0,2"), ("--samples", "1.5")):
+        assert run("evaluate", "m", "--data", "pantry", *wrong).exit_code == 2
 
 
 @pytest.mark.parametrize("command", [("evaluate", "m", "--data", "python"), ("traces", "python")])

@@ -71,6 +71,12 @@ def test_it_shows_recipe_and_costs_and_writes_nothing(here: Path) -> None:
     assert sorted(os.listdir()) == before
 
 
+def test_it_counts_the_queries_that_the_recipe_keeps(here: Path) -> None:
+    output = look("data.stage1_queries=20", "data.stage2_queries=9", *GIVEN)
+    assert "stage1 20, stage2 9" in output
+    assert "wants 2 queries, but the split 'stage2' of toy has 1" in fault("data.stage2_queries=1", *GIVEN)
+
+
 def test_the_weights_are_not_read_when_the_speed_is_given(here: Path) -> None:
     weights = here / "base" / "model.safetensors"
     weights.write_bytes(b"nothing that could be read")

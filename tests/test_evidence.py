@@ -152,7 +152,7 @@ def test_the_figures_are_those_of_the_right_runs(here: Path, stage: Stage) -> No
 
 
 def test_killed_at_every_turn_it_does_everything_once(here: Path, stage: Stage) -> None:
-    plan = Plan(seeds=1, labels=(20,))
+    plan = Plan(seeds=1)
     expected = without_clock(gather("recipe.yaml", output=Path("whole"), plan=plan))
     everything, stage.done = stage.done, []
 
@@ -165,7 +165,7 @@ def test_killed_at_every_turn_it_does_everything_once(here: Path, stage: Stage) 
         except KeyboardInterrupt:
             killed += 1
 
-    assert killed == len(everything) == 14
+    assert killed == len(everything) - 1 == 9
     assert stage.done == everything
     assert without_clock(found) == expected
 

@@ -111,6 +111,23 @@ def test_samples_come_from_the_whole_distribution(search: SearchR3) -> None:
         assert expected > 0.01
 
 
+def test_a_seed_is_a_thought_and_leaves_the_process_its_own_numbers(search: SearchR3) -> None:
+    def sample(seed: int | None) -> list[Reasoning]:
+        return search.generate(QUERIES, 6, temperature=1.0, seed=seed)
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = sample(1)
+    assert torch.equal(torch.rand(3), expected)
+    assert sample(1) == first
+    assert sample(2) != first
+    torch.manual_seed(5)
+    free = sample(None)
+    assert sample(None) != free
+    assert search.generate(QUERIES, 6, seed=1) == search.generate(QUERIES, 6)  # greedy
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_training_mode_is_as_before(search: SearchR3, training: bool) -> None:
     prompts = search.conversation.reasoning_prompts(["a"])

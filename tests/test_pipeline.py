@@ -22,7 +22,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.model import SearchR3
 from searchr3.pipeline import RunFolder, search
-from searchr3.preparation import bundled_base, make_base_model, make_dataset
+from searchr3.preparation import bundled_base, limited, make_base_model, make_dataset
 from searchr3.progress import Screen
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
@@ -416,6 +416,36 @@ def test_stage_2_gets_the_vectors_of_the_documents_that_may_be_trained_on(
     RunFolder(tmp_path, toy_recipe(), Screen()).train_stage("stage2", None, dataset, tmp_path, rows)  # type: ignore[arg-type]
 
     assert seen[0][5][:, 0].tolist() == [row for row, key in enumerate(toy.corpus) if key not in held_out]
+
+
+# Fewer labels
+
+
+def test_fewer_labelled_queries_are_nested_and_change_nothing_else(
+    toy: RetrievalDataset, toy_recipe: MakeRecipe
+) -> None:
+    few, more = (
+        limited(toy, toy_recipe(f"data.stage1_queries={n}", "data.stage2_queries=5")) for n in (9, 30)
+    )
+
+    assert few.qrels["stage1"].items() < more.qrels["stage1"].items() < toy.qrels["stage1"].items()
+    assert (len(few.qrels["stage1"]), len(more.qrels["stage1"]), len(few.qrels["stage2"])) == (9, 30, 5)
+    assert few.corpus == toy.corpus
+    assert [few.qrels[split] for split in ("dev", "test")] == [toy.qrels[split] for split in ("dev", "test")]
+    assert limited(more, toy_recipe("data.stage1_queries=9")).qrels["stage1"] == few.qrels["stage1"]
+    assert limited(toy, toy_recipe("data.stage1_queries=5000")).qrels == toy.qrels
+
+
+def test_a_run_learns_from_fewer_queries_and_keeps_all(
+    here: Path, toy_recipe: MakeRecipe, toy: RetrievalDataset
+) -> None:
+    recipe = toy_recipe("data.source=toy", "data.stage1_queries=20")
+
+    made, _ = begin(Path("run"), recipe, resume=False).begin()
+    found, _ = begin(Path("run"), recipe, resume=True).begin()
+
+    assert len(made.qrels["stage1"]) == 20 and found.qrels == made.qrels
+    assert RetrievalDataset.load("run/data").qrels == toy.qrels
 
 
 # Search

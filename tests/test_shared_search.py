@@ -68,6 +68,33 @@ def test_each_thinks_for_its_part(
     assert sorted(asked) == [3, 4]
 
 
+def test_each_rank_has_a_seed_of_its_own(
+    search: SearchR3, on_ranks: OnRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int | None] = []
+    copies = [own(search) for _ in range(3)]
+    generate = SearchR3.generate
+
+    def noted(
+        self: SearchR3, batch: Any, tokens: int, temperature: float, instruction: Any, seed: Any
+    ) -> Any:
+        seeds.append(seed)
+        return generate(self, batch, tokens, 0.0, instruction)
+
+    monkeypatch.setattr(SearchR3, "generate", noted)
+
+    def think(seed: int | None) -> None:
+        on_ranks(
+            3, lambda group: SharedSearch.over(copies[group.rank], group).generate(TEXTS, 2, 1.0, seed=seed)
+        )
+
+    think(1)
+    think(2)
+    assert len({*seeds}) == 6
+    think(None)
+    assert seeds[6:] == [None] * 3
+
+
 def test_alone_it_is_the_model_itself(search: SearchR3) -> None:
     shared = SharedSearch.over(search, ALONE)
     assert np.array_equal(shared.encode_document(TEXTS), search.encode_document(TEXTS))

@@ -9,7 +9,7 @@ import typer
 
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, json_text
-from searchr3.options import Json, SplitBy, names
+from searchr3.options import Json, SplitBy, names, numbers
 from searchr3.terminal import show
 
 
@@ -37,20 +37,42 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
     as_json: Json = False,
+    controls: Annotated[
+        str,
+        typer.Option(
+            help="all, or some of other_trace, filler, repeated, bm25+trace: is it what the thoughts say?"
+        ),
+    ] = "",
+    budget: Annotated[
+        str, typer.Option(help="nDCG@10 at most so many tokens a thought, such as 0,4,8,16,32,64,128.")
+    ] = "",
+    samples: Annotated[
+        str, typer.Option(help="nDCG@10 of the mean of so many sampled thoughts, such as 1,2,4,8.")
+    ] = "",
 ) -> None:
     """Measure a model against baselines.
 
     Ranks the whole corpus for every query of a split, with 95 % intervals and paired differences.
     """
+    budgets, counts = numbers(budget, "--budget", 0), numbers(samples, "--samples", 1)
     if output:
         _check_results(output, overwrite)
     from searchr3 import SearchR3, load_dataset
-    from searchr3.evaluation import check_baselines, differences_table, results_table
+    from searchr3.evaluation import (
+        CONTROLS,
+        check_baselines,
+        check_controls,
+        curve_tables,
+        differences_table,
+        results_table,
+    )
     from searchr3.evaluation import evaluate as measure
     from searchr3.progress import Screen, hush_transformers
 
     hush_transformers()
     # what is not there is told before the model is loaded
+    wanted = CONTROLS if controls == "all" else names(controls)
+    check_controls(wanted, reasoning)
     check_baselines(names(baseline))
     dataset = load_dataset(data, split_by=split_by)
     dataset.split(split)
@@ -66,13 +88,18 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             progress=screen.work,
             name=model,
+            controls=wanted,
+            budgets=budgets,
+            samples=counts,
         )
     if output:
         results.save(output)
     if as_json:
         print(json_text(results.summary))
     else:
-        show(results_table(results.summary), differences_table(results.summary["differences"], ["ndcg@10"]))
+        summary = results.summary
+        differences = differences_table(summary["differences"], ["ndcg@10"])
+        show(results_table(summary), differences, *curve_tables(summary))
 
 
 def _check_results(output: Path, overwrite: bool) -> None:
@@ -94,7 +121,8 @@ def compare(
 ) -> None:
     """Compare two evaluations, query by query.
 
-    Prints for each run and metric the mean of A − B, its 95 % interval and p.
+    Prints for each run and metric the mean of A − B, its 95 % interval and p, also corrected (Holm) for
+    the number of rows.
     """
     from searchr3.evaluation import compare as between
     from searchr3.evaluation import differences_table

@@ -174,6 +174,10 @@ class Conversation:
         """Token ids of reasoning that was written as text, such as a trace."""
         return self._text_ids(texts)
 
+    def thought_text(self, ids: Sequence[int]) -> str:
+        """Reasoning as text, for people: what was said is `ids`."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
     def is_thought(self, ids: Sequence[int], least_tokens: int = 1) -> bool:
         """Whether reasoning is a thought: long enough, and not the fixed answer of the direct form."""
         return len(ids) >= least_tokens and list(ids) != self._answer

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from searchr3.evaluation.comparison import read_queries, read_results
 from searchr3.evaluation.evidence import RUNS, STAGES, WITHOUT_REWARD, label_point, weigh
+from searchr3.evaluation.saved import read_queries, read_results
 from searchr3.training.arms import DIRECT_ONLY, NO_CONTRASTIVE, NO_POLICY, gradient_tokens, stage2_arms
 from searchr3.training.recipe import Recipe
 

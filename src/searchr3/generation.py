@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -128,9 +129,22 @@ def reason(
             completions = [[] for _ in rows]
         for row, completion in zip(rows, completions, strict=True):
             thought, emitted = split_completion(completion, conversation)
-            text = conversation.tokenizer.decode(thought, skip_special_tokens=True).strip()
-            results[row] = Reasoning(text, tuple(thought), emitted)
+            results[row] = Reasoning(conversation.thought_text(thought), tuple(thought), emitted)
     return [result for result in results if result is not None]
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of `seed` within, on the CPU and `device`; before and after, those of the process.
+
+    With None nothing is changed.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def without_wrapper(model: PreTrainedModel) -> PreTrainedModel:

@@ -23,7 +23,7 @@ from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_tok
 from searchr3.embedding import Embedder, length_batches, tokens_per_pass
 from searchr3.errors import ModelError, first_line
 from searchr3.files import new_folder
-from searchr3.generation import Reasoning, padding_id, reason
+from searchr3.generation import Reasoning, padding_id, reason, seeded
 from searchr3.loading import SETTINGS, load_parts, load_skeleton
 
 Progress = Callable[[int, int], None]
@@ -133,10 +133,15 @@ class SearchR3:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         instruction: str | None = None,
+        seed: int | None = None,
     ) -> list[Reasoning]:
-        """Let the model think about each query. Greedy at temperature 0, sampled above."""
+        """Let the model think about each query. Greedy at temperature 0, sampled above.
+
+        A `seed` makes samples repeatable for the same batch on the same machine; by default they go on with
+        the random numbers of the process.
+        """
         prompts = self.conversation.reasoning_prompts(_texts(batch, "batch"), instruction)
-        with self._precision():
+        with self._precision(), seeded(seed, self.device):
             return reason(
                 self.model, self.conversation, prompts, max_new_tokens, temperature, self.batch_size
             )

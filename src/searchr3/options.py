@@ -18,6 +18,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
 
+def numbers(text: str, option: str, least: int) -> list[int]:
+    """The whole numbers in a text that has commas between them, none below `least`."""
+    found = names(text)
+    if not all(name.isdecimal() and int(name) >= least for name in found):
+        raise typer.BadParameter(f"whole numbers of at least {least}, with commas between", param_hint=option)
+    return [int(name) for name in found]
+
+
 def names(text: str) -> list[str]:
     """The names in a text that has commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -54,10 +54,13 @@ class SharedSearch(SearchR3):
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         instruction: str | None = None,
+        seed: int | None = None,
     ) -> list[Reasoning]:
-        """As of `SearchR3`; each rank thinks about every `size`-th text."""
+        """As of `SearchR3`; each rank thinks about every `size`-th text, with a seed of its own."""
         group, texts = self.group, list(batch)
-        own = super().generate(texts[group.rank :: group.size], max_new_tokens, temperature, instruction)
+        seed = None if seed is None else seed * group.size + group.rank
+        part = texts[group.rank :: group.size]
+        own = super().generate(part, max_new_tokens, temperature, instruction, seed)
         # as bytes: what is gathered has one dtype, and a text may hold any character
         said = [np.frombuffer(one.text.encode(), dtype=np.uint8) for one in own]
         ids = [np.array(one.token_ids, dtype=np.int64) for one in own]

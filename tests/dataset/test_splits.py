@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr3.dataset.splits import SHARES, TRAIN_DEV_SHARES, TRAIN_SHARES, fraction, query_key, split_of
+from searchr3.dataset.splits import (
+    SHARES,
+    TRAIN_DEV_SHARES,
+    TRAIN_SHARES,
+    first_of,
+    fraction,
+    query_key,
+    split_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +61,19 @@ def test_key_is_settled(text):
 def test_key_ignores_case_space_and_punctuation():
     assert query_key("  Return the *name*, of `file_name`.\n") == query_key("return THE name of file name")
     assert query_key("???") == "???"
+
+
+@given(st.sets(st.text(max_size=8), max_size=40), st.integers(0, 50), st.integers(0, 50), st.randoms())
+def test_the_first_of_some_keys_are_nested_whatever_their_order(keys, few, many, rng):
+    few, many = sorted((few, many))
+    shuffled = sorted(keys)
+    rng.shuffle(shuffled)
+    chosen = first_of(keys, many, "toy")
+    assert len(chosen) == min(many, len(keys)) and set(chosen) <= keys
+    assert first_of(shuffled, few, "toy") == chosen[:few]
+
+
+def test_purposes_choose_apart():
+    keys = [str(number) for number in range(2000)]
+    both = {*first_of(keys, 1000, "one")} & {*first_of(keys, 1000, "another")}
+    assert 400 < len(both) < 600

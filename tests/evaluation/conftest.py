@@ -84,3 +84,58 @@ def make_data() -> Callable[..., RetrievalDataset]:
 @pytest.fixture
 def data(make_data: Callable[..., RetrievalDataset]) -> RetrievalDataset:
     return make_data()
+
+
+class Tokens:
+    """Token ids of words, one each, as they come; "." is a word too."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def thought_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        found = [re.findall(r"\w+|[^\w\s]", text) for text in texts]
+        self.words += [word for words in found for word in words if word not in self.words]
+        return [[self.words.index(word) for word in words] for words in found]
+
+    def thought_text(self, ids: Sequence[int]) -> str:
+        return " ".join(self.words[index] for index in ids)
+
+
+class Thinker(BagOfWords):
+    """Thinks its query's words backwards, and one colour more a letter; samples them at random.
+
+    It stops by itself unless the query holds "teal" or the words do not fit. Vectors come from token ids.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conversation = Tokens()
+        self.asked: list[dict] = []
+
+    def generate(self, batch, max_new_tokens, temperature=0.0, *, instruction=None, seed=None):
+        self.asked.append({"batch": list(batch), "temperature": temperature, "seed": seed})
+        self.seen += batch
+        rng = np.random.default_rng(seed)
+        thoughts = []
+        for text in batch:
+            words = [*reversed(text.split()), *(COLOURS[ord(letter) % 8] for letter in text)]
+            words = words[: 3 + len(text) % 5]
+            if temperature:
+                words = rng.permutation(words)[: rng.integers(1, len(words) + 1)].tolist()
+            (ids,) = self.conversation.thought_ids([" ".join(words)])
+            emitted = "teal" not in text and len(ids) < max_new_tokens
+            short = tuple(ids[:max_new_tokens])
+            thoughts.append(Thought(self.conversation.thought_text(short), short, emitted))
+        return thoughts
+
+    def encode_query(self, queries, reasoning=False, *, instruction=None):
+        self.seen += queries
+        if reasoning is False:
+            return self.vectors(queries)
+        said = [self.conversation.thought_text(thought.token_ids) for thought in reasoning]
+        return self.vectors([f"{text} {words}" for text, words in zip(queries, said, strict=True)])
+
+
+@pytest.fixture
+def thinker() -> Thinker:
+    return Thinker()

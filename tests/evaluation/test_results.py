@@ -11,6 +11,7 @@ from rich.console import Console
 
 from searchr3.errors import DataError
 from searchr3.evaluation import (
+    CONTROLS,
     Results,
     Run,
     between,
@@ -22,7 +23,7 @@ from searchr3.evaluation import (
     results_table,
 )
 from searchr3.evaluation.results import queries_path
-from searchr3.evaluation.statistics import bootstrap_ci, paired_difference
+from searchr3.evaluation.statistics import bootstrap_ci, holm, paired_difference
 from searchr3.ranking import METRICS
 
 
@@ -42,7 +43,9 @@ def make(seed=0, names=("direct", "reasoned"), baselines=("bm25",), queries=30, 
 def test_summary_is_what_the_design_says(model, data):
     results = evaluate(model, data, name="m")
     summary = results.summary
-    assert list(summary) == ["model", "data", "split", "documents", "queries", "runs", "differences"]
+    keys = ["model", "data", "split", "documents", "queries", "runs", "differences", "examples"]
+    assert list(summary) == keys
+    assert [run["kind"] for run in summary["runs"]] == ["own", "own", "baseline"]
     assert (summary["model"], summary["queries"], summary["documents"]) == ("m", 40, 150)
     for run in summary["runs"]:
         values = {metric: np.array([*results.run(run["name"]).values[metric].values()]) for metric in METRICS}
@@ -151,6 +154,23 @@ def test_compare(tmp_path):
         assert row["ci95"][0] > 0 and row["p"] < 0.01
     assert [row["mean"] for row in compare(b, a)] == pytest.approx([-row["mean"] for row in rows])
     assert all((row["mean"], row["p"]) == (0, 1) for row in compare(a, a))
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    assert all(row["p_holm"] > row["p"] for row in rows)
+
+
+def test_older_files_can_be_compared_with_new_ones(thinker, data, tmp_path):
+    """Those without kinds, curves, examples and controls."""
+    asked = {"controls": CONTROLS, "budgets": [0, 2], "samples": [2]}
+    evaluate(thinker, data, max_new_tokens=4, **asked).save(tmp_path / "new.json")
+    evaluate(thinker, data, max_new_tokens=4).save(tmp_path / "old.json")
+    old = json.loads((tmp_path / "old.json").read_text())
+    del old["examples"]
+    for run in old["runs"]:
+        del run["kind"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    rows = compare(tmp_path / "new.json", tmp_path / "old.json")
+    assert {row["run"] for row in rows} == {"direct", "reasoned", "bm25"}
+    assert all(row["mean"] == 0 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +221,7 @@ def test_tables_show_every_run_and_take_names_as_they_are(tmp_path, monkeypatch)
     text = shown(differences_table(compare("b.json", "a.json")))
     assert text.startswith("b.json − a.json")
     assert text.count("<0.001") == 3 * len(METRICS)
+    assert "p (Holm)" in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_no_differences_are_an_empty_table():

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr3.evaluation.statistics import bootstrap_ci, paired_difference, paired_differences
+from searchr3.evaluation.statistics import (
+    auroc,
+    bootstrap_ci,
+    holm,
+    paired_difference,
+    paired_differences,
+    rank_correlation,
+)
 
 values = st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=30).map(np.array)
 FEW = 300
@@ -99,3 +106,83 @@ def test_wrong_values():
         bootstrap_ci(np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="same queries"):
         paired_difference(np.ones(3), np.ones(4))
+
+
+p_values = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.05, 1.0])), max_size=12)
+
+
+@given(p_values, st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_corrected_ps_are_no_smaller_and_keep_their_order(ps, random):
+    corrected = holm(ps)
+    assert all(raw <= one <= 1 for raw, one in zip(ps, corrected, strict=True))
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    assert [corrected[i] for i in order] == sorted(corrected)
+    shuffled = random.sample(range(len(ps)), len(ps))
+    assert holm([ps[i] for i in shuffled]) == [corrected[i] for i in shuffled]
+    assert all(
+        more >= less for more, less in zip(holm([*ps, 1.0]), corrected, strict=False)
+    )  # a larger family
+
+
+@given(p_values, st.sampled_from([0.01, 0.05, 0.2]))
+@settings(max_examples=60)
+def test_what_stays_below_is_what_stepping_down_rejects(ps, level):
+    """Holm's own words: from the smallest on, until one is above level / (those that are left)."""
+    rejected = set()
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    for place, i in enumerate(order):
+        if ps[i] * (len(ps) - place) > level:
+            break
+        rejected.add(i)
+    assert {i for i, p in enumerate(holm(ps)) if p <= level} == rejected
+
+
+def test_a_textbook_example_of_holm():
+    # R's p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
+    assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    assert holm([0.3]) == [0.3] and holm([]) == []
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
+def test_holm_refuses_what_is_no_p(wrong):
+    with pytest.raises(ValueError, match="not between 0 and 1"):
+        holm([0.5, wrong])
+
+
+pairs = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=20)
+
+
+@given(pairs)
+@settings(max_examples=40)
+def test_rank_correlation_is_that_of_scipy(rows):
+    stats = pytest.importorskip("scipy.stats")
+    a, b = zip(*rows, strict=True)
+    found = rank_correlation(a, b)
+    if len({*a}) == 1 or len({*b}) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(stats.spearmanr(a, b).statistic)
+        assert rank_correlation([x**3 for x in a], b) == pytest.approx(found)  # only the order counts
+
+
+@given(pairs)
+@settings(max_examples=40)
+def test_auroc_is_the_share_of_pairs_in_order(rows):
+    scores, labels = [score for score, _ in rows], [label > 0 for _, label in rows]
+    ones = [score for score, label in zip(scores, labels, strict=True) if label]
+    zeros = [score for score, label in zip(scores, labels, strict=True) if not label]
+    found = auroc(scores, labels)
+    if not ones or not zeros:
+        assert found is None
+        return
+    won = [(one > zero) + (one == zero) / 2 for one, zero in product(ones, zeros)]
+    assert found == pytest.approx(np.mean(won))
+    assert auroc([-score for score in scores], labels) == pytest.approx(1 - found)
+
+
+def test_values_that_cannot_be_paired_are_refused():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        rank_correlation([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="cannot be paired"):
+        auroc([1.0, 2.0], [True])

@@ -7,17 +7,22 @@ from searchr3.evaluation.comparison import (
     differences_table,
     results_table,
 )
+from searchr3.evaluation.controls import CONTROLS, check_controls
+from searchr3.evaluation.curves import curve_tables
 from searchr3.evaluation.results import Hit, Results, Run
 from searchr3.evaluation.runner import evaluate
 from searchr3.evaluation.saved import read_queries, read_results
 
 __all__ = [
+    "CONTROLS",
     "Hit",
     "Results",
     "Run",
     "between",
     "check_baselines",
+    "check_controls",
     "compare",
+    "curve_tables",
     "differences_table",
     "evaluate",
     "read_queries",

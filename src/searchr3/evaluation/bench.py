@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,14 +21,31 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
 
-_DOCUMENTS, _QUERIES = 1024, 256  # texts between two calls of `progress`
+T = TypeVar("T")
+
+_DOCUMENTS, QUERIES = 1024, 256  # texts between two calls of `progress`
+
+
+class Words(Protocol):
+    """Thoughts from text to token ids and back. Only controls, budgets and samples ask for it."""
+
+    def thought_ids(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def thought_text(self, ids: Sequence[int]) -> str: ...
 
 
 class Embedder(Protocol):
     """The part of `SearchR3` that an evaluation uses. Vectors are float32, (n, d), of unit length."""
 
+    @property
+    def conversation(self) -> Words: ...
     def generate(
-        self, batch: Sequence[str], max_new_tokens: int, *, instruction: str | None = None
+        self,
+        batch: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        *,
+        instruction: str | None = None,
+        seed: int | None = None,
     ) -> Sequence[Thought]: ...
     def encode_query(
         self, queries: Sequence[str], reasoning: Any = False, *, instruction: str | None = None
@@ -51,22 +69,31 @@ class Bench:
         corpus, ids = dataset.corpus, self.document_ids
         self.documents = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
 
+    def clock(self) -> float:
+        """Seconds, from no moment in particular."""
+        return time.perf_counter()
+
     def encode_documents(self, model: Any, what: str = "documents") -> np.ndarray:
         parts = self.steps(what, self.documents, _DOCUMENTS)
         return np.concatenate([model.encode_document(part) for part in parts])
 
-    def dense(self, name: str, model: Any, document_vectors: np.ndarray, setting: str | None = None) -> Run:
-        start = time.perf_counter()
-        parts = self.steps(f"{name} queries", self.queries, _QUERIES)
+    def dense(
+        self, name: str, model: Any, document_vectors: np.ndarray, setting: str | None = None, **extras: Any
+    ) -> Run:
+        start = self.clock()
+        parts = self.steps(f"{name} queries", self.queries, QUERIES)
         vectors = np.concatenate([model.encode_query(part, **self.dataset.task) for part in parts])
-        return self.ranked(name, vectors, document_vectors, start, setting=setting)
+        return self.ranked(name, vectors, document_vectors, start, setting=setting, **extras)
 
     def reasoned(self, model: Embedder, document_vectors: np.ndarray, max_new_tokens: int) -> Run:
-        start = time.perf_counter()
+        start = self.clock()
         thoughts: list[Thought] = []
         vectors = []
-        for part in self.steps("thinking", self.queries, _QUERIES):
+        thinking = 0.0
+        for part in self.steps("thinking", self.queries, QUERIES):
+            begun = self.clock()
             new = list(model.generate(batch=part, max_new_tokens=max_new_tokens, **self.dataset.task))
+            thinking += self.clock() - begun
             vectors.append(model.encode_query(part, reasoning=new, **self.dataset.task))
             thoughts.extend(new)
         return self.ranked(
@@ -75,34 +102,51 @@ class Bench:
             document_vectors,
             start,
             thoughts=dict(zip(self.ids, thoughts, strict=True)),
+            thinking_seconds=thinking,
         )
 
     def ranked(
         self, name: str, vectors: np.ndarray, document_vectors: np.ndarray, start: float, **extras: Any
     ) -> Run:
         scores, rows = top_k(vectors, document_vectors, self.depth)
-        seconds = time.perf_counter() - start
+        seconds = self.clock() - start
         return self.measured(name, scores, rows, seconds, query_vectors=vectors, **extras)
 
-    def bm25(self) -> Run:
+    def embed_after(
+        self, model: Embedder, thoughts: Sequence[Thought], what: str = "embedding after thoughts"
+    ) -> np.ndarray:
+        """Vectors of the queries, each after the thought given for it, (queries, d)."""
+        vectors = []
+        for part in self.steps(what, [*zip(self.queries, thoughts, strict=True)], QUERIES):
+            texts, given = zip(*part, strict=True)
+            vectors.append(model.encode_query(list(texts), reasoning=list(given), **self.dataset.task))
+        return np.concatenate(vectors)
+
+    @cached_property
+    def bm25_setting(self) -> tuple[Setting, str]:
+        """BM25's setting, tuned on dev where there is one, and in words."""
         tuned = "dev" in self.dataset.qrels
         self.tell("bm25: tuning", 0, 1)
         setting = tune(self.dataset) if tuned else Setting()
-        self.tell("bm25: ranking", 0, 1)
+        return setting, f"{setting}; {'chosen on dev' if tuned else 'not tuned: there is no dev split'}"
+
+    def bm25(self, name: str = "bm25", queries: Sequence[str] | None = None, **extras: Any) -> Run:
+        """The ranking of BM25, a baseline; for other texts of the queries where they are given."""
+        setting, words = self.bm25_setting
+        self.tell(f"{name}: ranking", 0, 1)
         index = BM25(self.documents, setting)
-        start = time.perf_counter()
-        scores, rows = index.search(self.queries, self.depth)
-        seconds = time.perf_counter() - start
-        self.tell("bm25: ranking", 1, 1)
-        words = f"{setting}; {'chosen on dev' if tuned else 'not tuned: there is no dev split'}"
-        return self.measured("bm25", scores, rows, seconds, setting=words)
+        start = self.clock()
+        scores, rows = index.search(self.queries if queries is None else queries, self.depth)
+        seconds = self.clock() - start
+        self.tell(f"{name}: ranking", 1, 1)
+        return self.measured(name, scores, rows, seconds, setting=words, **{"kind": "baseline", **extras})
 
     def measured(self, name: str, scores: np.ndarray, rows: np.ndarray, seconds: float, **extras: Any) -> Run:
         run = as_run(self.ids, self.document_ids, scores, rows)
         hits = {query: [Hit(*hit) for hit in found.items()] for query, found in run.items()}
         return Run(name, trec_metrics(run, self.qrels), hits, seconds, **extras)
 
-    def steps(self, what: str, texts: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+    def steps(self, what: str, texts: Sequence[T], size: int) -> Iterable[Sequence[T]]:
         """`texts` in parts of `size`; progress is told before the first and after each."""
         self.tell(what, 0, len(texts))
         for start in range(0, len(texts), size):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from searchr3.errors import DataError
 from searchr3.evaluation.results import Results, differences
 from searchr3.evaluation.saved import read_queries, read_results
+from searchr3.evaluation.statistics import holm
 from searchr3.ranking import METRICS
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def compare(a: str | Path, b: str | Path) -> list[dict[str, Any]]:
     """Differences a − b between two `results.json` of the same data and split, for each run that both hold.
 
     Returns:
-        `{"run", "a", "b", "metric", "mean", "ci95", "p"}` for each run and metric; "a" and "b" are the two
-        paths.
+        `{"run", "a", "b", "metric", "mean", "ci95", "p", "p_holm"}` for each run and metric; "a" and "b" are
+        the two paths. `p_holm` is p corrected for all these rows, which are the family.
 
     Raises:
         DataError: a file is wrong or missing, or the two differ in data, split or queries, or share no run.
@@ -36,7 +37,11 @@ def compare(a: str | Path, b: str | Path) -> list[dict[str, Any]]:
     for run in shared:
         _same("set of queries", {*of_a[run]["ndcg@10"]}, {*of_b[run]["ndcg@10"]}, str(a), str(b))
     rows = differences([(str(a), str(b), of_a[run], of_b[run]) for run in shared])
-    return [{"run": shared[i // len(METRICS)], **row} for i, row in enumerate(rows)]
+    corrected = holm([row["p"] for row in rows])
+    return [
+        {"run": shared[i // len(METRICS)], **row, "p_holm": p}
+        for i, (row, p) in enumerate(zip(rows, corrected, strict=True))
+    ]
 
 
 def between(
@@ -82,7 +87,10 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 
 
 def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] = METRICS) -> Table:
-    """Differences a − b for the terminal; one whose 95 % interval leaves 0 out is coloured."""
+    """Differences a − b for the terminal; one whose 95 % interval leaves 0 out is coloured.
+
+    Rows that hold `p_holm` show it beside p.
+    """
     from rich.markup import escape
 
     wanted = set(metrics)
@@ -91,7 +99,8 @@ def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] 
     by_run = any("run" in row for row in rows)  # from `compare`: the pair is always the same
     title = f"{pairs.pop()}, paired over the queries" if by_run else "paired differences"
     table = _table(title, ["run" if by_run else "a − b", "metric"])
-    for heading in ("difference", "95 %", "p"):
+    corrected = any("p_holm" in row for row in rows)
+    for heading in ("difference", "95 %", "p", *["p (Holm)"] * corrected):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         low, high = row["ci95"]
@@ -101,9 +110,13 @@ def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] 
             row["metric"],
             f"[{colour}]{row['mean']:+.3f}[/{colour}]",
             f"{low:+.3f} to {high:+.3f}",
-            "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+            *(_p(row.get(key)) for key in ("p", *["p_holm"] * corrected)),
         )
     return table
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _table(title: str, left: Iterable[str]) -> Table:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from searchr3.evaluation.pages import signed
 from searchr3.evaluation.statistics import bootstrap_ci, holm, paired_differences
 
 OWN = "reasoned2"
@@ -267,11 +268,7 @@ def _seeds_that_disagree(beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _apart(name: str, row: Mapping[str, Any]) -> str:
     low, high = row["ci95"]
-    return f"{RUNS[name].name} ({_signed(row['mean'])}, {_signed(low)} to {_signed(high)})"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return f"{RUNS[name].name} ({signed(row['mean'])}, {signed(low)} to {signed(high)})"
 
 
 def _listed(parts: Sequence[str]) -> str:

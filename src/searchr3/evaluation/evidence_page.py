@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from searchr3.evaluation import figures
+from searchr3.evaluation.figures import COLOURS, MUTED, canvas
+from searchr3.evaluation.page_figures import Bar, forest
+from searchr3.evaluation.pages import p_value, render, signed
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from rich.table import Table
 
+_KINDS = {
+    "direct1": "direct",
+    "direct2": "direct",
+    "reasoned1": "reasoned",
+    "bm25": "baseline",
+    "rival": "baseline",
+}
 _PLAIN: dict[str, Any] = {"title_justify": "left", "box": None, "pad_edge": False, "collapse_padding": False}
 
 
@@ -62,40 +68,17 @@ def evidence_page(found: Mapping[str, Any]) -> str:
     rows = {row["b"]: row for row in found["differences"]}
     titles = {run["name"]: run["title"] for run in found["runs"]}
     points = found["labels"]
-    return _template().render(
+    bars = [
+        Bar(titles[name], row["mean"], *row["ci95"], _KINDS.get(name, "control"))
+        for name, row in rows.items()
+    ]
+    return render(
+        "evidence.html.j2",
         found=found,
         rows=rows,
-        forest=forest([titles[name] for name in rows], [*rows.values()]) if rows else None,
+        forest=forest(bars, "Stage 2, reasoned, minus each of the others") if bars else None,
         labels=label_curve(points) if points else None,
     )
-
-
-def forest(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Differences with their 95 % intervals as inline SVG, the first on top; the seeds as faint dots.
-
-    Args:
-        names: one a difference.
-        rows: `{"mean", "ci95", "seeds"}`.
-    """
-    places = np.arange(len(rows))[::-1]
-    words = (f"{name} {signed(row['mean'])}" for name, row in zip(names, rows, strict=True))
-    label = f"nDCG@10 of stage 2, reasoned, minus: {', '.join(words)}"
-    with figures._figure(5.6, 0.7 + 0.34 * len(rows), label) as (axes, svg):
-        axes.axvline(0, color=figures._MUTED, linewidth=1)
-        for place, row in zip(places, rows, strict=True):
-            low, high = row["ci95"]
-            kind = "accent" if low > 0 else "reasoned" if high < 0 else "baseline"
-            axes.plot([low, high], [place, place], color=figures.COLOURS[kind], linewidth=2.5)
-            axes.plot([row["mean"]], [place], "o", color=figures.COLOURS[kind], markersize=6)
-            heights = [place - 0.22] * len(row["seeds"])
-            axes.plot(row["seeds"], heights, "o", color=figures._MUTED, markersize=2.5, alpha=0.7)
-        axes.set_yticks(places, names, parse_math=False)
-        axes.tick_params(axis="y", labelcolor=figures._INK)
-        axes.set_xlabel("nDCG@10, stage 2 reasoned minus it")
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-    return svg[0]
 
 
 def label_curve(points: Sequence[Mapping[str, Any]]) -> str:
@@ -105,16 +88,18 @@ def label_curve(points: Sequence[Mapping[str, Any]]) -> str:
         points: as `evidence.label_point` gives them, with "labels".
     """
     labels = [point["labels"] for point in points]
-    with figures._figure(5.6, 2.8, "reasoned minus direct over the number of labelled queries") as (
-        axes,
-        svg,
-    ):
-        axes.axhline(0, color=figures._MUTED, linewidth=1)
+    values = (
+        f"{point['labels']}: {signed(point['stage1']['mean'])}, {signed(point['stage2']['mean'])}"
+        for point in points
+    )
+    told = f"reasoned minus direct, stages 1 and 2, over the labelled queries: {'; '.join(values)}"
+    with canvas(4.4, 2.6, told) as (axes, svg):
+        axes.axhline(0, color=MUTED, linewidth=1)
         for stage, kind in (("stage1", "direct"), ("stage2", "reasoned")):
             means = np.array([point[stage]["mean"] for point in points])
             low, high = np.array([point[stage]["ci95"] for point in points]).T
             errors = np.clip([means - low, high - means], 0, None)
-            colour, name = figures.COLOURS[kind], f"stage {stage[-1]}"
+            colour, name = COLOURS[kind], f"stage {stage[-1]}"
             axes.errorbar(labels, means, yerr=errors, fmt="o-", color=colour, label=name, capsize=3)
         axes.set_xscale("log")
         axes.set_xticks(labels, [f"{number:,}" for number in labels])
@@ -125,38 +110,8 @@ def label_curve(points: Sequence[Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def signed(value: float) -> str:
-    """A difference with its sign.
-
-    >>> signed(-0.01234)
-    '−0.012'
-    """
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def p_value(value: float) -> str:
-    """
-    >>> p_value(0.0001), p_value(0.25)
-    ('<0.001', '0.250')
-    """
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _coloured(row: Mapping[str, Any]) -> str:
     """A difference for the terminal, green or red where its interval leaves 0 out."""
     low, high = row["ci95"]
     colour = "green" if low > 0 else "red" if high < 0 else "default"
     return f"[{colour}]{signed(row['mean'])}[/{colour}] [dim]{signed(low)} to {signed(high)}[/dim]"
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    page = resources.files("searchr3.evaluation").joinpath("evidence.html.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"svg": Markup, "signed": signed, "p": p_value}
-    return environment.from_string(page)

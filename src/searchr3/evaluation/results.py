@@ -2,9 +2,11 @@
 values beside it.
 
 `results.json` holds `{"model", "data", "split", "documents", "queries", "runs", "differences"}`. Each run
-holds its name, the mean of each metric, `ci95`, `thinking_tokens_mean`, `emission_rate` (null for a run
-that does not think), `seconds` and, where there is something to say, the `setting` it ran with. A
-difference is always a − b. The values of each query lie beside it in `<stem>.queries.parquet`.
+holds its name, its kind ("own", "control" or "baseline"), the mean of each metric, `ci95`,
+`thinking_tokens_mean`, `emission_rate` (null for a run that does not think), `seconds` and, where there is
+something to say, the `setting` it ran with. A difference is always a − b. Where they were asked for there
+are `curves`, `uncertainty` and `examples` too. The values of each query lie beside it in
+`<stem>.queries.parquet`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,6 +61,8 @@ class Run:
         thoughts: query id → what was thought; empty when the run does not think.
         setting: what the run was set to, for people.
         query_vectors: (queries, d) float32, in the order of the queries.
+        kind: of the model that is measured, a control of one of its runs, or another's.
+        thinking_seconds: the part of `seconds` in which thoughts were generated; None when it does not think.
     """
 
     name: str
@@ -68,6 +72,8 @@ class Run:
     thoughts: Mapping[str, Thought] = field(default_factory=dict, repr=False)
     setting: str | None = None
     query_vectors: np.ndarray | None = field(default=None, repr=False)
+    kind: Literal["own", "control", "baseline"] = "own"
+    thinking_seconds: float | None = None
 
     @property
     def thinking_tokens_mean(self) -> float:
@@ -89,6 +95,8 @@ class Results:
         runs: those of the model.
         baselines: those it is compared with.
         document_vectors: (documents, d) float32 of the model, in the order of the corpus.
+        controls: those of the model with another thought than its own, see `evaluation.controls`.
+        extras: further keys of `results.json`, such as "curves".
     """
 
     model: str
@@ -99,28 +107,40 @@ class Results:
     runs: tuple[Run, ...]
     baselines: tuple[Run, ...] = ()
     document_vectors: np.ndarray | None = field(default=None, repr=False)
+    controls: tuple[Run, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def all_runs(self) -> tuple[Run, ...]:
+        """The model's runs, its controls, the baselines."""
+        return (*self.runs, *self.controls, *self.baselines)
 
     def run(self, name: str) -> Run:
-        """The run or baseline called `name`.
+        """The run, control or baseline called `name`.
 
         Raises:
             KeyError: there is none.
         """
-        return {run.name: run for run in (*self.runs, *self.baselines)}[name]
+        return {run.name: run for run in self.all_runs}[name]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The content of `results.json`; the model's runs are compared with each other and the baselines."""
+        """The content of `results.json`.
+
+        The model's runs are compared with each other and the baselines, `reasoned` with the controls.
+        """
         own = [(a, b) for i, b in enumerate(self.runs) for a in self.runs[i + 1 :]]
         pairs = own + [(a, b) for a in self.runs for b in self.baselines]
+        pairs += [(a, b) for a in self.runs if a.name == "reasoned" for b in self.controls]
         return {
             "model": self.model,
             "data": self.data,
             "split": self.split,
             "documents": self.documents,
             "queries": len(self.query_ids),
-            "runs": _run_summaries((*self.runs, *self.baselines), self.query_ids),
+            "runs": _run_summaries(self.all_runs, self.query_ids),
             "differences": differences([(a.name, b.name, a.values, b.values) for a, b in pairs]),
+            **self.extras,
         }
 
     def save(self, path: str | Path) -> None:
@@ -174,6 +194,7 @@ def _run_summaries(runs: Sequence[Run], ids: Sequence[str]) -> list[dict[str, An
     ):
         summary = {
             "name": run.name,
+            "kind": run.kind,
             **dict(zip(METRICS, means, strict=True)),
             "ci95": {metric: [*bounds] for metric, *bounds in zip(METRICS, low, high, strict=True)},
             "thinking_tokens_mean": run.thinking_tokens_mean,
@@ -206,7 +227,7 @@ def _write_queries(path: Path, results: Results) -> None:
             **_said(run.thoughts.get(query)),
             "hits": [hit.document for hit in run.hits.get(query, ())[:_SAVED_HITS]],
         }
-        for run in (*results.runs, *results.baselines)
+        for run in results.all_runs
         for query in results.query_ids
     ]
     columns = {"run": pa.string(), "query": pa.string(), **dict.fromkeys(METRICS, pa.float64())}

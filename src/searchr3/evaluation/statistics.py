@@ -144,6 +144,46 @@ def pooled_differences(
     return [Difference(float(mean), (float(low), float(high)), float(p)) for mean, low, high, p in figures]
 
 
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's ρ: Pearson's correlation of ranks, ties sharing their mean; None where one is constant.
+
+    >>> rank_correlation([1, 2, 3], [10, 20, 100])
+    1.0
+    """
+    first, second = _ranks(a), _ranks(b)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} values cannot be paired with {len(second)}")
+    first, second = first - first.mean(), second - second.mean()
+    norm = float(np.sqrt((first @ first) * (second @ second)))
+    return float(first @ second) / norm if norm else None
+
+
+def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
+    """Chance that a score with label True is above one with label False, ties counted half.
+
+    From the rank sum of the n₁ scores with label True: `(Σ ranks − n₁ (n₁ + 1) / 2) / (n₁ n₀)`. 0.5 is
+    guessing; None where one label is missing.
+
+    >>> auroc([0.9, 0.2, 0.4], [True, False, True])
+    1.0
+    """
+    wanted = np.asarray(labels, dtype=bool)
+    ranks = _ranks(scores)
+    if len(ranks) != len(wanted):
+        raise ValueError(f"{len(ranks)} scores cannot be paired with {len(wanted)} labels")
+    ones = int(wanted.sum())
+    zeros = len(wanted) - ones
+    if not ones or not zeros:
+        return None
+    return float((ranks[wanted].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from 1 on, ascending, ties sharing their mean."""
+    _, place, counts = np.unique(_checked(np.asarray(values)), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
 def _checked(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if not len(values):

