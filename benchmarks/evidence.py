@@ -12,6 +12,7 @@ base      one base for all: causal pretraining on the installed Python code, the
 python, tldr, nl2bash, medquad   both stages and control (a), each on its own data, tested there
 mixed     the same on the four data sets as one, of each a part, tested on all seven packs as they are:
           on three of them zero-shot
+checks    metrics against trec_eval's, with ties and missing queries; BM25 at the field's k1 0.9, b 0.4
 
 Arms, nDCG@10 on the test split with the whole corpus searched; one seed:
 
@@ -54,7 +55,7 @@ from searchr3.training.recipe_file import load_recipe
 RECIPE = Path(__file__).with_suffix(".yaml")
 OWN = ("python", "tldr", "nl2bash", "medquad")
 FOREIGN = ("scifact", "cosqa", "mbxp_code")
-PARTS = (*OWN, "mixed")
+PARTS = (*OWN, "mixed", "checks")
 LENGTHS = {"python": 128, "tldr": 96, "nl2bash": 96, "medquad": 192, "mixed": 160}
 MODELS = {"stage1": "stage1", "stage2": "stage2", "control_a": "direct_only/stage1"}  # in the seed's folder
 RESULTS = {"control_a": "direct_only"}
@@ -273,6 +274,18 @@ def tests_of(part: str, options: Namespace) -> Sequence[str]:
     return (*own(options), *(FOREIGN if options.packs else ())) if part == "mixed" else (part,)
 
 
+def checks(options: Namespace) -> dict[str, float]:
+    """Metrics against trec_eval, and BM25 as the field sets it, on every test set."""
+    from _checks import plain_bm25
+
+    found, errors = dict[str, float](), list[float]()
+    for test in tests_of("mixed", options):
+        cell = plain_bm25(data_of(test, options))
+        errors.append(cell.pop("trec_eval_error"))
+        found |= {f"{test}.bm25_untuned.{name}": value for name, value in cell.items()}
+    return {"trec_eval_largest_error": max(errors), **found}
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--packs", type=Path, help="folder of the packs, a BEIR folder each")
@@ -282,7 +295,7 @@ def main() -> None:
     options = parser.parse_args()
     options.size = QUICK if options.quick else FULL
     options.work = options.work or Path("runs") / ("benchmark-evidence" + "-quick" * options.quick)
-    parts = options.parts or (PARTS if options.packs else ["python"])
+    parts = options.parts or (PARTS if options.packs else ["python", "checks"])
     hush_transformers()
     try:
         missing = [
@@ -292,18 +305,22 @@ def main() -> None:
             raise SearchR3Error(
                 f"{options.packs}: no pack {', '.join(missing)}; give their folder with --packs"
             )
-        if missing and parts != ["python"]:
-            raise SearchR3Error("--packs: the parts but python want the folder of the packs")
+        if missing and not {*parts} <= {"python", "checks"}:
+            raise SearchR3Error("--packs: the other parts want the folder of the packs")
         if missing:
             print("without --packs only the part on installed Python code is made", flush=True)
         cases = {
             part if part == test else f"{part}-{test}": case_of(part, test, options)
             for part in parts
+            if part != "checks"
             for test in tests_of(part, options)
         }
+        found = figures(cases) if cases else {}
+        if "checks" in parts:
+            found |= checks(options)
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None
-    write(options.output, "evidence", figures(cases))
+    write(options.output, "evidence", found)
 
 
 if __name__ == "__main__":
