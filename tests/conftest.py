@@ -109,7 +109,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import Qwen3ForCausalLM
 
-    from searchr3.training.base import make_tokenizer, tiny_config
+    from searchr3.training.base_model import make_tokenizer, tiny_config
 
     tokenizer = make_tokenizer(TEXTS + PROMPT_WORDS, vocabulary=584)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -51,12 +51,14 @@ class Plan:
         labels: numbers of labelled stage-1 queries for the curve.
         label_seeds: seeds of each point of that curve.
         rival: a model to compare with, as `evaluate --baseline` takes one.
+        stage2_arms: train arms (b) and (c), too.
     """
 
     seeds: int = 3
     labels: tuple[int, ...] = ()
     label_seeds: int = 1
     rival: str | None = None
+    stage2_arms: bool = True
 
 
 def gather(
@@ -189,7 +191,8 @@ class Evidence:
         from searchr3.evaluation.evidence_page import evidence_page
         from searchr3.findings import findings
 
-        found = findings(self.path, self.recipe, self.label_folders, self.plan.rival is not None)
+        plan = self.plan
+        found = findings(self.path, self.recipe, self.label_folders, plan.rival is not None, plan.stage2_arms)
         found = {"recipe": self.recipe.name, "complete": complete, **found}
         if "reasoned2" in found:
             write_text(self.path / "evidence.html", evidence_page(found))
@@ -226,7 +229,8 @@ class Chain:
         from searchr3.training.arms import stage2_arms
 
         self._direct_only()
-        for name, recipe in stage2_arms(self.recipe).items():
+        others = stage2_arms(self.recipe) if self.whole.plan.stage2_arms else {}
+        for name, recipe in others.items():
             folder = self._arm(name, recipe)
             self._made(name, folder, "stage2", self.path / "stage1", self._training(folder, "stage2"))
 

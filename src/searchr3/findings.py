@@ -27,7 +27,11 @@ Runs = Mapping[str, Mapping[str, float]]
 
 
 def findings(
-    path: Path, recipe: Recipe, labels: Mapping[int, Path] | None = None, rival: bool = False
+    path: Path,
+    recipe: Recipe,
+    labels: Mapping[int, Path] | None = None,
+    rival: bool = False,
+    arms: bool = True,
 ) -> dict[str, Any]:
     """The figures of all seeds whose results are there, see `docs/evidence.md`.
 
@@ -35,11 +39,12 @@ def findings(
         path: the folder of the evidence.
         labels: number of labelled queries → the folder of its seeds, for the curve over labels.
         rival: one was named.
+        arms: (b) and (c) are trained.
 
     Returns:
         `{"seeds", "labels"}`, and from the first whole seed on all of `weigh`, sizes and costs.
     """
-    models = ["stage1", "stage2", DIRECT_ONLY, *stage2_arms(recipe)]
+    models = ["stage1", "stage2", DIRECT_ONLY, *(stage2_arms(recipe) if arms else ())]
     seeds = _seeds(path, models)
     found: dict[str, Any] = {"seeds": [int(folder.name.removeprefix("seed-")) for folder in seeds]}
     if seeds:

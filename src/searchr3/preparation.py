@@ -13,6 +13,7 @@ from searchr3.dataset.lazy import View
 from searchr3.dataset.splits import first_of, query_key
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.training.base_facts import MAKE, python_split, read_facts, was_taught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,12 +26,28 @@ HELD = ("dev", "test")  # splits that are measured
 YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
 
 
-def refuse_a_base_that_knows(recipe: Recipe) -> None:
-    """The bundled base has read all packages but for the functions that the split by hash holds out."""
-    if recipe.data.split_by == "package" and recipe.model.base == "bundled":
+def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = None) -> None:
+    """Look into the base's `base.json` whether it has seen what the recipe holds out.
+
+    Args:
+        dataset: the recipe's data, once they are read.
+
+    Raises:
+        RecipeError: the base has read functions, or was taught queries, that are dev or test here.
+    """
+    data, name = recipe.data, recipe.model.base
+    facts = read_facts(bundled_base() if name == "bundled" else Path(name))
+    base = "the bundled base" if name == "bundled" else f"the base {name}"
+    if data.source == "python" and python_split(facts) not in (None, data.split_by):
         raise RecipeError(
-            "data.split_by: the bundled base has seen functions of the packages to be held out; make a base "
-            "with `python -m searchr3.training.base OUTPUT --split-by package` and set model.base to it"
+            f"data.split_by: {base} has seen functions that the split by {data.split_by} holds out; make a "
+            f"base with `{MAKE} --split-by {data.split_by}` and set model.base to it"
+        )
+    if dataset is not None and was_taught(facts, dataset):
+        raise RecipeError(
+            f"data.source: {base} was taught with another division of {dataset.name}, so it may know queries "
+            f"that are dev or test here; make a base with `{MAKE} --data {data.source} --pairs`, or without "
+            "--pairs, and set model.base to it"
         )
 
 
@@ -49,6 +66,7 @@ def make_dataset(recipe: Recipe) -> RetrievalDataset:
     from searchr3.training.common import check_data  # torch, which a fault in the data need not wait for
 
     check_data(dataset, recipe)
+    refuse_a_base_that_knows(recipe, dataset)
     if not (recipe.stage1.steps and data.trace_words):
         return dataset
     return make_traces(dataset, ("stage1",), data.trace_words)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from searchr3.dataset.near_duplicates import near_duplicate_groups
-from searchr3.dataset.python_code import first_sentence, python_dataset, python_texts
+from searchr3.dataset.python_code import first_sentence, python_dataset, python_texts, read_python
 from searchr3.dataset.splits import query_key, split_of
 from searchr3.errors import DataError
 
@@ -273,3 +273,23 @@ def test_texts_without_the_held_out_packages(root, by_package):
     assert held_out and not [name for name in held_out if f"def {name}(" in together]
     training = [by_package.corpus[key].metadata["name"] for key in by_package.training_corpus()]
     assert all(f"def {name}(" in together for name in training)
+
+
+@pytest.mark.parametrize("split_by", ["hash", "package"])
+def test_pairs_are_of_functions_that_are_neither_dev_nor_test(root, dataset, by_package, split_by):
+    data = dataset if split_by == "hash" else by_package
+    read = read_python([root], split_by)
+    assert read.texts == list(python_texts([root], split_by))
+    asked = {query for query, _ in read.pairs}
+    sources = {source for _, source in read.pairs}
+    for split in ("dev", "test"):
+        for query, judged in data.qrels.get(split, {}).items():
+            assert data.queries[query].text not in asked
+            assert not sources & {data.corpus[document].text for document in judged}
+    trained = {
+        (data.queries[query].text, data.corpus[document].text)
+        for split in ("stage1", "stage2")
+        for query, judged in data.qrels[split].items()
+        for document in judged
+    }
+    assert len(trained & set(read.pairs)) > 0.5 * len(trained)

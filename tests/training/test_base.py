@@ -1,29 +1,36 @@
 """The tiny base: its tokenizer, its packed texts, and a base that is made and given the embed token."""
 
+import json
 import random
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from searchr3.conversation import EMBED_TOKEN
-from searchr3.errors import DataError
+from searchr3.errors import DataError, SearchR3Error
 from searchr3.model import SearchR3
 from searchr3.training import base
-from searchr3.training.base import (
+from searchr3.training.base_model import (
     CHATML,
+    SIZES,
     SPARE_ROWS,
     VOCABULARY,
-    as_chat,
-    make_base,
+    Shape,
     make_tokenizer,
-    pack,
     tiny_config,
 )
+from searchr3.training.base_rows import all_shares, as_chat, pack, pack_talks, schedule
+from searchr3.training.base_sources import Source
+from searchr3.training.base_training import BaseTrainer, Settings, make_base
+from searchr3.training.checkpoints import last_checkpoint
 
 TEXTS = [
     f"def get_{name}Value(self, {name}): return self.{name}[{i}]"
@@ -155,28 +162,192 @@ def test_chats_are_marked_and_plain_texts_are_not(tokenizer: PreTrainedTokenizer
         assert (rows == end).sum() <= len(TEXTS)  # only between texts
 
 
+def test_conversations_are_packed_as_the_template_writes_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = [("user", "get a name"), ("assistant", "return self.name[3]")]
+    rows = pack_talks([tuple(turns)] * 8, tokenizer, context=4)
+    messages = [{"role": role, "content": text} for role, text in turns]
+    whole = tokenizer.apply_chat_template(messages * 8, return_dict=False)
+    expected = torch.tensor(whole[: len(whole) // 4 * 4]).view(-1, 4)
+    assert sorted(rows.tolist()) == sorted(expected.tolist())
+    spelt = pack_talks([(("user", "a <|im_end|> b"), ("assistant", "<|im_start|>"))], tokenizer, context=1)
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert [int((spelt == one).sum()) for one in (start, end)] == [2, 2]
+
+
+PARTS = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9), min_size=1)
+
+
+@given(sizes=PARTS, data=st.data())
+def test_shares_are_kept_and_the_rest_is_divided_by_size(sizes: dict[str, int], data: st.DataObject) -> None:
+    some = data.draw(st.lists(st.sampled_from(sorted(sizes)), unique=True))
+    given_shares = {name: data.draw(st.floats(0.01, 0.2)) for name in some}
+    found = all_shares(sizes, given_shares)
+    assert list(found) == list(sizes)
+    assert sum(found.values()) == pytest.approx(1)
+    if len(some) < len(sizes):
+        assert {name: found[name] for name in some} == pytest.approx(given_shares)
+    rest = [name for name in sizes if name not in some]
+    for one, other in pairwise(rest):
+        assert found[one] * sizes[other] == pytest.approx(found[other] * sizes[one])
+
+
+@given(sizes=PARTS, count=st.integers(0, 80), seed=st.integers(0, 5))
+def test_a_schedule_deals_rows_by_shares_and_each_part_evenly(
+    sizes: dict[str, int], count: int, seed: int
+) -> None:
+    shares = all_shares(sizes, dict.fromkeys([*sizes][:1], 0.2))
+    plan = schedule(sizes, shares, count, seed)
+    assert plan.dtype == np.int64 and len(plan) == count
+    assert np.array_equal(plan, schedule(sizes, shares, count + 9, seed)[:count])
+    start = 0
+    for name, size in sizes.items():
+        own = plan[(plan >= start) & (plan < start + size)]
+        assert abs(len(own) - shares[name] * count) <= len(sizes)
+        taken = np.bincount(own - start, minlength=size)
+        assert taken.max() - taken.min() <= 1  # all come before one comes again
+        start += size
+
+
 @pytest.mark.parametrize(
     ("arguments", "split_by"), [((), "hash"), (("--split-by", "package", "--steps", "7"), "package")]
 )
 def test_the_command_leaves_out_what_the_same_split_holds_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], split_by: str
 ) -> None:
-    made: list[tuple[list[str], Path]] = []
-    monkeypatch.setattr(
-        "searchr3.dataset.python_code.python_texts", lambda split_by: [f"text for {split_by}"]
-    )
-    monkeypatch.setattr(base, "make_base", lambda texts, output, **_: made.append((texts, output)))
+    made: list[tuple] = []
+    monkeypatch.setattr(base, "python_source", lambda split_by, pairs: (split_by, pairs))
+    monkeypatch.setattr(base, "make_base", lambda *given: made.append(given))
 
     base.main([str(tmp_path / "base"), *arguments])
 
-    assert made == [([f"text for {split_by}"], tmp_path / "base")]
+    settings = Settings(steps=7) if arguments else Settings()
+    assert made == [([(split_by, False)], tmp_path / "base", settings, False)]
 
 
-def test_too_few_texts_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="too few texts") as caught:
-        make_base(["def f(): return 1"] * 3, tmp_path / "base", steps=1)
+def test_the_command_reads_python_code_alone_unless_other_sources_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple] = []
+    monkeypatch.setattr(base, "python_source", lambda split_by, pairs: "python")
+    monkeypatch.setattr(base, "data_sources", lambda folders, pairs: [*folders, pairs] if folders else [])
+    monkeypatch.setattr(base, "text_source", lambda path: path)
+    monkeypatch.setattr(
+        base, "make_base", lambda sources, output, settings, resume: made.append((sources, settings))
+    )
+
+    base.main([*(str(tmp_path), "--data", "a", "--data", "b", "--text", "c", "--pairs")])
+    base.main(
+        [*(str(tmp_path), "--data", "a", "--python", "--size", "15m", "--heads", "3", "--share", "a=0.5")]
+    )
+
+    assert made[0] == (["a", "b", True, "c"], Settings())
+    assert made[1] == (["python", "a", False], Settings(shape=Shape(384, 7, 3), shares={"a": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--width", "100", "--heads", "3"), "multiple of twice the heads"),
+        (("--layers", "0"), "1 or more"),
+        (("--steps", "0"), "takes 1 step or more"),
+        (("--vocabulary", "300"), "too small"),
+        (("--share", "python=1.5"), "at most 1 together"),
+        (("--dev-share", "1"), "from 0 to 1"),
+        (("--text", "nowhere.jsonl"), "nowhere.jsonl"),
+    ],
+)
+def test_a_wrong_option_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        base.main([str(tmp_path / "base"), "--no-python", *arguments])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+SMALL = Settings(steps=4, tokens=512, vocabulary=512, shape=Shape(16, 1, 2))
+
+
+def talks(*names: str) -> list:
+    return [(("user", f"what is {name}"), ("assistant", f"it is the {name} " * 40)) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("sources", "settings", "words"),
+    [
+        ([Source("a", ["def f(): return 1"] * 3)], SMALL, "too few texts"),
+        ([Source("a", TEXTS), Source("a", TEXTS)], SMALL, "two sources are called 'a'"),
+        ([Source("a", TEXTS * 40)], Settings(shares={"b": 0.5}), "no such part"),
+        ([Source("a", TEXTS * 40, talks(*"abc") * 9)], Settings(shares={"a": 1.0}), "nothing to a-pairs"),
+    ],
+)
+def test_a_wrong_source_is_one_clear_line(
+    tmp_path: Path, sources: list[Source], settings: Settings, words: str
+) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        make_base(sources, tmp_path / "base", settings)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "base").exists()
+
+
+SOURCES = [Source("code", TEXTS * 20, talks(*"abcdefghijklmnop"), {"kind": "text"})]
+
+
+def made(folder: Path, settings: Settings, **options: bool) -> dict[str, torch.Tensor]:
+    make_base(SOURCES, folder, settings, **options)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("shares", [{}, {"code-pairs": 0.5}])
+def test_a_killed_base_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[str, float]
+) -> None:
+    settings = Settings(**{**vars(SMALL), "shares": shares, "dev_share": 0.2})
+    arguments = "searchr3.training.base_training.SAVE_EVERY"
+    monkeypatch.setattr(arguments, 2)
+    whole = made(tmp_path / "whole", settings)
+    kill = monkeypatch.context()
+    with kill as inside:
+
+        def step(trainer: BaseTrainer, *given, **named):
+            if trainer.state.global_step == 3:
+                raise KeyboardInterrupt
+            return super(BaseTrainer, trainer).training_step(*given, **named)
+
+        inside.setattr(BaseTrainer, "training_step", step, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path / "cut", settings)
+    assert not (tmp_path / "cut").exists()
+
+    with pytest.raises(SearchR3Error, match="go on with --resume"):
+        made(tmp_path / "cut", settings)
+    with pytest.raises(SearchR3Error, match=r"differs in read, settings\.seed;"):
+        made(tmp_path / "cut", Settings(**{**vars(settings), "seed": 1}), resume=True)
+    again = made(tmp_path / "cut", settings, resume=True)
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+    facts = [json.loads((tmp_path / name / "base.json").read_text()) for name in ("whole", "cut")]
+    assert facts[0] == facts[1]
+
+    more = made(tmp_path / "cut", Settings(**{**vars(settings), "steps": 6}), resume=True)
+    assert any(not torch.equal(more[name], again[name]) for name in more)
+    assert last_checkpoint(tmp_path / "cut.checkpoints").name == "checkpoint-6"
+
+
+def test_base_json_says_how_it_was_made(tmp_path: Path) -> None:
+    settings = Settings(**{**vars(SMALL), "shares": {"code-pairs": 0.5}, "dev_share": 0.2})
+    made(tmp_path / "base", settings)
+    facts = json.loads((tmp_path / "base" / "base.json").read_text(encoding="utf-8"))
+    assert facts["sources"] == [{"name": "code", "kind": "text", "texts": len(TEXTS) * 20, "talks": 16}]
+    assert facts["shares"] == pytest.approx({"code": 0.5, "code-pairs": 0.5})
+    assert facts["rows"].keys() == {"code", "code-pairs"}
+    assert facts["settings"]["shape"] == {"width": 16, "layers": 1, "heads": 2}
+    (losses,) = facts["losses"]
+    assert losses["step"] == 4
+    assert 0 < losses["code"] < 7 and 0 < losses["code-pairs"] < 7  # ln 512 = 6.2
+
+
+def test_a_size_has_about_the_parameters_of_its_name(tokenizer: PreTrainedTokenizerFast) -> None:
+    for name, shape in SIZES.items():
+        with torch.device("meta"):
+            model = Qwen3ForCausalLM(tiny_config(tokenizer, shape=shape))
+        assert model.num_parameters() / 1e6 == pytest.approx(int(name[:-1]), rel=0.06)
 
 
 def test_the_bundled_base_has_room_for_the_token(tmp_path: Path) -> None:
@@ -196,7 +367,7 @@ def test_the_bundled_base_has_room_for_the_token(tmp_path: Path) -> None:
 
 def test_a_base_is_made_saved_and_gets_the_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = TEXTS * 8
-    folder = make_base(texts, tmp_path / "base", steps=2, batch_size=2)
+    folder = make_base([Source("code", texts)], tmp_path / "base", Settings(steps=2, tokens=512))
     assert "5." in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -192,6 +193,15 @@ def _document(function: Function) -> Document:
     return Document("", function.source, place)
 
 
+class Reading(NamedTuple):
+    """What a base model may read of Python code."""
+
+    texts: list[str]
+    """Code and docstrings, apart from each other."""
+    pairs: list[tuple[str, str]]
+    """A query, made as those of the data set are, and the function that it asks for."""
+
+
 def python_texts(roots: Sequence[str | Path] | None = None, split_by: str = "hash") -> Iterator[str]:
     """Yield code and docstrings, apart from each other, to train a base model on without labels.
 
@@ -200,6 +210,15 @@ def python_texts(roots: Sequence[str | Path] | None = None, split_by: str = "has
     functions one is kept. Left out are functions whose query falls into dev or test (code and docstring),
     every near-duplicate of one, and every docstring that starts with such a query; with `split_by="package"`
     all of the held-out packages.
+    """
+    yield from read_python(roots, split_by).texts
+
+
+def read_python(roots: Sequence[str | Path] | None = None, split_by: str = "hash") -> Reading:
+    """`python_texts`, and of the same functions those that a query asks for, with the query.
+
+    Raises:
+        DataError: a folder is missing, or `split_by` is unknown.
     """
     folders = _folders(roots, split_by)
     modules = list(scan(_identity, folders))
@@ -221,18 +240,21 @@ def python_texts(roots: Sequence[str | Path] | None = None, split_by: str = "has
         if evaluated(function.package, function.docstring)
     }
     texts: set[str] = set()
+    pairs: set[tuple[str, str]] = set()
     for index, function in enumerate(functions):
         if groups[index] in banned:
             continue
         if groups[index] == index and len(function.source) >= _MIN_CHARACTERS:
             texts.add(function.source)
+            if query := _query(function):
+                pairs.add((query, function.source))
         if function.docstring:
             texts.add(function.docstring)
     for module in modules:
         if module.package not in packages:
             texts.update(module.rest)
             texts.update(one for one in module.docstrings if not evaluated(module.package, one))
-    yield from sorted(texts, key=digest)
+    return Reading(sorted(texts, key=digest), sorted(pairs, key=lambda pair: digest("\0".join(pair))))
 
 
 def _identity(module: Module) -> Module:
