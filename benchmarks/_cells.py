@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from searchr3.evaluation.statistics import bootstrap_ci, holm, paired_difference
+from searchr3.evaluation.statistics import bootstrap_ci, holm, paired_difference, pooled_differences
 
 ARMS = ("bm25", "direct1", "reasoned1", "direct2", "reasoned2", "auto", "st_mnrl", "rival", "control_a")
 OWN = "reasoned2"
 TO_BEAT = ("direct1", "direct2", "control_a")
 """What `OWN` must be significantly above on a test set, for thinking to have helped there."""
-
-_RESAMPLES = 10_000
-_TOGETHER = 200  # resamples drawn at once
 
 Figures = dict[str, float | None]
 
@@ -78,9 +75,9 @@ def headline(cases: Mapping[str, Case]) -> Figures:
     found: Figures = {"packs": len(cases), "packs_reasoned_significantly_better": len(helped)}
     gains = [case.row("direct1") - case.row("st_mnrl") for case in cases.values() if "st_mnrl" in case.values]
     if gains:
-        mean, low, high = mean_over_packs(gains)
+        (pooled,) = pooled_differences([gain[:, None] for gain in gains])
         name = "stage1_over_st_mnrl_mean"
-        found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        found |= {name: pooled.mean, f"{name}_low": pooled.ci95[0], f"{name}_high": pooled.ci95[1]}
     return found | adaptive([cases[name] for name in helped])
 
 
@@ -98,24 +95,6 @@ def thinking_helped(cases: Mapping[str, Case]) -> list[str]:
             name for name, one, p in zip(whole, above, corrected, strict=True) if one.mean <= 0 or p >= 0.05
         }
     return [name for name in whole if name in beaten]
-
-
-def mean_over_packs(differences: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
-    """Mean over packs of the mean over queries, and its 95 % bootstrap interval over queries.
-
-    The packs are these; each resample draws every pack's queries with replacement.
-
-    Args:
-        differences: of each pack, (queries,).
-    """
-    rng = np.random.default_rng(seed)
-    means = np.zeros(_RESAMPLES)
-    for values in differences:
-        for start in range(0, _RESAMPLES, _TOGETHER):
-            drawn = rng.integers(0, len(values), (_TOGETHER, len(values)))
-            means[start : start + _TOGETHER] += values[drawn].mean(axis=1) / len(differences)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.mean([one.mean() for one in differences])), float(low), float(high)
 
 
 def adaptive(cases: Sequence[Case]) -> Figures:

@@ -207,8 +207,8 @@ def measured(part: str, test: str, options: Namespace) -> dict[str, Path]:
     for name, folder in models.items():
         known = seed / "results" / f"{RESULTS.get(name, name)}.json"
         place = found[name] = options.work / "results" / f"{part}-{test}" / f"{name}.json"
-        if part == test and known.is_file():
-            found[name] = known  # measured when it was trained
+        if part == test and known.is_file() and name != "stage2":
+            found[name] = known  # measured when it was trained; without the adaptive run
         elif not place.is_file():
             print(f"{part}: {name} on {test}", flush=True)
             measure(folder, name, data_of(test, options), load_recipe(seed.parent / "recipe.yaml"), place)
@@ -216,22 +216,23 @@ def measured(part: str, test: str, options: Namespace) -> dict[str, Path]:
 
 
 def measure(folder: Path, name: str, dataset: RetrievalDataset, recipe: Recipe, place: Path) -> None:
-    """Evaluate a model; those that were taught to think also after a thought."""
+    """Evaluate a model; those that were taught to think also after a thought, the last one adaptively too."""
     from searchr3.evaluation import evaluate
+    from searchr3.evaluation.adaptive import Measured, choose
     from searchr3.model import SearchR3
     from searchr3.training.precision import precision
 
     model = SearchR3(folder, batch_size=recipe.model.batch_size, dtype="float32")
     model.autocast = precision(recipe)
-    found = evaluate(
-        model,
-        dataset,
-        reasoning="both" if name.startswith("stage") else "off",
-        baselines=(),
-        max_new_tokens=recipe.model.max_new_tokens,
-        name=name,
-    )
-    found.save(place)
+    asked = {"baselines": (), "max_new_tokens": recipe.model.max_new_tokens, "name": name}
+    if name == "stage2":
+        dev = evaluate(model, dataset, "dev", **asked)
+        about = f"{dataset.name} dev, {len(dev.query_ids)} queries"
+        rule = choose(Measured.of(dev.run("direct"), dev.run("reasoned")), chosen_on=about).rule
+        asked |= {"reasoning": "all", "adaptive": rule, "document_vectors": dev.document_vectors}
+    else:
+        asked["reasoning"] = "both" if name.startswith("stage") else "off"
+    evaluate(model, dataset, **asked).save(place)
 
 
 def others(test: str, options: Namespace) -> dict[str, Path]:

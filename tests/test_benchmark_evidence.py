@@ -107,16 +107,6 @@ def test_cells_hold_means_intervals_and_the_distance_to_reasoned(benchmark: Impo
     assert low < mean < high and mean == pytest.approx(0.02, abs=0.015)
 
 
-def test_the_mean_over_packs_weighs_packs_alike(benchmark: Import) -> None:
-    rng = np.random.default_rng(0)
-    small, large = rng.normal(1.0, 0.1, 50), rng.normal(0.0, 0.1, 5000)
-    mean, low, high = benchmark("_cells").mean_over_packs([small, large])
-    assert mean == pytest.approx((small.mean() + large.mean()) / 2)
-    assert low < mean < high
-    spread = ((small.var() / 50 + large.var() / 5000) ** 0.5) / 2
-    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
-
-
 def test_adaptive_thinking_is_pooled_where_thinking_helped(benchmark: Import) -> None:
     cells = benchmark("_cells")
     helped = case(benchmark, **BELOW, auto=0.49)
