@@ -288,6 +288,8 @@ def adapt(
             f"{model}: no such folder; the rule is saved in it, so give a local one "
             "(of a Hub model: `hf download ID --local-dir FOLDER` first)"
         )
+    if split == "test":
+        raise SearchR3Error("--split test: what is measured later must not choose the rule; choose it on dev")
     check_writable(model / RULE)
     from searchr3 import SearchR3, load_dataset
     from searchr3.evaluation import evaluate as measure
