@@ -89,7 +89,11 @@ def test_the_p_values_are_corrected_over_the_packs(
     monkeypatch.setattr(cells, "holm", lambda values: seen.append(values) or [0.04, 0.06])
     cases = {name: case(benchmark, **BELOW) for name in ("one", "two")}
     assert cells.thinking_helped(cases) == ["one"]
-    assert [len(values) for values in seen] == [2, 2, 2]
+    (family,) = seen
+    assert len(family) == 2 and max(family) < 0.05
+    seen.clear()
+    cells.thinking_helped(cases | {"two": case(benchmark, **{**BELOW, "control_a": 0.6})})
+    assert seen[0][1] == 1.0  # the comparison that is worst for it counts
 
 
 def test_cells_hold_means_intervals_and_the_distance_to_reasoned(benchmark: Import) -> None:
@@ -105,16 +109,6 @@ def test_cells_hold_means_intervals_and_the_distance_to_reasoned(benchmark: Impo
     assert {key for key in found if key.startswith("mixed-one.bm25.")}
     low, mean, high = (found[f"stage1_over_st_mnrl_mean{end}"] for end in ("_low", "", "_high"))
     assert low < mean < high and mean == pytest.approx(0.02, abs=0.015)
-
-
-def test_the_mean_over_packs_weighs_packs_alike(benchmark: Import) -> None:
-    rng = np.random.default_rng(0)
-    small, large = rng.normal(1.0, 0.1, 50), rng.normal(0.0, 0.1, 5000)
-    mean, low, high = benchmark("_cells").mean_over_packs([small, large])
-    assert mean == pytest.approx((small.mean() + large.mean()) / 2)
-    assert low < mean < high
-    spread = ((small.var() / 50 + large.var() / 5000) ** 0.5) / 2
-    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
 
 
 def test_adaptive_thinking_is_pooled_where_thinking_helped(benchmark: Import) -> None:

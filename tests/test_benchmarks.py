@@ -190,7 +190,7 @@ def test_a_step_without_variance_is_counted_and_not_averaged(benchmark) -> None:
 
 
 def test_a_metric_that_is_wrong_is_seen(benchmark, monkeypatch) -> None:
-    metrics = benchmark("metrics")
+    metrics = benchmark("_checks")
     run = {"a": {"1": 2.0, "2": 1.0}, "b": {"2": 1.0, "3": 1.0}, "c": {"9": 1.0}}
     qrels = {"a": {"2": 1, "5": 2}, "b": {"2": 1}, "d": {"1": 1}}
     for case, hits, judged in metrics.cases(run, qrels):
