@@ -102,7 +102,7 @@ class Evidence:
     def run(self, resume: bool) -> dict[str, Any]:
         from searchr3.evaluation import check_baselines
 
-        check_baselines([self.plan.rival] if self.plan.rival else [])
+        check_baselines([self.plan.rival] if self.plan.rival else [], "off")
         on_first(self.group, lambda: self._admit(resume))
         folder = RunFolder(self.path, self.recipe, self.screen, self.group)
         on_first(self.group, folder.take_up)
