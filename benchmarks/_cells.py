@@ -24,13 +24,13 @@ class Case:
     Attributes:
         values: arm → query id → nDCG@10; the same queries in all. Arms may be missing.
         tokens: of the arms that think, mean thinking tokens a query.
-        emission: of these, the share of the thoughts that ended by themselves.
+        emission: of these, the share of the thoughts that ended by themselves; None where none thought.
         counts: whether it is one of the packs of the headline: each test set is counted once.
     """
 
     values: Mapping[str, Mapping[str, float]]
     tokens: Mapping[str, float] = field(default_factory=dict)
-    emission: Mapping[str, float] = field(default_factory=dict)
+    emission: Mapping[str, float | None] = field(default_factory=dict)
     counts: bool = True
 
     def row(self, arm: str) -> np.ndarray:

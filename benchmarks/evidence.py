@@ -253,7 +253,7 @@ def case_of(part: str, test: str, options: Namespace) -> Case:
             arm = f"{run['name']}{model[-1]}" if model.startswith("stage") else model
             arm = "auto" if arm == "auto2" else arm
             values[arm] = queries[run["name"]]["ndcg@10"]
-            if run["emission_rate"] is not None:
+            if run["name"] != "direct":  # a rule may be never to think: 0 tokens
                 tokens[arm], emission[arm] = run["thinking_tokens_mean"], run["emission_rate"]
     return Case(values, tokens, emission, counts=part != "mixed" or test in FOREIGN)
 
