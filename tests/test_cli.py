@@ -315,7 +315,7 @@ def test_evaluate_names_what_is_missing_before_the_model_is_loaded(
     assert run("evaluate", "m", "--data", "pantry", "--reasoning", "perhaps").exit_code == 2
     controls = ("evaluate", "m", "--data", "pantry", "--controls")
     assert_one_line(run(*controls, "filer"), 1, "no control 'filer'", "'filler'")
-    assert_one_line(run(*controls, "all", "--reasoning", "off"), 1, "reasoning is off")
+    assert_one_line(run(*controls, "all", "--reasoning", "off"), 1, "run 'reasoned', which will not be there")
     for wrong in (("--budget", "4,-1"), ("--budget", "four"), ("--samples", "0,2"), ("--samples", "1.5")):
         assert run("evaluate", "m", "--data", "pantry", *wrong).exit_code == 2
 

@@ -210,6 +210,7 @@ def test_without_a_contrastive_term_stage_1_is_what_reinforcement_must_be_above(
         (["stage2.steps=0"], Plan(), "evidence needs both stages; set both above 0"),
         ([], Plan(labels=(20, 900)), "--labels 900: toy has 64 labelled queries for stage 1; leave it out"),
         ([], Plan(rival="nowhere"), "baseline nowhere: neither bm25, nor a folder, nor a Hub id"),
+        ([], Plan(rival="rewrite:some/model"), "rewrite:some/model: embeds the query with what the model"),
         (["data.stage2_queries=1"], Plan(), "wants 2 queries, but the split 'stage2' of toy has 1"),
     ],
 )

@@ -40,7 +40,7 @@ class SearchR3Encoder:
         max_new_tokens: most tokens of a thought.
         instructions: tell the model the task's instruction.
         name: of the model, `owner/name`; by default after its folder.
-        revision: what tells it from others of the name; by default a digest of its weights and prompts. mteb
+        revision: what tells it from others of the name; by default `SearchR3.digest()`. mteb
             keeps scores by name and revision.
     """
 
