@@ -286,3 +286,6 @@ def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> No
     for name in ("reasoned2_minus_best_control", "reasoned2_minus_direct1", "labels_100_stage1"):
         assert flat[f"{name}_low"] <= flat[name] <= flat[f"{name}_high"]
     assert flat["seconds_stage2_evaluation"] == 3.5
+    young = benchmark("reference").young_figures(found)
+    assert young["young_direct2"] == flat["direct2"]
+    assert young["young_reasoned2_minus_direct1_low"] == flat["reasoned2_minus_direct1_low"]

@@ -13,7 +13,7 @@ from searchr3.dataset.lazy import View
 from searchr3.dataset.splits import first_of, query_key
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.training.base_facts import MAKE, python_split, read_facts, was_taught
+from searchr3.training.base_facts import HELD_OUT, MAKE, python_split, read_facts, was_taught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from searchr3.training.recipe import Recipe, SourceRecipe
 
 
-HELD = ("dev", "test")  # splits that are measured
 YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
 
 
@@ -110,7 +109,7 @@ def make_sources(
 
     found = []
     sources = recipe.data.mixture if recipe.stage1.steps else ()
-    measured = {query_key(main.queries[key].text) for split in HELD for key in main.qrels.get(split, ())}
+    measured = {query_key(main.queries[key].text) for split in HELD_OUT for key in main.qrels.get(split, ())}
     for asked in sources:
         if folder and (folder / asked.label).is_dir():
             found.append(load_dataset(folder / asked.label, on_disk=asked.on_disk))
