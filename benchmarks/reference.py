@@ -39,7 +39,9 @@ QUICK = (
 def figures(found: dict[str, Any]) -> dict[str, float | None]:
     """The figures of `evidence.json`, flat."""
     flat: dict[str, float | None] = {
-        key: value for key, value in found.items() if isinstance(value, int | float) and key != "complete"
+        key: value
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
     flat["seeds"] = len(found["seeds"])
     flat |= {key: float(value) for key, value in found["verdict"].items() if isinstance(value, bool)}

@@ -201,6 +201,19 @@ def test_without_a_contrastive_term_stage_1_is_what_reinforcement_must_be_above(
     assert "control_c" not in found
 
 
+def test_a_base_that_has_read_the_pairs_is_named(here: Path, stage: Stage) -> None:
+    gather("recipe.yaml", output=Path("plain"), plan=Plan(seeds=1))
+    base = SearchR3("plain/base")
+    base.save_pretrained(here / "taught")
+    facts = {"sources": [{"name": "other", "kind": "data", "pairs": True}]}
+    (here / "taught" / "base.json").write_text(json.dumps(facts), encoding="utf-8")
+    taught = gather("recipe.yaml", ["model.base=taught"], Path("out"), Plan(seeds=1))
+    plain = json.loads((here / "plain" / "evidence.json").read_text(encoding="utf-8"))
+    for found, shown in ((plain, False), (taught, True)):
+        assert found["base_was_shown_pairs"] == shown
+        assert ("The base has read" in found["verdict"]["sentences"][-1]) == shown
+
+
 # What is refused
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from searchr3.dataset import Qrels, RetrievalDataset, load_dataset
 from searchr3.dataset.lazy import View
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
 
 
+def facts_of_base(recipe: Recipe) -> dict[str, Any]:
+    """What the `base.json` of a recipe's base says, see `read_facts`."""
+    name = recipe.model.base
+    return read_facts(bundled_base() if name == "bundled" else Path(name))
+
+
 def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = None) -> None:
     """Look into the base's `base.json` whether it has seen what the recipe holds out.
 
@@ -34,8 +40,7 @@ def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = 
     Raises:
         RecipeError: the base has read functions, or was taught queries, that are dev or test here.
     """
-    data, name = recipe.data, recipe.model.base
-    facts = read_facts(bundled_base() if name == "bundled" else Path(name))
+    data, name, facts = recipe.data, recipe.model.base, facts_of_base(recipe)
     base = "the bundled base" if name == "bundled" else f"the base {name}"
     if data.source == "python" and python_split(facts) not in (None, data.split_by):
         raise RecipeError(
