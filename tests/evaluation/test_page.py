@@ -126,6 +126,18 @@ def test_data_sets_are_counted_by_their_corrected_p(suite):
     assert "significantly worse (not corrected for their number)" in alone
 
 
+def test_what_thinking_is_held_against_is_the_control_that_it_may_not_be_above(tmp_path):
+    """The mean of one difference is smaller, but the other's interval reaches below 0."""
+    path = save(tmp_path, "r", results())
+    content = json.loads(path.read_text())
+    told = {"other_trace": (0.1, [0.05, 0.15]), "filler": (0.12, [-0.01, 0.25])}
+    for row in content["differences"]:
+        if row["a"] == "reasoned" and row["b"] in told:
+            row["mean"], row["ci95"] = told[row["b"]]
+    path.write_text(json.dumps(content))
+    assert "filler tokens; no significant difference" in page(path).text
+
+
 def test_groups_and_their_own_metrics_are_shown(suite):
     content = json.loads((suite / "suite.json").read_text())
     content["tasks"][0]["group"] = "forums"
