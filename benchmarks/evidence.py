@@ -17,6 +17,8 @@ checks    metrics against trec_eval's, with ties and missing queries; BM25 at th
 Arms, nDCG@10 on the test split with the whole corpus searched; one seed:
 
 direct1, reasoned1, direct2, reasoned2   both stages, without and with a thought
+auto        stage 2 thinking where its direct ranking is unsure, by a rule chosen on the dev queries of the
+            part's own data
 control_a   stage 1 continued on the queries of stage 2 by InfoNCE alone, for as many gradient tokens
 st_mnrl     the base trained by sentence-transformers (MultipleNegativesRankingLoss, its own trainer, batches
             without duplicates, last token pooled): stage 1's pairs, steps, batch, temperature, conversations
@@ -27,7 +29,8 @@ rival       all-MiniLM-L6-v2 as it comes, if it is installed
 
 A pack counts once: the first four with the model made for it, the three others with the mixed one. What the
 mixed model does on the first four is told beside them. `packs_reasoned_significantly_better` is the number
-of packs on which reasoned2 is above direct1, direct2 and control_a, each with p corrected over the packs.
+of packs on which reasoned2 is above direct1, direct2 and control_a; the largest p of the three counts,
+corrected over the packs.
 """
 
 from __future__ import annotations
@@ -40,16 +43,17 @@ from typing import Any
 
 from _cells import Case, figures
 from _corpus import code_corpus
+from _measured import choose_rule, measure
 from _minilm import minilm
 from _packs import merged, reduced
 from _result import arguments, write
 
+from searchr3.adaptive import RULE
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
 from searchr3.evidence import Plan, gather
 from searchr3.files import write_json
 from searchr3.progress import hush_transformers
-from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -204,35 +208,19 @@ def measured(part: str, test: str, options: Namespace) -> dict[str, Path]:
     seed = train(part, options) / "seed-0"
     models = {name: seed / place for name, place in MODELS.items()} | {"st_mnrl": train_rival(part, options)}
     found = {}
+    recipe = load_recipe(seed.parent / "recipe.yaml")
     for name, folder in models.items():
         known = seed / "results" / f"{RESULTS.get(name, name)}.json"
         place = found[name] = options.work / "results" / f"{part}-{test}" / f"{name}.json"
-        if part == test and known.is_file() and name != "stage2":
-            found[name] = known  # measured when it was trained; without the adaptive run
+        if part == test and name != "stage2" and known.is_file():
+            found[name] = known  # measured when it was trained
         elif not place.is_file():
+            if name == "stage2" and not (folder / RULE).is_file():
+                print(f"{part}: when to think", flush=True)
+                choose_rule(folder, load_dataset(seed.parent / "data"), recipe, options.work)
             print(f"{part}: {name} on {test}", flush=True)
-            measure(folder, name, data_of(test, options), load_recipe(seed.parent / "recipe.yaml"), place)
+            measure(folder, name, data_of(test, options), recipe, options.work).save(place)
     return found
-
-
-def measure(folder: Path, name: str, dataset: RetrievalDataset, recipe: Recipe, place: Path) -> None:
-    """Evaluate a model; those that were taught to think also after a thought, the last one adaptively too."""
-    from searchr3.evaluation import evaluate
-    from searchr3.evaluation.adaptive import Measured, choose
-    from searchr3.model import SearchR3
-    from searchr3.training.precision import precision
-
-    model = SearchR3(folder, batch_size=recipe.model.batch_size, dtype="float32")
-    model.autocast = precision(recipe)
-    asked = {"baselines": (), "max_new_tokens": recipe.model.max_new_tokens, "name": name}
-    if name == "stage2":
-        dev = evaluate(model, dataset, "dev", **asked)
-        about = f"{dataset.name} dev, {len(dev.query_ids)} queries"
-        rule = choose(Measured.of(dev.run("direct"), dev.run("reasoned")), chosen_on=about).rule
-        asked |= {"reasoning": "all", "adaptive": rule, "document_vectors": dev.document_vectors}
-    else:
-        asked["reasoning"] = "both" if name.startswith("stage") else "off"
-    evaluate(model, dataset, **asked).save(place)
 
 
 def others(test: str, options: Namespace) -> dict[str, Path]:
@@ -265,7 +253,7 @@ def case_of(part: str, test: str, options: Namespace) -> Case:
             arm = f"{run['name']}{model[-1]}" if model.startswith("stage") else model
             arm = "auto" if arm == "auto2" else arm
             values[arm] = queries[run["name"]]["ndcg@10"]
-            if run["emission_rate"] is not None:
+            if run["name"] != "direct":  # a rule may be never to think: 0 tokens
                 tokens[arm], emission[arm] = run["thinking_tokens_mean"], run["emission_rate"]
     return Case(values, tokens, emission, counts=part != "mixed" or test in FOREIGN)
 
@@ -277,13 +265,13 @@ def tests_of(part: str, options: Namespace) -> Sequence[str]:
 
 def checks(options: Namespace) -> dict[str, float]:
     """Metrics against trec_eval, and BM25 as the field sets it, on every test set."""
-    from _checks import plain_bm25
+    from _checks import checked
 
     found, errors = dict[str, float](), list[float]()
     for test in tests_of("mixed", options):
-        cell = plain_bm25(data_of(test, options))
-        errors.append(cell.pop("trec_eval_error"))
-        found |= {f"{test}.bm25_untuned.{name}": value for name, value in cell.items()}
+        disagreements, quality = checked(data_of(test, options))
+        errors += disagreements.values()
+        found[f"{test}.bm25_untuned.ndcg"] = quality
     return {"trec_eval_largest_error": max(errors), **found}
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/reference.py --output benchmarks/results/reference.json
     python benchmarks/reference.py --run DIR --output …      reads evidence that is there instead
+    python benchmarks/reference.py … --young DIR             and evidence of a base with less pretraining
 
 Figures are nDCG@10 on the test split, means over the seeds; `_low` and `_high` are bounds of 95 % intervals.
 `--quick` gathers the same evidence on fewer documents, steps and seeds: it shows that everything works.
@@ -17,6 +18,7 @@ from typing import Any
 from _minilm import minilm
 from _result import arguments, write
 
+from searchr3.evaluation.evidence import STAGES
 from searchr3.evidence import Plan, gather
 
 LABELS = (100, 300, 1000, 3000)
@@ -37,7 +39,9 @@ QUICK = (
 def figures(found: dict[str, Any]) -> dict[str, float | None]:
     """The figures of `evidence.json`, flat."""
     flat: dict[str, float | None] = {
-        key: value for key, value in found.items() if isinstance(value, int | float) and key != "complete"
+        key: value
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
     flat["seeds"] = len(found["seeds"])
     flat |= {key: float(value) for key, value in found["verdict"].items() if isinstance(value, bool)}
@@ -52,10 +56,23 @@ def figures(found: dict[str, Any]) -> dict[str, float | None]:
     return flat | {f"seconds_{name.replace(' ', '_')}": value for name, value in found["seconds"].items()}
 
 
+def young_figures(found: dict[str, Any]) -> dict[str, float | None]:
+    """Of a base with a tenth of the pretraining: does thinking pay there?"""
+    wanted = [
+        *STAGES,
+        *(f"reasoned2_minus_direct{stage}{end}" for stage in "12" for end in ("", "_low", "_high")),
+    ]
+    flat = figures(found)
+    return {f"young_{name}": flat[name] for name in wanted}
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--run", type=Path, help="folder of evidence that `searchr3 evidence` has gathered")
     parser.add_argument("--work", type=Path, help="folder to gather in; what is there is gone on with")
+    parser.add_argument(
+        "--young", type=Path, help="folder of evidence, of a base with a tenth of the pretraining"
+    )
     options = parser.parse_args()
     if options.run:
         found = json.loads((options.run / "evidence.json").read_text(encoding="utf-8"))
@@ -64,7 +81,10 @@ def main() -> None:
         plan = Plan(1, (50,), 1) if options.quick else Plan(3, LABELS, 1, minilm())
         begun = (place / "recipe.yaml").is_file()
         found = gather("reference", QUICK if options.quick else (), place, plan, resume=begun)
-    write(options.output, "reference", figures(found))
+    flat = figures(found)
+    if options.young:
+        flat |= young_figures(json.loads((options.young / "evidence.json").read_text(encoding="utf-8")))
+    write(options.output, "reference", flat)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def test_a_step_without_variance_is_counted_and_not_averaged(benchmark) -> None:
 
 
 def test_a_metric_that_is_wrong_is_seen(benchmark, monkeypatch) -> None:
-    metrics = benchmark("metrics")
+    metrics = benchmark("_checks")
     run = {"a": {"1": 2.0, "2": 1.0}, "b": {"2": 1.0, "3": 1.0}, "c": {"9": 1.0}}
     qrels = {"a": {"2": 1, "5": 2}, "b": {"2": 1}, "d": {"1": 1}}
     for case, hits, judged in metrics.cases(run, qrels):
@@ -286,3 +286,6 @@ def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> No
     for name in ("reasoned2_minus_best_control", "reasoned2_minus_direct1", "labels_100_stage1"):
         assert flat[f"{name}_low"] <= flat[name] <= flat[f"{name}_high"]
     assert flat["seconds_stage2_evaluation"] == 3.5
+    young = benchmark("reference").young_figures(found)
+    assert young["young_direct2"] == flat["direct2"]
+    assert young["young_reasoned2_minus_direct1_low"] == flat["reasoned2_minus_direct1_low"]

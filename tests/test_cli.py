@@ -253,10 +253,12 @@ def test_adapt_saves_a_rule_with_the_model_and_evaluate_uses_it(
     for words in ("pantry dev, 2 queries, 8 documents", "chosen", "thinking always", "the rule: never think"):
         assert words in shown
     assert [path.name for path in Path("model").iterdir()] == ["adaptive.json"]
-    read = json.loads(run("adapt", "model", "--data", "pantry", "--split", "test", "--json").stdout)
+    on_test = run("adapt", "model", "--data", "pantry", "--split", "test")
+    assert_one_line(on_test, 1, "--split test: what is measured later must not choose the rule")
+    read = json.loads(run("adapt", "model", "--data", "pantry", "--json").stdout)
     rule = load_rule(Path("model"))
     assert (rule.signal, rule.threshold) == (read["signal"], read["threshold"])
-    assert rule.chosen_on == read["chosen_on"] == "pantry test, 4 queries, 8 documents"
+    assert rule.chosen_on == read["chosen_on"] == "pantry dev, 2 queries, 8 documents"
 
     every = run("evaluate", "model", "--data", "pantry", "--reasoning", "all", "--baseline", "", "--json")
     found = json.loads(every.stdout)
@@ -313,7 +315,7 @@ def test_evaluate_names_what_is_missing_before_the_model_is_loaded(
     assert run("evaluate", "m", "--data", "pantry", "--reasoning", "perhaps").exit_code == 2
     controls = ("evaluate", "m", "--data", "pantry", "--controls")
     assert_one_line(run(*controls, "filer"), 1, "no control 'filer'", "'filler'")
-    assert_one_line(run(*controls, "all", "--reasoning", "off"), 1, "reasoning is off")
+    assert_one_line(run(*controls, "all", "--reasoning", "off"), 1, "run 'reasoned', which will not be there")
     for wrong in (("--budget", "4,-1"), ("--budget", "four"), ("--samples", "0,2"), ("--samples", "1.5")):
         assert run("evaluate", "m", "--data", "pantry", *wrong).exit_code == 2
 
@@ -342,7 +344,7 @@ def test_evaluate_wants_data_or_a_suite_and_a_folder_for_several(pantry: Path) -
     assert_one_line(run("evaluate", "m", "--suite", "paper"), 1, "need --output")
     assert_one_line(run("evaluate", "m", "--data", "pantry", "--resume"), 1, "--resume is for several")
     off = ("--reasoning", "off", "--baseline", "rewrite:http://localhost#m")
-    assert_one_line(run("evaluate", "m", "--data", "pantry", *off), 1, "--reasoning on or both")
+    assert_one_line(run("evaluate", "m", "--data", "pantry", *off), 1, "--reasoning on, both or all")
 
 
 @pytest.mark.parametrize("command", [("evaluate", "m", "--data", "python"), ("traces", "python")])

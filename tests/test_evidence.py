@@ -201,6 +201,19 @@ def test_without_a_contrastive_term_stage_1_is_what_reinforcement_must_be_above(
     assert "control_c" not in found
 
 
+def test_a_base_that_has_read_the_pairs_is_named(here: Path, stage: Stage) -> None:
+    gather("recipe.yaml", output=Path("plain"), plan=Plan(seeds=1))
+    base = SearchR3("plain/base")
+    base.save_pretrained(here / "taught")
+    facts = {"sources": [{"name": "other", "kind": "data", "pairs": True}]}
+    (here / "taught" / "base.json").write_text(json.dumps(facts), encoding="utf-8")
+    taught = gather("recipe.yaml", ["model.base=taught"], Path("out"), Plan(seeds=1))
+    plain = json.loads((here / "plain" / "evidence.json").read_text(encoding="utf-8"))
+    for found, shown in ((plain, False), (taught, True)):
+        assert found["base_was_shown_pairs"] == shown
+        assert ("The base has read" in found["verdict"]["sentences"][-1]) == shown
+
+
 # What is refused
 
 
@@ -210,6 +223,7 @@ def test_without_a_contrastive_term_stage_1_is_what_reinforcement_must_be_above(
         (["stage2.steps=0"], Plan(), "evidence needs both stages; set both above 0"),
         ([], Plan(labels=(20, 900)), "--labels 900: toy has 64 labelled queries for stage 1; leave it out"),
         ([], Plan(rival="nowhere"), "baseline nowhere: neither bm25, nor a folder, nor a Hub id"),
+        ([], Plan(rival="rewrite:some/model"), "rewrite:some/model: embeds the query with what the model"),
         (["data.stage2_queries=1"], Plan(), "wants 2 queries, but the split 'stage2' of toy has 1"),
     ],
 )
@@ -244,7 +258,7 @@ def test_only_its_own_folder_is_gone_on_with(here: Path, stage: Stage) -> None:
 def test_numbers_of_labels_are_whole_and_above_0(here: Path) -> None:
     for wrong in ("many", "0,100", "-5"):
         result = CliRunner().invoke(app, ["evidence", "recipe.yaml", f"--labels={wrong}", "--output", "out"])
-        assert result.exit_code == 1 and "whole numbers above 0" in result.output
+        assert result.exit_code == 2 and "whole numbers of at least 1" in result.output
     assert not Path("out").exists()
 
 

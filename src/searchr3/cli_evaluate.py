@@ -12,7 +12,7 @@ import typer
 
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, json_text
-from searchr3.options import Json, SplitBy, names, numbers
+from searchr3.options import CacheFolder, Json, NoCache, SplitBy, names, numbers, refuse_both
 from searchr3.terminal import show
 
 if TYPE_CHECKING:
@@ -77,14 +77,8 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where vectors and thoughts are kept for the next evaluation.  [default: ~/.cache/searchr3]",
-        ),
-    ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing, look nothing up.")] = False,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
     controls: Annotated[
         str,
@@ -115,8 +109,7 @@ def evaluate(
         raise SearchR3Error("--resume is for several data sets, and not together with --overwrite")
     if output and not several:
         _check_results(output, overwrite)
-    if cache and no_cache:
-        raise SearchR3Error("--cache and --no-cache contradict each other; leave one out")
+    refuse_both(cache, no_cache)
     import functools
 
     from searchr3 import SearchR3
@@ -129,7 +122,6 @@ def evaluate(
         differences_table,
         results_table,
     )
-    from searchr3.evaluation.cache import Cache, default_folder
     from searchr3.evaluation.results import REASONING
     from searchr3.evaluation.several import Plan
     from searchr3.evaluation.suites import SUITES
@@ -141,7 +133,7 @@ def evaluate(
     check_controls(wanted, reasoning)
     baselines = names(baseline)
     check_baselines(baselines, reasoning, key_variable)
-    kept = None if no_cache else Cache(cache or default_folder())
+    kept = _cache(cache, no_cache)
 
     @functools.cache
     def thinker() -> Any:
@@ -222,6 +214,12 @@ def _several(
         raise SearchR3Error(f"{len(missing)} of {len(set(sources))} data sets are missing: {why}; {again}")
 
 
+def _cache(folder: Path | None, none: bool) -> Cache | None:
+    from searchr3.evaluation.cache import Cache, default_folder
+
+    return None if none else Cache(folder or default_folder())
+
+
 def _tell_size(screen: Screen, cache: Cache | None) -> None:
     if cache and cache.size:
         screen.console.print(f"           cache: {cache}", style="dim", highlight=False, markup=False)
@@ -273,6 +271,8 @@ def adapt(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
     """Choose when a model thinks.
@@ -288,6 +288,9 @@ def adapt(
             f"{model}: no such folder; the rule is saved in it, so give a local one "
             "(of a Hub model: `hf download ID --local-dir FOLDER` first)"
         )
+    if split == "test":
+        raise SearchR3Error("--split test: what is measured later must not choose the rule; choose it on dev")
+    refuse_both(cache, no_cache)
     check_writable(model / RULE)
     from searchr3 import SearchR3, load_dataset
     from searchr3.evaluation import evaluate as measure
@@ -298,11 +301,19 @@ def adapt(
     dataset = load_dataset(data, split_by=split_by)
     dataset.split(split)
     thinker = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
-    with Screen() as screen:
+    kept = _cache(cache, no_cache)
+    with kept or nullcontext(), Screen() as screen:
         screen.phase("measuring", f"{model} on {data}")
         found = measure(
-            thinker, dataset, split, baselines=(), max_new_tokens=max_new_tokens, progress=screen.work
+            thinker,
+            dataset,
+            split,
+            baselines=(),
+            max_new_tokens=max_new_tokens,
+            progress=screen.work,
+            cache=kept,
         )
+        _tell_size(screen, kept)
     measured = Measured.of(found.run("direct"), found.run("reasoned"))
     queries, documents = len(found.query_ids), len(dataset.corpus)
     where = f"{dataset.name} {split}, {queries:,} queries, {documents:,} documents"

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from searchr3.errors import SearchR3Error
 from searchr3.files import json_text
-from searchr3.options import Json, Resume, Settings, names
+from searchr3.options import Json, Resume, Settings, numbers
 from searchr3.terminal import show
 
 
@@ -31,7 +30,8 @@ def evidence(
     ] = "",
     label_seeds: Annotated[int, typer.Option(min=1, help="Seeds of each of these.")] = 1,
     baseline: Annotated[
-        str | None, typer.Option(help="A rival, beside BM25; as one of `searchr3 evaluate --baseline`.")
+        str | None,
+        typer.Option(help="A rival, beside BM25: any of `searchr3 evaluate --baseline` but rewrite:."),
     ] = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -43,7 +43,7 @@ def evidence(
     """
     from searchr3.evidence import Plan, gather
 
-    plan = Plan(seeds, _numbers(labels), label_seeds, baseline)
+    plan = Plan(seeds, tuple(sorted({*numbers(labels, "--labels", 1)})), label_seeds, baseline)
     found = gather(recipe, settings or [], output, plan, resume)
     if as_json:
         print(json_text(found))
@@ -54,17 +54,3 @@ def evidence(
     for sentence in found["verdict"]["sentences"]:
         print(sentence)
     print(f"\nopen {output / 'evidence.html'}")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """
-    >>> _numbers("300,100")
-    (100, 300)
-    """
-    try:
-        found = sorted({int(name) for name in names(text)})
-    except ValueError:
-        found = [0]
-    if found and found[0] < 1:
-        raise SearchR3Error(f"--labels {text}: give whole numbers above 0, commas between them")
-    return tuple(found)

@@ -29,8 +29,9 @@ from searchr3.evaluation.controls import CONTROLS
 from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
 from searchr3.pipeline import Curve, RunFolder
-from searchr3.preparation import limited, refuse_a_base_that_knows
+from searchr3.preparation import facts_of_base, limited, refuse_a_base_that_knows
 from searchr3.progress import Screen
+from searchr3.training.base_facts import was_shown_pairs
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "gather"]
 
+SHOWN = (
+    "The base has read training queries with their answers, as text: stage 1 is not the first to show them, "
+    "and the number of its labels is not the number of known answers."
+)
 FOREIGN = ("stage1", "checkpoints", "report.html")  # in the folder of another command
 
 
@@ -102,7 +107,7 @@ class Evidence:
     def run(self, resume: bool) -> dict[str, Any]:
         from searchr3.evaluation import check_baselines
 
-        check_baselines([self.plan.rival] if self.plan.rival else [])
+        check_baselines([self.plan.rival] if self.plan.rival else [], "off")
         on_first(self.group, lambda: self._admit(resume))
         folder = RunFolder(self.path, self.recipe, self.screen, self.group)
         on_first(self.group, folder.take_up)
@@ -193,8 +198,10 @@ class Evidence:
 
         plan = self.plan
         found = findings(self.path, self.recipe, self.label_folders, plan.rival is not None, plan.stage2_arms)
-        found = {"recipe": self.recipe.name, "complete": complete, **found}
+        shown = was_shown_pairs(facts_of_base(self.recipe))
+        found = {"recipe": self.recipe.name, "complete": complete, "base_was_shown_pairs": shown, **found}
         if "reasoned2" in found:
+            found["verdict"]["sentences"] += [SHOWN] * shown
             write_text(self.path / "evidence.html", evidence_page(found))
         write_json(self.path / "evidence.json", found)
 

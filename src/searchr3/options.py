@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from searchr3.errors import SearchR3Error
 
 SplitBy = Annotated[
     Literal["hash", "package"],
@@ -17,6 +20,15 @@ Settings = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where vectors and thoughts are kept for the next evaluation.  [default: ~/.cache/searchr3]",
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing, look nothing up.")]
+
 
 def numbers(text: str, option: str, least: int) -> list[int]:
     """The whole numbers in a text that has commas between them, none below `least`."""
@@ -24,6 +36,12 @@ def numbers(text: str, option: str, least: int) -> list[int]:
     if not all(name.isdecimal() and int(name) >= least for name in found):
         raise typer.BadParameter(f"whole numbers of at least {least}, with commas between", param_hint=option)
     return [int(name) for name in found]
+
+
+def refuse_both(cache: Path | None, no_cache: bool) -> None:
+    """Raise SearchR3Error for a place to keep things in, and the wish to keep none."""
+    if cache and no_cache:
+        raise SearchR3Error("--cache and --no-cache contradict each other; leave one out")
 
 
 def names(text: str) -> list[str]:

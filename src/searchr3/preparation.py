@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from searchr3.dataset import Qrels, RetrievalDataset, load_dataset
 from searchr3.dataset.lazy import View
 from searchr3.dataset.splits import first_of, query_key
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.training.base_facts import MAKE, python_split, read_facts, was_taught
+from searchr3.training.base_facts import HELD_OUT, MAKE, python_split, read_facts, was_taught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from searchr3.training.recipe import Recipe, SourceRecipe
 
 
-HELD = ("dev", "test")  # splits that are measured
 YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
+
+
+def facts_of_base(recipe: Recipe) -> dict[str, Any]:
+    """What the `base.json` of a recipe's base says, see `read_facts`."""
+    name = recipe.model.base
+    return read_facts(bundled_base() if name == "bundled" else Path(name))
 
 
 def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = None) -> None:
@@ -35,8 +40,7 @@ def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = 
     Raises:
         RecipeError: the base has read functions, or was taught queries, that are dev or test here.
     """
-    data, name = recipe.data, recipe.model.base
-    facts = read_facts(bundled_base() if name == "bundled" else Path(name))
+    data, name, facts = recipe.data, recipe.model.base, facts_of_base(recipe)
     base = "the bundled base" if name == "bundled" else f"the base {name}"
     if data.source == "python" and python_split(facts) not in (None, data.split_by):
         raise RecipeError(
@@ -110,7 +114,7 @@ def make_sources(
 
     found = []
     sources = recipe.data.mixture if recipe.stage1.steps else ()
-    measured = {query_key(main.queries[key].text) for split in HELD for key in main.qrels.get(split, ())}
+    measured = {query_key(main.queries[key].text) for split in HELD_OUT for key in main.qrels.get(split, ())}
     for asked in sources:
         if folder and (folder / asked.label).is_dir():
             found.append(load_dataset(folder / asked.label, on_disk=asked.on_disk))

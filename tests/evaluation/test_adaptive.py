@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr3.adaptive import SIGNALS, Adaptive
+from searchr3.dataset.types import Eligible
 from searchr3.errors import ModelError
 from searchr3.evaluation import evaluate
 from searchr3.evaluation.adaptive import (
@@ -24,6 +25,7 @@ from searchr3.evaluation.adaptive import (
     frontier,
     least_that_keeps,
 )
+from searchr3.evaluation.saved import SavedResults, checked
 from searchr3.files import json_text
 from searchr3.ranking import METRICS
 
@@ -202,6 +204,24 @@ def test_auto_is_each_query_s_own_way(model, data):
         ("auto", "direct"),
         ("auto", "reasoned"),
     }
+
+
+def test_the_saved_frontier_goes_from_direct_to_reasoned(model, data):
+    found = evaluate(model, data, reasoning="all", baselines=(), adaptive=Adaptive("score", 0.2)).summary
+    runs = {run["name"]: run for run in found["runs"]}
+    first, *_, last = checked(SavedResults, found, "results").adaptive.frontier
+    for point, run in ((first, "direct"), (last, "reasoned")):
+        assert point.ndcg == pytest.approx(runs[run]["ndcg@10"])
+        assert point.thinking_tokens_mean == pytest.approx(runs[run]["thinking_tokens_mean"])
+
+
+def test_queries_that_may_find_few_documents_are_judged_too(model, data):
+    few = {"q20": Eligible(frozenset({"d20", "d21", "d22"})), "q21": Eligible(frozenset())}
+    held = replace(data, eligible=few)
+    found = evaluate(model, held, reasoning="all", baselines=(), adaptive=Adaptive("margin", 0.0))
+    assert len(found.run("direct").hits["q20"]) == 3
+    assert found.run("auto").values == found.run("reasoned").values
+    assert choose(Measured.of(found.run("direct"), found.run("reasoned"))).rule.signal in SIGNALS
 
 
 def test_auto_alone_thinks_about_the_unsure_only_and_finds_the_same(model, data):

@@ -95,7 +95,7 @@ def answer(found):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(bench, "_DOCUMENTS", 40)
-    monkeypatch.setattr(bench, "_QUERIES", 10)
+    monkeypatch.setattr(bench, "QUERIES", 10)
 
 
 def test_a_second_evaluation_asks_the_model_nothing_and_finds_the_same(known, data, tmp_path):
@@ -233,8 +233,8 @@ def test_a_cache_of_nothing_is_no_file(model, data, tmp_path):
 
 def test_baselines_are_kept_too(known, data, tmp_path, monkeypatch):
     rival = known()
-    monkeypatch.setattr("searchr3.evaluation.runner.check_baselines", lambda baselines: None)
-    monkeypatch.setattr("searchr3.evaluation.runner.load_rival", lambda path: rival)
+    monkeypatch.setattr("searchr3.evaluation.runner.check_baselines", lambda *_: None)
+    monkeypatch.setattr("searchr3.evaluation.rivals.load_rival", lambda path, key: rival)
     for _ in range(2):
         with Cache(tmp_path) as cache:
             results = evaluate(known(said="own"), data, baselines=("bm25", "a/rival"), cache=cache)

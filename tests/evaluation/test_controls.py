@@ -147,7 +147,7 @@ def test_no_trace_of_the_data_is_put_there(thinker, make_data):
 def test_a_wrong_wish_is_refused_before_the_work(thinker, data):
     with pytest.raises(SearchR3Error, match="no control 'fillers'; did you mean 'filler'"):
         evaluate(thinker, data, controls=["fillers"])
-    with pytest.raises(SearchR3Error, match="run 'reasoned', but reasoning is off"):
+    with pytest.raises(SearchR3Error, match="run 'reasoned', which will not be there"):
         evaluate(thinker, data, reasoning="off", controls=["filler"])
     assert thinker.encoded == 0
 

@@ -137,7 +137,7 @@ def test_a_served_model_and_rewriting_in_the_same_run(embedding_server, model, d
 
 
 def test_nothing_to_rewrite_with():
-    with pytest.raises(ModelError, match="--reasoning on or both"):
+    with pytest.raises(ModelError, match="--reasoning on, both or all"):
         check_baselines(["rewrite:http://localhost#m"], reasoning="off")
     with pytest.raises(ModelError, match="bm25 does not embed"):
         check_baselines(["rewrite:bm25"])

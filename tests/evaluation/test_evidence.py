@@ -166,6 +166,24 @@ def test_seeds_that_disagree_are_named(make: Callable[..., Values]) -> None:
     assert found["sentences"][-1] == "The seeds disagree on stage 2, direct: 1 of 3 have the other sign."
 
 
+def test_seeds_of_one_sign_that_lie_far_apart_are_told(make: Callable[..., Values]) -> None:
+    values = make(**{OWN: 0.1})
+    values["direct2"] = values[OWN] - np.array([[0.9], [0.1], [0.1]])
+    found = weigh(values)["verdict"]
+    assert found["thinking_helped"] is True
+    assert found["sentences"][-1] == (
+        "For other seeds the difference to stage 2, direct is open: −0.781 to +1.514 by Student's t."
+    )
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(1, "This is of 1 seed:"), (2, "This is of 2 seeds:")])
+def test_few_seeds_are_told(make: Callable[..., Values], seeds: int, words: str) -> None:
+    sentences = weigh({name: rows[:seeds] for name, rows in make(**{OWN: 0.1}).items()})["verdict"][
+        "sentences"
+    ]
+    assert sentences[-1].startswith(words)
+
+
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=8))
 @settings(max_examples=30)
 def test_the_spread_of_the_seeds_is_students(means: list[float]) -> None:

@@ -115,6 +115,29 @@ def test_without_the_values_beside_there_is_no_mean_and_it_says_so(suite):
     assert "2 of 2" in text or "0 of 2" in text or "1 of 2" in text
 
 
+def test_data_sets_are_counted_by_their_corrected_p(suite):
+    """Both intervals leave 0 out, but for two tests at once no p is small enough."""
+    for file in suite.glob("*.parquet"):
+        file.unlink()
+    assert "0 of 2 data sets: significantly better than direct; on 0" in page(suite).text
+    assert "significantly worse (corrected for their number)" in page(suite).text
+    alone = page(suite / "task0.json", suite / "task1.json").text
+    assert "2 of 2 data sets: significantly better than direct" in alone
+    assert "significantly worse (not corrected for their number)" in alone
+
+
+def test_what_thinking_is_held_against_is_the_control_that_it_may_not_be_above(tmp_path):
+    """The mean of one difference is smaller, but the other's interval reaches below 0."""
+    path = save(tmp_path, "r", results())
+    content = json.loads(path.read_text())
+    told = {"other_trace": (0.1, [0.05, 0.15]), "filler": (0.12, [-0.01, 0.25])}
+    for row in content["differences"]:
+        if row["a"] == "reasoned" and row["b"] in told:
+            row["mean"], row["ci95"] = told[row["b"]]
+    path.write_text(json.dumps(content))
+    assert "filler tokens; no significant difference" in page(path).text
+
+
 def test_groups_and_their_own_metrics_are_shown(suite):
     content = json.loads((suite / "suite.json").read_text())
     content["tasks"][0]["group"] = "forums"

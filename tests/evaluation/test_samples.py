@@ -1,5 +1,6 @@
 """Several sampled thoughts: their mean, that they are repeatable, and what their agreement tells."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr3.dataset.types import Eligible
 from searchr3.evaluation import evaluate
 from searchr3.evaluation.results import Run
 from searchr3.evaluation.samples import agreement, overlap, uncertainty
@@ -136,3 +138,16 @@ def test_the_signals_are_held_against_each_run(thinker, data):
 def test_no_sample_is_refused(thinker, data):
     with pytest.raises(ValueError, match="1 or more"):
         evaluate(thinker, data, samples=[0, 2])
+
+
+def test_only_what_may_be_found_is_common(thinker, data):
+    """Where a query has ten candidates, all samples find these: they have everything in common."""
+    few = {query: Eligible(frozenset(f"d{i}" for i in range(10))) for query in data.split("test")}
+    found = evaluate(thinker, replace(data, eligible=few), baselines=(), samples=(1, 2)).summary
+    assert found["uncertainty"]["overlap_mean"] == 1
+    assert evaluate(thinker, data, baselines=(), samples=(1, 2)).summary["uncertainty"]["overlap_mean"] < 1
+
+
+def test_rankings_of_few_hits_have_these_in_common():
+    rows = np.array([[[3, 5, -1], [-1, -1, -1]], [[5, 4, -1], [-1, -1, -1]]])
+    assert overlap(rows).tolist() == [0.5, 1.0]

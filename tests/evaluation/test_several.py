@@ -71,10 +71,42 @@ def test_what_is_there_is_kept_on_resuming(model, folders, tmp_path):
     for other, words in (
         (replace(PLAN, model="other"), "is of the model bag, not other"),
         (replace(PLAN, split="dev"), "is of the split test, not dev"),
-        (replace(PLAN, options={"baselines": ("some/model",)}), "has no run some/model"),
+        (replace(PLAN, options={"baselines": ("some/model",)}), "with baselines bm25, not some/model"),
+        (replace(PLAN, options={**PLAN.options, "max_new_tokens": 4}), "with max_new_tokens None, not 4"),
+        (replace(PLAN, instructions=False), "with instructions True, not False"),
     ):
         with pytest.raises(SearchR3Error, match=words):
             evaluate_several(no_model, folders, out, other, resume=True)
+
+
+def test_what_is_taken_over_is_looked_at_before_anything_is_measured(model, folders, tmp_path):
+    out = tmp_path / "out"
+    evaluate_several(lambda: model, folders[1:], out, PLAN)
+    model.encoded = 0
+    with pytest.raises(SearchR3Error, match="was measured with"):
+        evaluate_several(lambda: model, folders, out, replace(PLAN, split_by="package"), resume=True)
+    assert model.encoded == 0
+
+
+def test_results_of_other_weights_are_not_taken_over(model, folders, tmp_path):
+    out = tmp_path / "out"
+    model.digest = lambda: "before"
+    evaluate_several(lambda: model, folders[:1], out, PLAN)
+    assert json.loads((out / "one.json").read_text())["digest"] == "before"
+    model.digest = lambda: "after"
+    with pytest.raises(SearchR3Error, match=r"one.json: is of a model with other weights"):
+        evaluate_several(lambda: model, folders, out, PLAN, resume=True)
+    assert not (out / "two.json").exists()
+    model.digest = lambda: "before"
+    assert len(evaluate_several(lambda: model, folders, out, PLAN, resume=True)["tasks"]) == 2
+
+
+def test_results_of_another_folder_of_that_name_are_not_taken_over(model, make_data, tmp_path):
+    for place in ("a", "b"):
+        make_data().save(tmp_path / place / "same")
+    evaluate_several(lambda: model, [str(tmp_path / "a" / "same")], tmp_path / "out", PLAN)
+    with pytest.raises(SearchR3Error, match="was measured with source"):
+        evaluate_several(lambda: model, [str(tmp_path / "b" / "same")], tmp_path / "out", PLAN, resume=True)
 
 
 def test_an_instruction_may_be_left_out(make_data, tmp_path):
@@ -141,5 +173,5 @@ def test_p_values_are_adjusted_over_the_tasks_of_one_pair_and_metric():
 
 def test_a_broken_file_is_told(tmp_path, folders, model):
     write_json(tmp_path / "out" / "one.json", {"no": "results"})
-    with pytest.raises(SearchR3Error, match="not the results of an evaluation"):
+    with pytest.raises(SearchR3Error, match=r"one.json: key 'model' is missing"):
         evaluate_several(lambda: model, folders[:1], tmp_path / "out", PLAN, resume=True)

@@ -22,6 +22,7 @@ from searchr3.adaptive import DEPTH, SIGNALS, Adaptive, uncertainty
 from searchr3.evaluation.eligibility import Eligibility
 from searchr3.evaluation.results import Run
 from searchr3.evaluation.statistics import Difference, paired_difference
+from searchr3.evaluation.tables import table_of
 from searchr3.ranking import METRICS
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from searchr3.evaluation.bench import Bench, Embedder
 
 FOLDS = 5
+_SHOWN = 20  # steps of a saved frontier
 _GAIN = 1e-9  # up to here a mean gain is rounding
 
 
@@ -83,8 +85,13 @@ class Measured:
 
 
 def top_scores(run: Run, ids: Sequence[str]) -> np.ndarray:
-    """(n, k) scores of the best hits of each query, falling; k is `DEPTH`, or all documents of a few."""
-    return np.array([[hit.score for hit in run.hits[key][:DEPTH]] for key in ids])
+    """(n, k) scores of the best hits of each query, falling; k is `DEPTH`, or all documents of a few.
+
+    A query that may find fewer documents than others repeats the score of its last.
+    """
+    found = [[hit.score for hit in run.hits.get(key, ())[:DEPTH]] or [0.0] for key in ids]
+    most = max(map(len, found))
+    return np.array([scores + scores[-1:] * (most - len(scores)) for scores in found])
 
 
 def frontier(measured: Measured, signal: str) -> list[Point]:
@@ -267,13 +274,19 @@ def _only(bench: Bench, ids: Sequence[str]) -> Bench:
 
 
 def summary(rule: Adaptive, auto: Run, direct: Run, reasoned: Run | None) -> dict[str, Any]:
-    """What `results.json` holds under "adaptive"; the shares are of always thinking, null where that was not
-    measured or gains nothing."""
+    """What `results.json` holds under "adaptive".
+
+    The shares are of always thinking, null where that was not measured or gains nothing. Where it was there
+    is the signal's `frontier` on these queries: what other thresholds would have given.
+    """
     ids = list(direct.values["ndcg@10"])
     thinks = np.array([key in auto.thoughts for key in ids])
-    kept = spent = None
+    kept, spent, others = None, None, dict[str, Any]()
     if reasoned is not None:
-        kept, spent = Measured.of(direct, reasoned).shares(thinks)
+        measured = Measured.of(direct, reasoned)
+        kept, spent = measured.shares(thinks)
+        points = thinned(frontier(measured, rule.signal), _SHOWN)
+        others = {"frontier": [{"ndcg@10": p.ndcg, "thinking_tokens_mean": p.tokens} for p in points]}
     return {
         "signal": rule.signal,
         "threshold": rule.threshold,
@@ -283,30 +296,28 @@ def summary(rule: Adaptive, auto: Run, direct: Run, reasoned: Run | None) -> dic
         "thinking_tokens_mean": auto.thinking_tokens_mean,
         "gain_share": None if kept is None or np.isnan(kept) else kept,
         "token_share": spent,
+        **others,
     }
+
+
+def thinned(points: Sequence[Point], steps: int) -> list[Point]:
+    """About `steps` steps of a frontier, evenly by the share of the queries that think; both ends stay."""
+    shares = np.array([point.share for point in points])
+    rows = {int(np.abs(shares - share).argmin()) for share in np.linspace(0, 1, steps + 1)}
+    return [points[row] for row in sorted(rows)]
 
 
 def choice_table(choice: Choice, title: str, steps: int = 10) -> Table:
     """The chosen signal's frontier in about `steps` rows, and the rule's own; the terminal's width."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    points = choice.frontiers[choice.rule.signal]
-    shares = np.array([point.share for point in points])
-    rows = {int(np.abs(shares - share).argmin()) for share in np.linspace(0, 1, steps + 1)}
-    own = points.index(choice.point)
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("think", "ndcg@10", "tokens", f"{choice.rule.signal} from", ""):
-        table.add_column(heading, justify="right")
-    for row in sorted(rows | {own}):
-        point = points[row]
+    points = {*thinned(choice.frontiers[choice.rule.signal], steps), choice.point}
+    table = table_of(title, (), ("think", "ndcg@10", "tokens", f"{choice.rule.signal} from", ""))
+    for point in sorted(points, key=lambda point: point.share):
         table.add_row(
             f"{point.share:.0%}",
             f"{point.ndcg:.3f}",
             f"{point.tokens:.1f}",
             "–" if point.threshold is None else f"{point.threshold:.4f}",
-            "chosen" if row == own else "",
+            "chosen" if point == choice.point else "",
         )
     return table
 

@@ -45,8 +45,8 @@ def check_baselines(
             continue
         if rewrites(baseline) and "reasoned" not in REASONING[reasoning]:
             raise ModelError(
-                f"baseline {baseline}: embeds the query with what the model thought, and it does not think; "
-                "choose --reasoning on or both"
+                f"baseline {baseline}: embeds the query with what the model thought, and it does not think "
+                "about every query; choose --reasoning on, both or all"
             )
         other = embedder_of(baseline)
         if other == "bm25":

@@ -128,12 +128,17 @@ class Bench:
     def ranked(
         self, name: str, vectors: np.ndarray, document_vectors: np.ndarray, start: float, **extras: Any
     ) -> Run:
+        scores, rows = self.hits(vectors, document_vectors)
+        seconds = self.clock() - start
+        return self.measured(name, scores, rows, seconds, query_vectors=vectors, **extras)
+
+    def hits(self, vectors: np.ndarray, document_vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What vectors find, one a query: scores and rows for `measured`."""
         scores, rows = top_k(vectors, document_vectors, self.depth + self.eligibility.spare)
         self.eligibility.ordered(
             scores, rows, lambda query, some: exact_scores(vectors[query], document_vectors[some])
         )
-        seconds = self.clock() - start
-        return self.measured(name, scores, rows, seconds, query_vectors=vectors, **extras)
+        return scores, rows
 
     def embed_after(
         self, model: Embedder, thoughts: Sequence[Thought], what: str = "embedding after thoughts"

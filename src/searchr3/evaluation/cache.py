@@ -96,10 +96,15 @@ class Cached:
 
     def __init__(self, model: Any, cache: Cache):
         self.model, self.cache = model, cache
-        self._shelf = cache.shelf(model.digest())
+        self._digest = model.digest()
+        self._shelf = cache.shelf(self._digest)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
+
+    def digest(self) -> str:
+        """The model's, as it was when it was wrapped."""
+        return self._digest
 
     def encode_document(self, documents: Sequence[str], **options: Any) -> np.ndarray:
         texts = _listed(documents)

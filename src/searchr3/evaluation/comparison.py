@@ -10,6 +10,7 @@ from searchr3.errors import DataError
 from searchr3.evaluation.results import Results, differences
 from searchr3.evaluation.saved import read_queries, read_results
 from searchr3.evaluation.statistics import holm
+from searchr3.evaluation.tables import coloured, table_of
 from searchr3.ranking import METRICS
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     from rich.markup import escape
 
     sizes = f"{summary['queries']:,} queries · {summary['documents']:,} documents"
-    table = _table(f"{summary['data']} · {summary['split']} · {sizes}", ["run"])
-    table.add_column("ndcg@10 (95 %)", justify="right", no_wrap=True)
+    title = f"{summary['data']} · {summary['split']} · {sizes}"
+    table = table_of(title, ["run"], ["ndcg@10 (95 %)"])
     table.padding = 0  # nine columns, and room for a name
     metrics = (metric.replace("@", "\n@") for metric in METRICS[1:])
     for heading in (*metrics, "tokens", "emitted", "tokens\n/s", "ms a\nquery"):
@@ -107,17 +108,15 @@ def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] 
     pairs = {f"{row['a']} − {row['b']}" for row in rows}
     by_run = any("run" in row for row in rows)  # from `compare`: the pair is always the same
     title = f"{pairs.pop()}, paired over the queries" if by_run else "paired differences"
-    table = _table(title, ["run" if by_run else "a − b", "metric"])
     corrected = any("p_holm" in row for row in rows)
-    for heading in ("difference", "95 %", "p", *["p (Holm)"] * corrected):
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = ("difference", "95 %", "p", *["p (Holm)"] * corrected)
+    table = table_of(title, ["run" if by_run else "a − b", "metric"], figures)
     for row in rows:
         low, high = row["ci95"]
-        colour = "green" if low > 0 else "red" if high < 0 else "default"
         table.add_row(
             escape(row["run"] if by_run else f"{row['a']} − {row['b']}"),
             row["metric"],
-            f"[{colour}]{row['mean']:+.3f}[/{colour}]",
+            coloured(row),
             f"{low:+.3f} to {high:+.3f}",
             *(_p(row.get(key)) for key in ("p", *["p_holm"] * corrected)),
         )
@@ -126,19 +125,6 @@ def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] 
 
 def _p(value: float | None) -> str:
     return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _table(title: str, left: Iterable[str]) -> Table:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(
-        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    for heading in left:
-        table.add_column(heading, overflow="fold")
-    return table
 
 
 def _same(key: str, a: object, b: object, first: str, second: str) -> None:

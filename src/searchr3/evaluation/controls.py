@@ -45,7 +45,8 @@ def check_controls(names: Sequence[str], reasoning: str) -> None:
             raise SearchR3Error(f"no control {name!r}; {mend}")
     if names and "reasoned" not in REASONING[reasoning]:
         raise SearchR3Error(
-            "controls replace the thoughts of the run 'reasoned', but reasoning is off; let it be on or both"
+            "controls replace the thoughts of the run 'reasoned', which will not be there; "
+            "let reasoning be on, both or all"
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from searchr3.evaluation.results import Run
 from searchr3.evaluation.statistics import bootstrap_ci
+from searchr3.evaluation.tables import table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,7 @@ def curve_tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _curve(title: str, heading: str, key: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(title, heading, "ndcg@10 (95 %)", "tokens", "emitted", "s/query")
+    table = table_of(title, [heading], ["ndcg@10 (95 %)", "tokens", "emitted", "s/query"])
     for row in rows:
         low, high = row["ci95"]
         table.add_row(
@@ -57,21 +58,8 @@ def _curve(title: str, heading: str, key: str, rows: Sequence[Mapping[str, Any]]
 
 def _uncertainty(found: Mapping[str, Any]) -> Table:
     title = f"do {found['samples']} samples agree where the search is right?"
-    table = _table(title, "signal", "mean", "run", "rank correlation", "AUROC of a miss")
+    table = table_of(title, ["signal"], ["mean", "run", "rank correlation", "AUROC of a miss"])
     for row in found["signals"]:
         figures = ("–" if row[key] is None else f"{row[key]:.3f}" for key in ("rank_correlation", "auroc"))
         table.add_row(row["signal"], f"{found[row['signal'] + '_mean']:.3f}", row["run"], *figures)
-    return table
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right")
     return table

@@ -206,6 +206,7 @@ def verdict(beside: Mapping[str, Mapping[str, Any]], queries: int) -> dict[str, 
         *_claim("Thinking", thinking, beside, TO_BEAT, queries),
         *_claim("Reinforcement", reinforcement, beside, (WITHOUT_REWARD,), queries),
         *_seeds_that_disagree(beside),
+        *_few_seeds(beside),
     ]
     return {"thinking_helped": thinking, "reinforcement_helped": reinforcement, "sentences": sentences}
 
@@ -251,7 +252,7 @@ def _claim(
 
 
 def _seeds_that_disagree(beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Significant over queries, but not of one sign over the seeds."""
+    """Significant over queries, but not over the seeds: of both signs, or too far apart."""
     sentences = []
     for name in (*TO_BEAT, WITHOUT_REWARD):
         row = beside.get(name)
@@ -263,7 +264,21 @@ def _seeds_that_disagree(beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"The seeds disagree on {RUNS[name].name}: "
                 f"{wrong} of {len(row['seeds'])} have the other sign."
             )
+        elif row["seeds_ci95"] and row["seeds_ci95"][0] <= 0 <= row["seeds_ci95"][1]:
+            low, high = map(signed, row["seeds_ci95"])
+            sentences.append(
+                f"For other seeds the difference to {RUNS[name].name} is open: "
+                f"{low} to {high} by Student's t."
+            )
     return sentences
+
+
+def _few_seeds(beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    seeds = max((len(row["seeds"]) for row in beside.values()), default=0)
+    if not 0 < seeds < 3:
+        return []
+    word = "seed" if seeds == 1 else "seeds"
+    return [f"This is of {seeds} {word}: how far trainings differ by chance is not known."]
 
 
 def _apart(name: str, row: Mapping[str, Any]) -> str:

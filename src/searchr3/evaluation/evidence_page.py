@@ -10,6 +10,7 @@ import numpy as np
 from searchr3.evaluation.figures import COLOURS, MUTED, canvas
 from searchr3.evaluation.page_figures import Bar, forest
 from searchr3.evaluation.pages import p_value, render, signed
+from searchr3.evaluation.tables import coloured, table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,26 +22,22 @@ _KINDS = {
     "bm25": "baseline",
     "rival": "baseline",
 }
-_PLAIN: dict[str, Any] = {"title_justify": "left", "box": None, "pad_edge": False, "collapse_padding": False}
 
 
 def evidence_tables(found: Mapping[str, Any]) -> list[Table]:
     """The runs of `evidence.json` and how far stage 2, reasoned, is above each; the curve over labels."""
-    from rich.table import Table
-
     rows = {row["b"]: row for row in found["differences"]}
     seeds = f"{len(found['seeds'])} seed{'s' if len(found['seeds']) > 1 else ''}"
     sizes = f"{found['queries']:,} queries · {found['documents']:,} documents · {seeds}"
-    runs = Table(title=f"{found['data']} · {found['split']} · {sizes}", **_PLAIN)
-    for heading in ("run", "ndcg@10 (95 %)", "reasoned 2 − it (95 %)", "p, Holm", "of each seed"):
-        runs.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=heading != "run")
+    figures = ("ndcg@10 (95 %)", "reasoned 2 − it (95 %)", "p, Holm", "of each seed")
+    runs = table_of(f"{found['data']} · {found['split']} · {sizes}", ["run"], figures)
     for run in found["runs"]:
         low, high = run["ci95"]
         row = rows.get(run["name"])
         runs.add_row(
             run["title"],
             f"{run['ndcg@10']:.3f} [dim]{low:.3f}–{high:.3f}[/dim]",
-            _coloured(row) if row else "",
+            _with_interval(row) if row else "",
             p_value(row["p_holm"]) if row else "",
             " ".join(f"{signed(mean)}" for mean in row["seeds"]) if row else "",
         )
@@ -48,16 +45,13 @@ def evidence_tables(found: Mapping[str, Any]) -> list[Table]:
 
 
 def _label_table(points: Sequence[Mapping[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table(title="reasoned − direct, by the number of labelled queries of stage 1", **_PLAIN)
-    for heading in ("labels", "stage 1 (95 %)", "stage 2 (95 %)", "seeds"):
-        table.add_column(heading, justify="right")
+    title = "reasoned − direct, by the number of labelled queries of stage 1"
+    table = table_of(title, (), ("labels", "stage 1 (95 %)", "stage 2 (95 %)", "seeds"))
     for point in points:
         table.add_row(
             f"{point['labels']:,}",
-            _coloured(point["stage1"]),
-            _coloured(point["stage2"]),
+            _with_interval(point["stage1"]),
+            _with_interval(point["stage2"]),
             str(point["seeds"]),
         )
     return table
@@ -110,8 +104,6 @@ def label_curve(points: Sequence[Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def _coloured(row: Mapping[str, Any]) -> str:
-    """A difference for the terminal, green or red where its interval leaves 0 out."""
+def _with_interval(row: Mapping[str, Any]) -> str:
     low, high = row["ci95"]
-    colour = "green" if low > 0 else "red" if high < 0 else "default"
-    return f"[{colour}]{signed(row['mean'])}[/{colour}] [dim]{signed(low)} to {signed(high)}[/dim]"
+    return f"{coloured(row)} [dim]{low:+.3f} to {high:+.3f}[/dim]"

@@ -10,8 +10,6 @@ mteb.evaluate(encoder, mteb.get_tasks(tasks=["SciFact", "Core17InstructionRetrie
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +40,7 @@ class SearchR3Encoder:
         max_new_tokens: most tokens of a thought.
         instructions: tell the model the task's instruction.
         name: of the model, `owner/name`; by default after its folder.
-        revision: what tells it from others of the name; by default a digest of its weights and prompts. mteb
+        revision: what tells it from others of the name; by default `SearchR3.digest()`. mteb
             keeps scores by name and revision.
     """
 
@@ -59,7 +57,7 @@ class SearchR3Encoder:
         self.reasoning, self.max_new_tokens, self.instructions = reasoning, max_new_tokens, instructions
         self.mteb_model_meta = _meta(
             name or _name(model),
-            revision or _digest(model),
+            revision or model.digest(),
             {"reasoning": reasoning, "max_new_tokens": max_new_tokens, "instructions": instructions},
         )
 
@@ -119,7 +117,7 @@ def own_scores(source: str, dataset: RetrievalDataset, results: Results) -> dict
     subset, split = subset_and_split(task)
     qrels = {query: dict(judged) for query, judged in dataset.split(results.split).items()}
     scores = {}
-    for run in (*results.runs, *results.baselines):
+    for run in results.all_runs:
         hits = {query: {hit.document: hit.score for hit in found} for query, found in run.hits.items()}
         try:
             found = task.task_specific_scores({}, qrels, hits, hf_split=split, hf_subset=subset)
@@ -139,19 +137,6 @@ def _name(model: Any) -> str:
     """`searchr3/` and the last parts of the folder that the model came from."""
     path = str(getattr(getattr(model, "tokenizer", None), "name_or_path", "") or type(model).__name__)
     return "searchr3/" + "-".join([part for part in path.replace("\\", "/").split("/") if part][-2:])
-
-
-def _digest(model: Any) -> str:
-    """What the vectors of a `SearchR3` hang on: weights, prompts, length."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, weights in sorted(model.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    chat = model.conversation
-    digest.update(json.dumps([chat.prompts.to_dict(), chat.max_length], sort_keys=True).encode())
-    return digest.hexdigest()[:40]
 
 
 def _meta(name: str, revision: str, settings: Mapping[str, Any]) -> Any:

@@ -115,11 +115,12 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
         "pooled": pooled,
         "mean": pooled.get("direct"),
         "whole": against.get("direct") or (rows[0][1] if len(rows) == 1 else None),
-        "better": sum(row.ci95[0] > 0 for _, row in rows),
-        "worse": sum(row.ci95[1] < 0 for _, row in rows),
-        "weakest": min(
+        "better": sum(_sure(row) > 0 for _, row in rows),
+        "worse": sum(_sure(row) < 0 for _, row in rows),
+        "corrected": all(row.p_holm is not None for _, row in rows),
+        "weakest": min(  # above it for sure is above all of them
             ((run_name(name), found) for name in controls if (found := against.get(name))),
-            key=lambda pair: pair[1].mean,
+            key=lambda pair: pair[1].ci95[0],
             default=None,
         ),
         "control_names": [run_name(name) for name in controls],
@@ -129,6 +130,13 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
         "unpooled": len(group) > 1 and not pooled,
         "cost": _price(group),
     }
+
+
+def _sure(row: SavedDifference) -> int:
+    """1 or −1 where a difference is significant, by its corrected p where there is one; else 0."""
+    low, high = row.ci95
+    sure = not low <= 0 <= high if row.p_holm is None else row.p_holm < 0.05
+    return int(sure) * (1 if row.mean > 0 else -1)
 
 
 def _pooled(group: Sequence[Evaluation]) -> dict[str, Difference]:

@@ -7,8 +7,9 @@ holds its name, its `kind` ("own", "control" or "baseline"), the mean of each me
 there is something to say, the `setting` it ran with. `cost` holds `seconds_per_query`,
 `thinking_tokens_per_second` (null for a run that does not think) and `documents_seconds` (null where they are
 not known). A difference is always a − b. Where they were asked for there are `curves`, `uncertainty`,
-`examples` and, with the run "auto", `adaptive` (its rule, and what it gives). The values of each query lie
-beside it in `<stem>.queries.parquet`.
+`examples` and, with the run "auto", `adaptive` (its rule, and what it gives). `searchr3 evaluate` adds its
+`options`, and `digest`, the name of weights and prompts (null for a model that has none). The values of each
+query lie beside it in `<stem>.queries.parquet`.
 """
 
 from __future__ import annotations

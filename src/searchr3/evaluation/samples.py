@@ -15,7 +15,6 @@ from searchr3.evaluation.bench import QUERIES, Bench, Embedder
 from searchr3.evaluation.curves import points
 from searchr3.evaluation.results import Run
 from searchr3.evaluation.statistics import auroc, rank_correlation
-from searchr3.ranking import top_k
 
 SAMPLES = (1, 2, 4, 8)
 TEMPERATURE = 1.0  # that of `encode_query(samples=k)`
@@ -71,7 +70,7 @@ def sample_curve(
         found = np.concatenate(vectors)
         total += found
         spent += bench.clock() - start
-        tops.append(top_k(found, document_vectors, _TOP)[1])
+        tops.append(bench.eligibility.kept(*bench.hits(found, document_vectors), _TOP)[1])
         if number in counts:
             run = bench.ranked(f"{number} samples", _unit(total), document_vectors, bench.clock())
             ranked.append(run)
@@ -104,13 +103,16 @@ def agreement(total: np.ndarray, samples: int) -> np.ndarray:
 def overlap(rows: np.ndarray) -> np.ndarray:
     """Mean share of the hits that two of a query's k rankings have in common, (n,), from rows (k, n, hits).
 
-    A document that c of the rankings hold is common to c (c − 1) / 2 pairs of them.
+    A document that c of the rankings hold is common to c (c − 1) / 2 pairs of them. Row −1 is no hit; all
+    rankings of a query have as many hits.
     """
-    samples, queries, hits = rows.shape
+    samples, queries, _ = rows.shape
     if samples == 1:
         return np.ones(queries)
-    shared = np.array([_pairs(np.unique(rows[:, query], return_counts=True)[1]) for query in range(queries)])
-    return shared / (_pairs(np.array([samples])) * hits)
+    found = [rows[:, query][rows[:, query] >= 0] for query in range(queries)]
+    shared = np.array([_pairs(np.unique(one, return_counts=True)[1]) for one in found])
+    hits = np.array([len(one) / samples for one in found])
+    return np.divide(shared, _pairs(np.array([samples])) * hits, out=np.ones(queries), where=hits > 0)
 
 
 def uncertainty(

@@ -18,11 +18,12 @@ from searchr3.dataset import load_dataset
 from searchr3.dataset.mteb_task import MTEB
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.evaluation.bench import Embedder
-from searchr3.evaluation.results import REASONING, Results, queries_path
+from searchr3.evaluation.results import Results, queries_path
 from searchr3.evaluation.runner import evaluate
 from searchr3.evaluation.saved import read_results
 from searchr3.evaluation.statistics import holm
 from searchr3.evaluation.suites import GROUPS
+from searchr3.evaluation.tables import table_of
 from searchr3.files import write_json
 from searchr3.ranking import METRICS
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
 
 SUMMARY = "suite.json"
+_ANYHOW = ("cache", "progress", "key_variable")  # options that change no figure
 _CANDIDATES = 1000  # hits a query where candidates are ordered anew: p-MRR looks at all of them
 
 
@@ -63,11 +65,20 @@ class Plan:
         dataset.split(self.split)
         return dataset if self.instructions else replace(dataset, instruction=None)
 
+    def told(self, source: str) -> dict[str, Any]:
+        """What results hang on besides the weights, as `results.json` holds it under "options"."""
+        given = {name: value for name, value in self.options.items() if name not in _ANYHOW}
+        lists = {name: [*map(str, value)] for name, value in given.items() if isinstance(value, list | tuple)}
+        own = {"source": source, "split_by": self.split_by, "instructions": self.instructions}
+        return {**own, **given, **lists}
+
     def measure(self, model: Embedder, source: str, dataset: RetrievalDataset) -> Results:
-        """`evaluate`, and the metric of the task's own where there is one."""
+        """`evaluate`, how it was asked, and the metric of the task's own where there is one."""
         few = any(not one.others for one in dataset.eligible.values())
         depth = {"depth": _CANDIDATES} if few else {}
         results = evaluate(model, dataset, self.split, name=self.model, **{**depth, **self.options})
+        told = {"options": self.told(source), "digest": digest_of(model)}
+        results = replace(results, extras={**results.extras, **told})
         if source.startswith(MTEB):
             from searchr3.evaluation.mteb_adapter import own_scores
 
@@ -93,7 +104,7 @@ def evaluate_several(
         sources: as `load_dataset` takes them.
         output: a folder.
         suite: the name of all of them.
-        resume: take over results of the same model that are there; else they are replaced.
+        resume: take over results that are there, if they are what would be measured; else all are replaced.
         tell: hears which data set is next.
 
     Returns:
@@ -101,13 +112,19 @@ def evaluate_several(
 
     Raises:
         SearchR3Error: the results of two would have one name, or results to take over are of another model,
-            split, or lack a run.
+            other weights, another split or other options. That is told before anything is measured.
     """
+    files = files_of(sources, output)
+    there = {
+        source: _taken_over(source, path, plan) for source, path in files.items() if resume and path.exists()
+    }
+    if there:
+        _of_one_model(files, there, digest_of(model()) if len(there) < len(files) else None)
     found: dict[str, dict[str, Any]] = {}
     missing = []
-    for source, path in files_of(sources, output).items():
-        if resume and path.exists():
-            found[source] = _taken_over(path, plan)
+    for source, path in files.items():
+        if source in there:
+            found[source] = there[source]
             continue
         tell(source)
         try:
@@ -214,36 +231,56 @@ def _means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]
     return means
 
 
-def _taken_over(path: Path, plan: Plan) -> dict[str, Any]:
+def digest_of(model: Any) -> str | None:
+    """A name of the weights and prompts, of a model that has one."""
+    return model.digest() if hasattr(model, "digest") else None
+
+
+_AGAIN = "choose another folder, or measure again with --overwrite"
+
+
+def _taken_over(source: str, path: Path, plan: Plan) -> dict[str, Any]:
     """Results that are there.
 
     Raises:
         SearchR3Error: they are not what would be measured.
     """
     summary = read_results(path)
-    mend = "choose another folder, or measure again with --overwrite"
     for key, wanted in (("model", plan.model), ("split", plan.split)):
         if summary[key] != wanted:
-            raise SearchR3Error(f"{path}: is of the {key} {summary[key]}, not {wanted}; {mend}")
-    reasoning = plan.options.get("reasoning", "both")
-    own = REASONING[reasoning]
-    there = {run["name"] for run in summary["runs"]}
-    if lacking := next((one for one in (*own, *plan.options.get("baselines", ())) if one not in there), None):
-        raise SearchR3Error(f"{path}: has no run {lacking}; {mend}")
+            raise SearchR3Error(f"{path}: is of the {key} {summary[key]}, not {wanted}; {_AGAIN}")
+    asked, own = summary.get("options"), plan.told(source)
+    if not isinstance(asked, dict):
+        raise SearchR3Error(f"{path}: does not say with which options it was measured; {_AGAIN}")
+    for key in (*own, *asked):
+        if asked.get(key) != own.get(key):
+            words = f"{key} {_words(asked.get(key))}, not {_words(own.get(key))}"
+            raise SearchR3Error(f"{path}: was measured with {words}; {_AGAIN}")
     return summary
+
+
+def _words(value: object) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
+def _of_one_model(
+    files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any]], digest: str | None
+) -> None:
+    """Raise SearchR3Error where results are of other weights than others, or than `digest` where known."""
+    known = digest or next((one.get("digest") for one in there.values()), None)
+    for source, one in there.items():
+        if one.get("digest") != known:
+            raise SearchR3Error(f"{files[source]}: is of a model with other weights or prompts; {_AGAIN}")
 
 
 def suite_table(summary: Mapping[str, Any], folder: Path) -> Table:
     """nDCG@10 of every run on every task, and their mean, for the terminal."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
-    title = escape(f"{summary['suite']} · {summary['model']} · ndcg@10")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task", overflow="fold")
-    for name in (runs := list(summary["means"])):
-        table.add_column(escape(name), justify="right", overflow="fold")
+    runs = list(summary["means"])
+    table = table_of(f"{summary['suite']} · {summary['model']} · ndcg@10", ["task"], runs)
+    for column in table.columns:  # names of models are long
+        column.no_wrap, column.overflow = False, "fold"
     for task in summary["tasks"]:
         found = {run["name"]: run["ndcg@10"] for run in read_results(folder / task["file"])["runs"]}
         table.add_row(

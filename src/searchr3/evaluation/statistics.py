@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 RESAMPLES = 10_000
 _DRAWS = 2**21  # random numbers held at once
@@ -150,17 +151,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's ρ: Pearson's correlation of ranks, ties sharing their mean; None where one is constant.
+    """Spearman's ρ, ties sharing their mean rank; None where one is constant.
 
-    >>> rank_correlation([1, 2, 3], [10, 20, 100])
+    >>> round(rank_correlation([1, 2, 3], [10, 20, 100]), 6)
     1.0
     """
     first, second = _ranks(a), _ranks(b)
     if len(first) != len(second):
         raise ValueError(f"{len(first)} values cannot be paired with {len(second)}")
-    first, second = first - first.mean(), second - second.mean()
-    norm = float(np.sqrt((first @ first) * (second @ second)))
-    return float(first @ second) / norm if norm else None
+    if not np.ptp(first) or not np.ptp(second):
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
@@ -185,8 +186,7 @@ def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
 
 def _ranks(values: Sequence[float]) -> np.ndarray:
     """Ranks from 1 on, ascending, ties sharing their mean."""
-    _, place, counts = np.unique(_checked(np.asarray(values)), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return rankdata(_checked(np.asarray(values)))
 
 
 def _checked(values: np.ndarray) -> np.ndarray:

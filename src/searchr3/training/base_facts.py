@@ -49,6 +49,11 @@ def python_split(facts: dict[str, Any]) -> str | None:
     return next((one["split_by"] for one in facts.get("sources", ()) if one.get("kind") == "python"), None)
 
 
+def was_shown_pairs(facts: dict[str, Any]) -> bool:
+    """Whether the base has read training queries with their answers."""
+    return any(one.get("pairs") for one in facts.get("sources", ()))
+
+
 def was_taught(facts: dict[str, Any], dataset: RetrievalDataset) -> bool:
     """Whether the base may have been taught pairs of queries that are dev or test of `dataset`.
 

@@ -1,0 +1,36 @@
+"""How tables for the terminal look, here and wherever an evaluation prints one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table_of(title: str, left: Iterable[str], right: Iterable[str] = ()) -> Table:
+    """An empty table: columns of words, which may fold, and columns of figures, which may not.
+
+    Args:
+        title, left, right: shown as they are; nothing in them is markup.
+    """
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    for heading in left:
+        table.add_column(escape(heading), overflow="fold")
+    for heading in right:
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    return table
+
+
+def coloured(row: Mapping[str, Any]) -> str:
+    """A difference, green or red where its 95 % interval leaves 0 out."""
+    low, high = row["ci95"]
+    colour = "green" if low > 0 else "red" if high < 0 else "default"
+    return f"[{colour}]{row['mean']:+.3f}[/{colour}]"
