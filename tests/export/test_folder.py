@@ -131,6 +131,24 @@ def test_the_head_of_an_untied_model_stays_at_home(tiny_model, tmp_path):
     assert agreement(vectors, search.encode_document(TEXTS)) >= LIMIT
 
 
+def test_an_adapter_is_merged_into_what_is_exported(search, tmp_path):
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(search.tokenizer.name_or_path)
+    adapter = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(base, adapter, autocast_adapter_dtype=False)
+    adapted = SearchR3.from_parts(model, search.tokenizer, max_length=search.conversation.max_length)
+    wanted = adapted.encode_document(TEXTS)
+    assert agreement(wanted, search.encode_document(TEXTS)) < 0.999  # it does something
+    adapted.export(tmp_path / "st")
+    vectors = SentenceTransformer(str(tmp_path / "st"), device="cpu").encode(TEXTS)
+    assert agreement(vectors, wanted) >= LIMIT
+    assert any("lora_" in name for name, _ in adapted.model.named_parameters())  # it was left as it was
+
+
 def test_the_model_itself_is_exported_with_its_card(search, tmp_path):
     export(search, tmp_path / "own", format="searchr3")
     again = SearchR3(tmp_path / "own")
