@@ -18,6 +18,7 @@ from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
 from searchr3.cli_evaluate import adapt, compare, evaluate
 from searchr3.cli_evidence import evidence
+from searchr3.cli_export import export
 from searchr3.cli_report import report
 from searchr3.cli_traces import traces
 from searchr3.cli_train import train
@@ -181,6 +182,9 @@ def mine(
 
 
 app.command(epilog="Example: searchr3 encode runs/mine/stage2 mydata/corpus.jsonl --output vectors")(encode)
+
+
+app.command(epilog="Example: searchr3 export runs/mine/stage2 --output exported --format onnx")(export)
 
 
 app.command(epilog="Example: searchr3 chat-check runs/mine/stage2 --base runs/mine/base")(chat_check)

@@ -67,8 +67,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Environment variable with the key of a server in --baseline.  [default: OPENAI_API_KEY, by "
-            "https or to this machine]",
+            help="Environment variable with the key of a server in --baseline or --url.  "
+            "[default: OPENAI_API_KEY, by https or to this machine]",
         ),
     ] = None,
     prompts: Annotated[
@@ -80,6 +80,15 @@ def evaluate(
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     as_json: Json = False,
+    backend: Annotated[
+        Literal["local", "vllm"], typer.Option(help="Who computes: this process, or running vLLM servers.")
+    ] = "local",
+    url: Annotated[
+        str | None, typer.Option(help="With vllm: the server that generates, http://localhost:8000[#NAME].")
+    ] = None,
+    embed_url: Annotated[
+        str | None, typer.Option(help="With vllm: the one that runs with --runner pooling.  [default: --url]")
+    ] = None,
     controls: Annotated[
         str,
         typer.Option(
@@ -109,6 +118,8 @@ def evaluate(
         raise SearchR3Error("--resume is for several data sets, and not together with --overwrite")
     if output and not several:
         _check_results(output, overwrite)
+    if (backend == "vllm") != bool(url) or (embed_url and not url):
+        raise SearchR3Error("--backend vllm and --url go together: both, or neither")
     refuse_both(cache, no_cache)
     import functools
 
@@ -126,6 +137,7 @@ def evaluate(
     from searchr3.evaluation.several import Plan
     from searchr3.evaluation.suites import SUITES
     from searchr3.progress import Screen, hush_transformers
+    from searchr3.vllm_backend import VLLMModel
 
     hush_transformers()
     # what is not there is told before the model is loaded
@@ -137,7 +149,11 @@ def evaluate(
 
     @functools.cache
     def thinker() -> Any:
-        found = SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
+        found: Any = (
+            VLLMModel(model, url, embed_url, key_variable, prompts)
+            if url
+            else SearchR3(model, batch_size=batch_size, device=device, prompts=prompts)
+        )
         if "auto" in REASONING[reasoning]:
             known_rule(found)
         return kept.over(found) if kept else found  # looked at once, however many data sets there are

@@ -182,6 +182,11 @@ class Conversation:
         """Whether reasoning is a thought: long enough, and not the fixed answer of the direct form."""
         return len(ids) >= least_tokens and list(ids) != self._answer
 
+    def frame(self, instruction: str | None = None) -> tuple[list[int], list[int]]:
+        """Ids before and after the text of a document or direct query; the last is the embed token."""
+        prefix, suffix = self._frame(self.prompts.embed, instruction)
+        return list(prefix), [*suffix, *self._answer, self.embed_id]
+
     def chat_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """General chat prompts without a system turn of ours."""
         prefix, suffix = self._frame(None, None)
@@ -189,16 +194,11 @@ class Conversation:
         return [prefix + ids[:room] + suffix for ids in self._text_ids(texts)]
 
     def _direct(self, texts: Sequence[str], instruction: str | None) -> list[Rendered]:
-        prefix, suffix = self._frame(self.prompts.embed, instruction)
-        closing = [*self._answer, self.embed_id]
-        room = self._room(len(prefix) + len(suffix) + len(closing))
-        rendered = []
-        for ids in self._text_ids(texts):
-            prompt = prefix + ids[:room] + suffix
-            rendered.append(
-                Rendered(prompt + closing, len(prompt) + len(closing) - 1, answer_start=len(prompt))
-            )
-        return rendered
+        before, after = self.frame(instruction)
+        room = self._room(len(before) + len(after))
+        said = len(self._answer) + 1
+        wholes = [before + ids[:room] + after for ids in self._text_ids(texts)]
+        return [Rendered(ids, len(ids) - 1, answer_start=len(ids) - said) for ids in wholes]
 
     def _room(self, template: int) -> int:
         if template >= self.max_length:

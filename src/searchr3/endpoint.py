@@ -13,7 +13,7 @@ import os
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +25,7 @@ from searchr3 import __version__
 from searchr3.errors import EndpointError
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds of the backoff
@@ -278,3 +279,27 @@ class Endpoint(ABC, Generic[R]):
     def _readable(self, text: str) -> str:
         line = " ".join((self.key.hide(text) if self.key else text).split())
         return "".join(letter for letter in line if letter.isprintable())[:300]
+
+
+async def ask_all(parts: Sequence[T], ask: Callable[[T], Awaitable[R]], concurrency: int) -> list[R]:
+    """What is answered to each part, in their order; so many are asked at a time.
+
+    The first is asked alone, so that a wrong key or name is told once. The first error stops the others.
+    """
+    found: dict[int, R] = {}
+
+    async def work(waiting: Iterator[tuple[int, T]]) -> None:
+        for number, part in waiting:
+            found[number] = await ask(part)
+
+    waiting = iter(enumerate(parts))
+    for number, part in waiting:
+        found[number] = await ask(part)
+        break
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work(waiting))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [found[number] for number in range(len(parts))]

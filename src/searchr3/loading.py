@@ -23,6 +23,7 @@ from searchr3.adaptive import load_rule
 from searchr3.errors import ModelError, first_line
 
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
+EXPORTED = "searchr3_export.json"  # in a folder for other libraries: what was exported
 # What a model's repository is asked for: weights, configurations, the files of a tokenizer.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _NO_WEIGHTS = HUB_FILES[1:]
@@ -53,8 +54,7 @@ def load_parts(
         raise ModelError(
             f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
         )
-    rule = load_rule(folder)
-    return model, tokenizer, load_settings(folder / SETTINGS) | ({"adaptive": rule} if rule else {})
+    return model, tokenizer, _all_settings(folder)
 
 
 def load_skeleton(
@@ -75,7 +75,7 @@ def load_skeleton(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = on_meta(config)
     _check_tokenizer(path, tokenizer)
-    return model, tokenizer, load_settings(folder / SETTINGS)
+    return model, tokenizer, _all_settings(folder)
 
 
 def on_meta(config: Any) -> PreTrainedModel:
@@ -157,6 +157,12 @@ def _check_weights(path: str | Path, folder: Path) -> None:
     )
 
 
+def _all_settings(folder: Path) -> dict[str, Any]:
+    """Our settings, and the rule of adaptive thinking as "adaptive" where one lies there."""
+    rule = load_rule(folder)
+    return load_settings(folder / SETTINGS) | ({"adaptive": rule} if rule else {})
+
+
 def load_settings(file: Path) -> dict[str, Any]:
     """Our settings beside the weights; empty when there are none, as in a base or a published checkpoint."""
     if not file.is_file():
@@ -186,8 +192,14 @@ def model_folder(path: str | Path, files: list[str] = HUB_FILES) -> Path:
             raise ModelError(
                 f"{path}: not a model folder (no config.json); give that of a trained model, e.g. RUN/stage2"
             )
-        return folder
-    return hub_folder(path, files)
+    else:
+        folder = hub_folder(path, files)
+    if (folder / EXPORTED).is_file():
+        raise ModelError(
+            f"{path}: was exported for other libraries and cannot think any more; load it with "
+            "sentence-transformers, or give the model that it was exported from"
+        )
+    return folder
 
 
 def hub_folder(path: str | Path, files: list[str]) -> Path:

@@ -10,10 +10,11 @@ model.similarity(queries, documents)
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from searchr3.errors import ModelError, first_line
 from searchr3.files import new_folder
 from searchr3.generation import Reasoning, padding_id, reason, seeded
 from searchr3.loading import SETTINGS, load_parts, load_skeleton
+
+if TYPE_CHECKING:
+    from searchr3.export import Format
 
 Progress = Callable[[int, int], None]
 
@@ -263,11 +267,7 @@ class SearchR3:
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Save a Hugging Face folder: safetensors (a LoRA adapter merged), tokenizer, prompts and length."""
-        model = self.model
-        if hasattr(model, "peft_config") and hasattr(model, "merge_and_unload"):
-            import copy
-
-            model = copy.deepcopy(model).merge_and_unload()
+        model = self.merged()
         settings = {
             "prompts": self.conversation.prompts.to_dict(),
             "max_length": self.conversation.max_length,
@@ -278,6 +278,18 @@ class SearchR3:
             (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             if self.adaptive:
                 self.adaptive.save(folder)
+
+    def merged(self) -> PreTrainedModel:
+        """The model; of one with a LoRA adapter, a copy with the adapter merged."""
+        if hasattr(self.model, "peft_config") and hasattr(self.model, "merge_and_unload"):
+            return copy.deepcopy(self.model).merge_and_unload()
+        return self.model
+
+    def export(self, path: str | Path, format: Format = "st", overwrite: bool = False, **about: Any) -> None:
+        """Write a folder for sentence-transformers and others; see `searchr3.export.export`."""
+        from searchr3.export import export
+
+        export(self, path, format, overwrite, **about)
 
     @torch.no_grad()
     def encode_rendered(

@@ -7,17 +7,17 @@ Ollama, llama.cpp and most providers speak as well.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, NamedTuple
 
-import httpx2
 import numpy as np
 
-from searchr3.endpoint import Endpoint, NoAnswer, TooLong, address, find_key
+from searchr3.endpoint import NoAnswer, TooLong, address, ask_all, find_key
 from searchr3.errors import EndpointError, ModelError
+from searchr3.vector_endpoint import VectorEndpoint
 
 BATCH = 32  # texts a request: what servers take unless told otherwise
 _LEAST = 16  # characters: a text that is too long even so is not the matter
@@ -48,8 +48,8 @@ def is_endpoint(baseline: str) -> bool:
     return baseline.startswith(("http://", "https://"))
 
 
-class EmbeddingEndpoint(Endpoint[np.ndarray]):
-    """An embeddings server to ask: vectors float32 (n, d), of unit length, in the order of the input."""
+class EmbeddingEndpoint(VectorEndpoint):
+    """The server of a baseline."""
 
     option = "--baseline"
     mends: ClassVar[Mapping[int, str]] = {
@@ -60,23 +60,6 @@ class EmbeddingEndpoint(Endpoint[np.ndarray]):
         404: "check address and model of --baseline URL#MODEL",
         429: "add credit to the account",
     }
-
-    def read(self, response: httpx2.Response) -> np.ndarray | str:
-        try:
-            rows = sorted(response.json()["data"], key=lambda row: row["index"])
-            if [row["index"] for row in rows] != list(range(len(rows))):
-                raise ValueError
-            vectors = np.array([_numbers(row["embedding"]) for row in rows], dtype=np.float32)
-            if vectors.ndim != 2 or not np.isfinite(vectors).all():
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return f"no embeddings came back: {self.says(response)[:100]}"
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _numbers(embedding: str | Sequence[float]) -> np.ndarray | Sequence[float]:
-    """A vector as it came: a list of numbers, or little-endian float32 in base64."""
-    return np.frombuffer(base64.b64decode(embedding), "<f4") if isinstance(embedding, str) else embedding
 
 
 class ServedModel:
@@ -117,29 +100,13 @@ class ServedModel:
             raise EndpointError(f"{self.spec.url}: model {self.spec.model}: {why}") from None
 
     async def _all(self, texts: list[str]) -> np.ndarray:
-        endpoint = EmbeddingEndpoint(self.spec.url, self.key, attempts=self.attempts)
         parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        found: dict[int, np.ndarray] = {}
-
-        async def work(waiting: Iterator[tuple[int, list[str]]]) -> None:
-            for number, part in waiting:
-                found[number] = await self._some(endpoint, part)
-
-        async with endpoint:
-            waiting = iter(enumerate(parts))
-            for number, part in waiting:  # the first one alone: a wrong key or name is told once
-                found[number] = await self._some(endpoint, part)
-                break
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(endpoint.concurrency):
-                        group.create_task(work(waiting))
-            except BaseExceptionGroup as errors:  # the first one stopped the others
-                raise errors.exceptions[0] from None
-        widths = {vectors.shape[1] for vectors in found.values()}
+        async with EmbeddingEndpoint(self.spec.url, self.key, attempts=self.attempts) as endpoint:
+            found = await ask_all(parts, partial(self._some, endpoint), endpoint.concurrency)
+        widths = {vectors.shape[1] for vectors in found}
         if len(widths) != 1:
             raise NoAnswer(f"vectors of different widths came back ({sorted(widths)})")
-        return np.concatenate([found[number] for number in range(len(parts))])
+        return np.concatenate(found)
 
     async def _some(self, endpoint: EmbeddingEndpoint, texts: list[str]) -> np.ndarray:
         body = json.dumps({"model": self.spec.model, "input": texts}, ensure_ascii=False)
