@@ -18,7 +18,7 @@ def beginning(
     model = stage1 or work / "start" / "stage1"
     data = data or model.parent / "data"
     if not stage1 and not model.is_dir():
-        from searchr3.preparation import make_base_model, make_dataset
+        from searchr3.preparation import limited, make_base_model, make_dataset
         from searchr3.training.stage1 import train_stage1
 
         recipe = load_recipe("quickstart", overrides)
@@ -27,7 +27,7 @@ def beginning(
             dataset.save(data)
         search, checkpoints = make_base_model(recipe), work / "start" / "checkpoints"
         print(f"stage 1: {recipe.stage1.steps} steps", flush=True)
-        train_stage1(search, dataset, recipe, checkpoints)
+        train_stage1(search, limited(dataset, recipe), recipe, checkpoints)
         search.save_pretrained(model)
         shutil.rmtree(checkpoints)
     for folder, option in ((model, "--stage1"), (data, "--data")):

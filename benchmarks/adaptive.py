@@ -40,6 +40,7 @@ from searchr3.evaluation import evaluate, read_results
 from searchr3.evaluation.adaptive import Measured, choose, frontier
 from searchr3.files import json_text, write_json
 from searchr3.model import SearchR3
+from searchr3.preparation import limited
 from searchr3.progress import hush_transformers
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
@@ -80,7 +81,7 @@ def part(work: Path, start: Path, dataset: RetrievalDataset, recipe: Recipe, wei
         from searchr3.training.stage2 import train_stage2
 
         search = SearchR3(start, batch_size=recipe.model.batch_size, dtype="float32")
-        curve = train_stage2(search, dataset, recipe, folder / "checkpoints")
+        curve = train_stage2(search, limited(dataset, recipe), recipe, folder / "checkpoints")
         write_json(folder / "curve.json", curve)
         search.save_pretrained(model)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
