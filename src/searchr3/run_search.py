@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from searchr3.answers import Hit, SearchAnswer
 from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.beir import read_beir
 from searchr3.dataset.splits import digest
@@ -17,29 +17,9 @@ from searchr3.training.recipe_file import load_recipe
 if TYPE_CHECKING:
     import numpy as np
 
+__all__ = ["IDS", "Hit", "SearchAnswer", "ids_digest", "search"]
+
 IDS = "document_ids"  # in the metadata of the vectors: whose they are, see `ids_digest`
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A found document."""
-
-    rank: int
-    score: float
-    document_id: str
-    title: str
-    snippet: str
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SearchAnswer:
-    """What a search found, and what the model thought before it."""
-
-    reasoning: str
-    thinking_tokens: int
-    emitted: bool
-    hits: list[Hit]
 
 
 def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> SearchAnswer:

@@ -23,6 +23,7 @@ RESUMABLE = {
     "train": " with --resume",
     "mine": " with --resume",
     "encode": "",
+    "index": "",
     "traces": "",
 }
 """Commands that go on where they stopped, and how."""
@@ -80,6 +81,7 @@ def hush_libraries() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("LANCE_LOG", "error")
     for name in ("TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     logging.getLogger().setLevel(logging.ERROR)
