@@ -22,6 +22,7 @@ from searchr3.search.readers import Section
 SIZE = 1000  # characters of a chunk, unless told otherwise
 SMALL = 4  # a part of less than a fourth of that goes with its neighbour
 MOST_HEADING = 120  # characters of a heading; of a longer one the end is kept, which is nearest to the text
+_WORD = re.compile(r"\w")
 _LEADING = re.compile(r"(?:[^\S\n]*\n)*")  # blank lines; the indentation of the first other one stays
 
 T = TypeVar("T")
@@ -110,19 +111,19 @@ def _pieces(text: str, kind: Kind, size: int) -> Iterator[tuple[int, str]]:
         yield start + skip, piece[skip:].rstrip()
 
 
-def _merged(pieces: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[int, str]]:
-    """Neighbours put together where one is small: what is left over, such as the first line of a class."""
-    waiting: tuple[int, str] | None = None
+def _merged(pieces: Iterable[tuple[int, str]], size: int) -> list[tuple[int, str]]:
+    """What is left over goes with a neighbour: the first line of a class with the next, a brace before."""
+    made: list[tuple[int, str]] = []
     for start, piece in pieces:
-        if waiting is None:
-            waiting = start, piece
-        elif min(len(waiting[1]), len(piece)) <= size // SMALL and len(waiting[1]) + len(piece) <= size:
-            waiting = waiting[0], waiting[1] + piece
+        small = bool(made) and (len(made[-1][1]) <= size // SMALL or not _WORD.search(piece))
+        if small and len(made[-1][1]) + len(piece) <= size:
+            made[-1] = made[-1][0], made[-1][1] + piece
         else:
-            yield waiting
-            waiting = start, piece
-    if waiting:
-        yield waiting
+            made.append((start, piece))
+    if len(made) > 1 and len(made[-1][1]) <= size // SMALL and len(made[-2][1]) + len(made[-1][1]) <= size:
+        last = made.pop()[1]
+        made[-1] = made[-1][0], made[-1][1] + last
+    return made
 
 
 def _split(text: str, kind: Kind, size: int) -> Iterable[tuple[int, str]]:
