@@ -20,18 +20,15 @@ if TYPE_CHECKING:
     from searchr3.answers import SearchAnswer
     from searchr3.search.summary import Summary
 
-StorePlace = Annotated[
-    str | None,
-    typer.Option("--store", metavar="DIR|URL", help="Folder, or http://host:6333/collection of Qdrant."),
-]
+_STORE = typer.Option("--store", metavar="DIR|URL", help="Folder, or http://host:6333/collection of Qdrant.")
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")]
 
 
 def index(
+    store: Annotated[str, _STORE],
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH...", help="Files and folders.", show_default=False)
     ] = None,
-    store: StorePlace = None,
     model: Annotated[
         str | None, typer.Option(help="A searchr3 model, for a new store; later it is remembered.")
     ] = None,
@@ -55,10 +52,11 @@ def index(
 
     Later runs encode only what has changed, and follow what was removed. An interrupted one goes on.
     """
-    if store is None:
-        raise SearchR3Error("--store is missing; name a folder for the index, such as --store my.index")
     if not paths and not forget:
-        raise SearchR3Error("nothing to index; give files or folders, or --forget PATH")
+        raise typer.BadParameter("nothing to index; give files or folders, or --forget PATH")
+    for path in paths or []:
+        if not path.exists():
+            raise SearchR3Error(f"{path}: no such file or folder; check it, or take it out with --forget")
     from searchr3.progress import Screen
     from searchr3.search.store import needed, open_store
 
@@ -66,30 +64,25 @@ def index(
         from searchr3.search import index as room
         from searchr3.search.work import opened_for_writing
 
-    if forget and not paths:
-        with Screen() as screen:
-            opened = open_store(store)
-            summary = room.forget(opened, forget)
-        _report(summary, store, as_json)
-        return
-    for path in paths or []:
-        if not path.exists():
-            raise SearchR3Error(f"{path}: no such file or folder; check it, or take it out with --forget")
     with Screen() as screen:
-        screen.phase("index", " ".join(map(str, paths or [])))
-        opened, facts, encoder = opened_for_writing(
-            store, model, prompts, max_length, chunk_size, batch_size=batch_size, device=device
-        )
-        if forget:
-            room.forget(opened, forget)
-        summary = room.index(opened, facts, paths or [], encoder, screen.work)
+        if not paths:
+            opened = open_store(store)
+            summary = room.forget(opened, forget or [])
+        else:
+            screen.phase("index", " ".join(map(str, paths)))
+            opened, facts, encoder = opened_for_writing(
+                store, model, prompts, max_length, chunk_size, batch_size=batch_size, device=device
+            )
+            if forget:
+                room.forget(opened, forget)
+            summary = room.index(opened, facts, paths, encoder, screen.work)
     opened.close()
     _report(summary, store, as_json)
 
 
 def search(
     query: Annotated[str, typer.Argument(help="What you look for, in words.")],
-    store: StorePlace = None,
+    store: Annotated[str | None, _STORE] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of a run; its own corpus is searched.")] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many hits.")] = 10,
     reasoning: Annotated[
@@ -120,7 +113,7 @@ def search(
     if not query.strip():
         raise SearchR3Error("the query is empty; write what you look for")
     if (store is None) == (run is None):
-        raise SearchR3Error("say what to search: --store DIR of your documents, or --run RUN")
+        raise typer.BadParameter("say what to search: --store DIR of your documents, or --run RUN")
     from searchr3.progress import hush_transformers
 
     if run is not None:

@@ -29,7 +29,7 @@ class Died(BaseException):
 
 
 class Dying:
-    """A store whose process dies where it would make its change number `moment`; half of the rows are added."""
+    """A store whose process dies where it would make change number `moment`; half of the rows are added."""
 
     def __init__(self, store, moment: int):
         self.store, self.moment, self.made = store, moment, 0

@@ -14,6 +14,8 @@ from searchr3.search.snippet import marked, snippet
 from searchr3.search.store import Row
 from searchr3.search.words import fused, index_words
 
+from desk import Desk, WordModel  # isort: skip
+
 WORDS = [
     "apple",
     "river",
@@ -101,8 +103,6 @@ def test_filters_by_path_and_type(library) -> None:
 
 
 def test_both_stores_answer_alike(tmp_path, monkeypatch) -> None:
-    from desk import Desk, WordModel
-
     monkeypatch.chdir(tmp_path)
     desks = [
         Desk(LanceStore(tmp_path / "store", create=True), WordModel(), tmp_path),
@@ -120,6 +120,26 @@ def test_both_stores_answer_alike(tmp_path, monkeypatch) -> None:
         assert len(one & other) >= 7  # the servers' own BM25 differ a little
     for desk in desks:
         desk.store.close()
+
+
+def test_more_than_memory_holds_is_searched_on_the_disk(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    desk = Desk(LanceStore(tmp_path / "store", create=True), WordModel(), tmp_path)
+    rng = np.random.default_rng(1)
+    for i in range(300):  # an index wants 256 rows
+        desk.write(f"docs/{i}.{('md', 'txt')[i % 2]}", " ".join(rng.choice(WORDS, 8)))
+    desk.index("docs")
+    asked = StoreSearch(desk.store, desk.model)
+    held = [asked.ask("stone river", 5, False, kinds=kinds) for kinds in ([], ["txt"])]
+    monkeypatch.setattr("searchr3.search.lance_store.IN_MEMORY", 0)
+    desk.write("docs/300.md", "something else")
+    desk.index("docs")  # makes the index
+    assert desk.store._all_rows() is None
+    found = [asked.ask("stone river", 5, False, kinds=kinds) for kinds in ([], ["txt"])]
+    for one, other in zip(held, found, strict=True):
+        assert one.hits[0].score == other.hits[0].score  # an index of this kind may miss some
+        assert {hit.metadata["type"] for hit in other.hits} <= {hit.metadata["type"] for hit in one.hits}
+    desk.store.close()
 
 
 def test_rows_of_other_versions_never_show_however_many(library) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -17,37 +17,54 @@ from lancedb.query import MatchQuery
 
 from searchr3.errors import SearchR3Error, first_line
 from searchr3.files import check_writable, disk_errors, full_disk, hold, occupied
-from searchr3.ranking import top_k
+from searchr3.ranking import highest
 from searchr3.search.ledger import Ledger
 from searchr3.search.store import Facts, Filter, Found, Row
 from searchr3.search.words import index_words
 
 LEDGER = "files.sqlite"
-IN_MEMORY = 2**30  # bytes of vectors that are searched in memory, exactly: a million of 256 numbers
+IN_MEMORY = 2**29  # bytes of vectors that are searched in memory, exactly: half a million of 256 numbers
 _TABLE = "chunks"
 _LISTED = 200  # paths in one condition
 _KEPT = timedelta(minutes=10)  # how long what was replaced stays on the disk, for those who are reading it
-_TRIES = 3  # a writer may move rows between two looks at them
 _COLUMNS = ("path", "version", "number", "kind", "text", "heading", "first", "last", "page", "vector")
 _TYPES = (pa.string(), pa.string(), pa.int32(), pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32())
 
 
-class _Vectors(NamedTuple):
-    """All vectors in memory, by path and number, and what a filter asks of their rows."""
+class _Held:
+    """All rows in memory: a table without its vectors, and these as a matrix."""
 
-    table_version: int
-    ids: np.ndarray
-    vectors: np.ndarray
-    paths: pa.DictionaryArray
-    kinds: pa.DictionaryArray
+    def __init__(self, table: pa.Table) -> None:
+        self.vectors = _matrix(table)
+        self.table = table.drop_columns(["vector"]).combine_chunks()
+        self._codes = {name: _codes(self.table[name]) for name in ("path", "kind")}
+
+    def nearest(self, vector: np.ndarray, k: int, among: Filter) -> list[Found]:
+        # one product in numpy: for a single query faiss loses time to its threads
+        scores = self.vectors @ np.asarray(vector, dtype=np.float32)
+        rows = self._chosen(among)
+        best = highest(scores, k) if rows is None else rows[highest(scores[rows], k)]
+        found = _as_rows(self.table.take(best), self.vectors[best])
+        return [Found(row, score) for row, score in zip(found, scores[best].tolist(), strict=True)]
+
+    def _chosen(self, among: Filter) -> np.ndarray | None:
+        """Numbers of the rows that a filter lets through; None: all."""
+        chosen = None
+        for name, wanted in (("path", among.paths), ("kind", among.kinds)):
+            if wanted is not None:
+                codes, values = self._codes[name]
+                known = np.array([value in wanted for value in values], dtype=bool)
+                let = known[codes] if len(known) else np.zeros(len(codes), dtype=bool)
+                chosen = let if chosen is None else chosen & let
+        return None if chosen is None else np.flatnonzero(chosen)
 
 
 class LanceStore:
     """A `Store` in the folder `place`.
 
-    Up to a GB of vectors are held in memory once a search was made, and searched exactly: ten times
-    quicker than by LanceDB, which reads them for each question. More are left to it, with an index that
-    `settle` makes.
+    Up to half a GB of vectors are held in memory, with their texts, once a search was made, and searched
+    exactly: ten times quicker than by LanceDB, which reads them for each question. More are left to it, with
+    an index that `settle` makes.
 
     Raises:
         SearchR3Error: there is none and `create` is False, or the folder is something else.
@@ -70,7 +87,8 @@ class LanceStore:
         self._ledger = Ledger(self.folder / LEDGER)
         self._base = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
         self._opened: Any = None
-        self._held: _Vectors | None = None
+        self._held: _Held | None = None
+        self._read_at: tuple[int, int] | None = None  # the ledger's mark then
         self._lock = Lock()
         self.facts, self.files = self._ledger.facts, self._ledger.files
         self.put, self.drop = self._ledger.put, self._ledger.drop
@@ -113,8 +131,8 @@ class LanceStore:
 
     def nearest(self, vector: np.ndarray, k: int, among: Filter) -> list[Found]:
         with self._told():
-            if self.count() * len(vector) * 4 <= IN_MEMORY:
-                return self._in_memory(vector, k, among)
+            if (held := self._all_rows()) is not None:
+                return held.nearest(vector, k, among)
             query = self._table.search(vector).distance_type("dot").refine_factor(4).limit(k)
             return self._found(query, among, lambda part: 1 - part["_distance"].to_numpy())
 
@@ -151,46 +169,16 @@ class LanceStore:
             self._opened = self._base.open_table(_TABLE)
         return self._opened
 
-    def _in_memory(self, vector: np.ndarray, k: int, among: Filter) -> list[Found]:
-        for _ in range(_TRIES):
-            found, whole = self._by_row(self._all_vectors(), vector, k, among)
-            if whole:
-                break
-        return found
-
-    def _by_row(self, held: _Vectors, vector: np.ndarray, k: int, among: Filter) -> tuple[list[Found], bool]:
-        """What is found, and whether all of it was still where it had been read."""
-        chosen = np.ones(len(held.ids), dtype=bool)
-        for column, wanted in ((held.paths, among.paths), (held.kinds, among.kinds)):
-            if wanted is not None:
-                known = np.array([one in wanted for one in column.dictionary.to_pylist()], dtype=bool)
-                chosen &= known[column.indices.to_numpy()] if len(known) else False
-        rows = np.flatnonzero(chosen)
-        vectors = held.vectors if len(rows) == len(chosen) else held.vectors[rows]
-        scores, best = top_k(vector[None], vectors, k, longest=1.001)  # of unit length, but for rounding
-        ids = held.ids[rows[best[0]]].tolist()
-        if not ids:
-            return [], True
-        part = self._table.take_row_ids(ids).select([*_COLUMNS]).with_row_id().to_arrow()
-        row_of = dict(zip(part["_rowid"].to_pylist(), _as_rows(part), strict=True))
-        found = [Found(row_of[i], float(s)) for i, s in zip(ids, scores[0], strict=True) if i in row_of]
-        return found, len(found) == len(ids)
-
-    def _all_vectors(self) -> _Vectors:
+    def _all_rows(self) -> _Held | None:
+        """All rows as they are now; None if they are too many to be held."""
         with self._lock:
-            version = self._table.version
-            if self._held is None or self._held.table_version != version:
+            mark = self._ledger.mark()
+            if mark != self._read_at:
                 self._held = None  # before the new ones are read: both would need the memory of both
-                columns = ["path", "number", "kind", "vector"]
-                part = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow()
-                part = part.sort_by([("path", "ascending"), ("number", "ascending")]).combine_chunks()
-                self._held = _Vectors(
-                    version,
-                    part["_rowid"].to_numpy(),
-                    _matrix(part),
-                    _dictionary(part["path"]),
-                    _dictionary(part["kind"]),
-                )
+                facts = self.facts()
+                if facts and self._table.count_rows() * facts.dimension * 4 <= IN_MEMORY:
+                    self._held = _Held(self._table.search().select([*_COLUMNS]).limit(None).to_arrow())
+                self._read_at = mark
             return self._held
 
     def _found(self, query: Any, among: Filter, scores: Any) -> list[Found]:
@@ -248,9 +236,10 @@ def _as_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _as_rows(part: pa.Table) -> list[Row]:
+def _as_rows(part: pa.Table, vectors: np.ndarray | None = None) -> list[Row]:
     columns = [part[name].to_pylist() for name in _COLUMNS[:-1]]
-    return [Row(*values) for values in zip(*columns, _matrix(part), strict=True)]
+    vectors = _matrix(part) if vectors is None else vectors
+    return [Row(*values) for values in zip(*columns, vectors, strict=True)]
 
 
 def _matrix(part: pa.Table) -> np.ndarray:
@@ -259,8 +248,10 @@ def _matrix(part: pa.Table) -> np.ndarray:
     return flat.to_numpy(zero_copy_only=False).reshape(len(part), column.type.list_size)
 
 
-def _dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    return pa.array(column.to_pylist(), pa.string()).dictionary_encode()
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """The different values of a column, and for each row the place of its own among them."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
 
 
 def _parts(versions: Mapping[str, str]) -> Iterator[list[tuple[str, str]]]:

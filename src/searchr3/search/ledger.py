@@ -77,6 +77,12 @@ class Ledger:
     def drop(self, paths: Sequence[str]) -> None:
         self._all("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
 
+    def mark(self) -> tuple[int, int]:
+        """Another one after any change, by this process or another."""
+        with self._told():
+            (version,) = self._base.execute("PRAGMA data_version").fetchone()
+        return version, self._base.total_changes
+
     def close(self) -> None:
         self._base.close()
 
