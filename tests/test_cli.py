@@ -27,7 +27,7 @@ from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
 COMMANDS = ["quickstart", "train", "evaluate", "compare", "adapt", "report", "traces", "mine", "encode"]
-COMMANDS += ["chat-check", "search"]
+COMMANDS += ["chat-check", "index", "search"]
 
 
 ANSWER = SearchAnswer(
@@ -531,6 +531,9 @@ def test_full_disk_is_named_however_deep_it_hides(calls: dict) -> None:
         ["train", "a.yaml", "--no-such"],
         ["search", "x"],
         ["search", "x", "--run", "r", "-k", "0"],
+        ["search", "x", "--run", "r", "--store", "s"],
+        ["index", "docs"],
+        ["index", "--store", "s"],
     ],
 )
 def test_wrong_usage_is_2(calls: dict, arguments: list[str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -20,12 +19,12 @@ from searchr3.cli_evaluate import adapt, compare, evaluate
 from searchr3.cli_evidence import evidence
 from searchr3.cli_export import export
 from searchr3.cli_report import report
+from searchr3.cli_search import index, search
 from searchr3.cli_traces import traces
 from searchr3.cli_train import train
-from searchr3.errors import SearchR3Error
 from searchr3.files import json_text
 from searchr3.options import Json, Resume, Settings, SplitBy, names
-from searchr3.terminal import OneLineErrors, hush_libraries, printable, show
+from searchr3.terminal import OneLineErrors, hush_libraries, show
 
 app = typer.Typer(
     name="searchr3",
@@ -190,40 +189,7 @@ app.command(epilog="Example: searchr3 export runs/mine/stage2 --output exported 
 app.command(epilog="Example: searchr3 chat-check runs/mine/stage2 --base runs/mine/base")(chat_check)
 
 
-@app.command(epilog='Example: searchr3 search "read a file line by line" --run runs/quickstart')
-def search(
-    query: Annotated[str, typer.Argument(help="What you look for, in words.")],
-    run: Annotated[Path, typer.Option(help="Folder of a run; its own corpus is searched.")],
-    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many hits.")] = 10,
-    reasoning: Annotated[
-        bool, typer.Option("--reasoning/--no-reasoning", help="Think before embedding.")
-    ] = True,
-    auto: Annotated[
-        bool, typer.Option("--auto", help="Think only where the direct ranking is unsure: `searchr3 adapt`.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Search a corpus with its model.
+app.command(epilog="Example: searchr3 index docs src --store my.index --model runs/mine/stage2")(index)
 
-    Shows what the model thought, and the best documents.
-    """
-    if not query.strip():
-        raise SearchR3Error("the query is empty; write what you look for")
-    if auto and not reasoning:
-        raise SearchR3Error("--auto may think and --no-reasoning may not; give one of them")
-    from searchr3 import pipeline
-    from searchr3.progress import hush_transformers
 
-    hush_transformers()
-    answer = pipeline.search(query, run, k, "auto" if auto else reasoning)
-    if as_json:
-        print(json_text(asdict(answer)))
-        return
-    if auto and not answer.thought:
-        print("no thought: the direct ranking is sure enough\n")
-    elif reasoning:
-        cut = "" if answer.emitted else ", cut off"
-        print(f"thought ({answer.thinking_tokens} tokens{cut}): {printable(answer.reasoning)}\n")
-    for hit in answer.hits:
-        print(f"{hit.rank:>3}  {hit.score:.3f}  {printable(hit.title or hit.document_id)}")
-        print(f"            {printable(hit.snippet)}")
+app.command(epilog='Example: searchr3 search "read a file line by line" --run runs/quickstart')(search)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from searchr3.answers import Hit, SearchAnswer, Thinks
 from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.beir import read_beir
 from searchr3.dataset.splits import digest
@@ -19,37 +19,12 @@ if TYPE_CHECKING:
 
     from searchr3.generation import Reasoning
 
+__all__ = ["IDS", "Hit", "SearchAnswer", "ids_digest", "search"]
+
 IDS = "document_ids"  # in the metadata of the vectors: whose they are, see `ids_digest`
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A found document."""
-
-    rank: int
-    score: float
-    document_id: str
-    title: str
-    snippet: str
-    metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SearchAnswer:
-    """What a search found, and what the model thought before it.
-
-    Attributes:
-        thought: whether the query was thought about at all.
-    """
-
-    reasoning: str
-    thinking_tokens: int
-    emitted: bool
-    hits: list[Hit]
-    thought: bool = True
-
-
-def search(query: str, run: Path, k: int = 10, reasoning: bool | Literal["auto"] = True) -> SearchAnswer:
+def search(query: str, run: Path, k: int = 10, reasoning: Thinks = True) -> SearchAnswer:
     """Search a run's own corpus with its final model.
 
     Args:

@@ -24,6 +24,7 @@ RESUMABLE = {
     "evidence": " with --resume",
     "mine": " with --resume",
     "encode": "",
+    "index": "",
     "traces": "",
     "evaluate": " (unless it had --no-cache)",
 }
@@ -82,6 +83,7 @@ def hush_libraries() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("LANCE_LOG", "error")
     for name in ("TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     logging.getLogger().setLevel(logging.ERROR)
