@@ -17,6 +17,7 @@ from searchr3 import __version__
 from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
 from searchr3.cli_evaluate import compare, evaluate
+from searchr3.cli_serve import serve
 from searchr3.cli_traces import traces
 from searchr3.cli_train import train
 from searchr3.errors import SearchR3Error
@@ -170,6 +171,9 @@ def mine(
 
 
 app.command(epilog="Example: searchr3 encode runs/mine/stage2 mydata/corpus.jsonl --output vectors")(encode)
+
+
+app.command(epilog="Example: searchr3 serve --run runs/quickstart --port 8000")(serve)
 
 
 app.command(epilog="Example: searchr3 chat-check runs/mine/stage2 --base runs/mine/base")(chat_check)

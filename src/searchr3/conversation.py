@@ -209,7 +209,7 @@ class Conversation:
             before, found, rest = rest.partition(mark)
             if not found or mark in rest:
                 raise ModelError(
-                    "the tokenizer's chat template does not take these turns; each must be shown once, in order"
+                    "the tokenizer's chat template does not take these turns; it must show each once"
                 )
             ids += self._template_ids(before) + content
         return ids + self._template_ids(rest)

@@ -48,35 +48,59 @@ def search(query: str, run: Path, k: int = 10, reasoning: bool = True) -> Search
     Raises:
         SearchR3Error: `run` is not a finished run, or was changed since; the query is no proper text.
     """
-    _check(query, run)
-    used = load_recipe(run / "recipe.yaml")
-    dataset = read_beir(run / "data")
-    vectors = _vectors(run / "vectors.safetensors", list(dataset.corpus))
+    _check_query(query)
+    corpus = RunCorpus(run)
 
     from searchr3.model import SearchR3
-    from searchr3.ranking import top_k
 
-    model = SearchR3(run / "stage2")
+    model, task = SearchR3(corpus.model), corpus.dataset.task
     if reasoning:
-        tokens = used.model.max_new_tokens
-        thought = model.generate(batch=[query], max_new_tokens=tokens, **dataset.task)[0]
-        found = model.encode_query([query], reasoning=[thought], **dataset.task)
+        thought = model.generate(batch=[query], max_new_tokens=corpus.max_new_tokens, **task)[0]
+        found = model.encode_query([query], reasoning=[thought], **task)
         said = (thought.text, len(thought.token_ids), thought.emitted)
     else:
-        found, said = model.encode_query([query], **dataset.task), ("", 0, True)
-    scores, rows = top_k(found, vectors, min(k, len(vectors)))
-    ids = list(dataset.corpus)
-    return SearchAnswer(
-        *said,
-        hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])],
-    )
+        found, said = model.encode_query([query], **task), ("", 0, True)
+    return SearchAnswer(*said, hits=corpus.hits(found[0], k))
 
 
-def _check(query: str, run: Path) -> None:
+class RunCorpus:
+    """A finished run's documents and their vectors, kept open for many questions.
+
+    Raises:
+        SearchR3Error: `run` is not a finished run, or was changed since.
+    """
+
+    def __init__(self, run: Path) -> None:
+        _check(run)
+        self.model = run / "stage2"
+        self.max_new_tokens = load_recipe(run / "recipe.yaml").model.max_new_tokens
+        self.dataset = read_beir(run / "data")
+        self.ids = list(self.dataset.corpus)
+        self.vectors = _vectors(run / "vectors.safetensors", self.ids)
+
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and rows of the `k` nearest documents (all if there are fewer) of (n, d), best first."""
+        from searchr3.ranking import top_k
+
+        return top_k(vectors, self.vectors, min(k, len(self.vectors)))
+
+    def hits(self, vector: np.ndarray, k: int) -> list[Hit]:
+        """The `k` documents nearest to a query's vector, (d,)."""
+        scores, rows = self.nearest(vector[None], k)
+        return [
+            _hit(rank, float(scores[0, rank]), self.ids[row], self.dataset)
+            for rank, row in enumerate(rows[0])
+        ]
+
+
+def _check_query(query: str) -> None:
     try:
         query.encode()
     except UnicodeEncodeError:
         raise SearchR3Error("the query holds half a character (a lone surrogate); type it again") from None
+
+
+def _check(run: Path) -> None:
     if not (run / "recipe.yaml").is_file():
         around = (one for one in run.parents if (one / "recipe.yaml").is_file() and (one / "data").is_dir())
         if inside := next(around, None):

@@ -43,7 +43,7 @@ class Settings(BaseModel):
     def allows(self, authorization: bytes) -> bool:
         """Whether the header `Authorization` bears one of the keys; true where there are none.
 
-        Digests of equal length are compared, in constant time, with every key: how long it takes says nothing.
+        Digests of equal length are compared, in constant time, with every key: the time says nothing.
         """
         if not self.keys:
             return True
@@ -102,7 +102,7 @@ def read_keys(environment: Mapping[str, str], file: Path | None = None) -> froze
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SearchR3Error(
-                f"{file}: cannot be read ({getattr(error, 'strerror', 'not UTF-8')})"
+                f"{file}: cannot be read ({getattr(error, 'strerror', 'not UTF-8')}); write one key a line"
             ) from None
         if not any(line.strip() for line in lines):
             raise SearchR3Error(f"{file}: holds no API key; write one a line")

@@ -11,8 +11,8 @@ HALF = "\N{REPLACEMENT CHARACTER}"  # what the bytes of a part of a character de
 class Speech:
     """Text of a growing list of token ids, piece by piece; the pieces together are the text of the whole.
 
-    A token may hold a part of a character, and what it decodes to may hang on the one before. So a piece is the
-    difference between the decoded end of the list with and without the new ids, once that ends in no half.
+    A token may hold a part of a character, and what it decodes to may hang on the one before. So a piece is
+    the difference between the decoded end of the list with and without the new ids, once it ends in no half.
     """
 
     def __init__(self, tokenizer: Any) -> None:

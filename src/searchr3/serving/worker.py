@@ -1,8 +1,8 @@
 """The thread that owns the model, and the way from the event loop to it and back.
 
-One thread does everything that touches model or tokenizer. In a turn it either makes a step of the engine, which
-gives every thought and chat a token, or encodes one batch of texts; whichever had less time has the next turn.
-Requests of a kind take turns too, so that a large one does not keep small ones waiting.
+One thread does everything that touches model or tokenizer. In a turn it either makes a step of the engine,
+which gives every thought and chat a token, or encodes one batch of texts; whichever had less time has the
+next turn. Requests of a kind take turns too, so that a large one does not keep small ones waiting.
 """
 
 from __future__ import annotations
@@ -116,18 +116,14 @@ class Worker:
         while self._receive():
             try:
                 self._turn()
-            except (
-                Exception
-            ) as error:  # a defect, or a device without memory: these requests fail, others go on
-                log.error(
-                    "the model failed: %s", type(error).__name__, exc_info=log.isEnabledFor(logging.DEBUG)
-                )
-                for job in [*self.encoding, *self.thinking]:
-                    job.settle(error)
-                self.encoding.clear()
-                self.thinking.clear()
-                self._owners.clear()
+            except Exception as error:  # a defect, or no memory left: these requests fail, others go on
+                log.error("the model failed: %s", type(error).__name__)
+                failed = self._jobs()
+                for part in (self.encoding, self.thinking, self._owners):
+                    part.clear()
                 self.engine = self._engine()
+                for job in failed:
+                    job.settle(error)
 
     def _receive(self) -> bool:
         """Take in new requests; waits while there is nothing to do. False once all is done for good."""
@@ -212,7 +208,7 @@ class Worker:
         job.taken = end
 
     def _think(self) -> None:
-        """A step; before it as many tasks are submitted as there are rows, after it their owners hear of it."""
+        """A step; before it the rows are filled with tasks, after it their owners hear of it."""
         self._feed()
         took_part = self.engine.step()
         self.figures.steps += 1
