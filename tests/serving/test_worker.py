@@ -45,13 +45,9 @@ def close(a: np.ndarray, b: np.ndarray) -> None:
 def test_32_requests_at_once_give_what_single_ones_give(kind: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
     search = SearchR3(model)
-    texts = [
-        f"{word} the file {number}" * (number % 4 + 1) for number in range(9) for word in ("read", "sort")
-    ]
-    asks = [
-        Ask(text, 3 + number % 4, "Find code." if number % 3 else None)
-        for number, text in enumerate(texts[:10])
-    ]
+    texts = [f"read the file {number}" * (number % 4 + 1) for number in range(10)]
+    task = "Find code."
+    asks = [Ask(text, 3 + number % 4, task if number % 3 else None) for number, text in enumerate(texts)]
 
     async def work(worker: Worker) -> Any:
         return await asyncio.gather(

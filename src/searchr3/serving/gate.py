@@ -24,6 +24,7 @@ from searchr3.serving.settings import Settings, is_local
 
 log = logging.getLogger(__name__)
 
+PART = 1 << 16  # bytes of an answer that are sent at once
 GRACE = 5.0  # seconds for the end of an answer that had begun when the time was over
 HEADERS = {
     "cache-control": "no-store",
@@ -111,6 +112,7 @@ class Gate:
             ):  # else the connection ends in the middle of the answer: its reader is too slow
                 raise
         finally:
+            visit.limit = None
             self.traffic.active -= 1
             self.traffic.took(visit.seconds)
 
@@ -208,7 +210,11 @@ class _Visit:
             message["headers"] = [*message["headers"], *(pair for pair in pairs if pair[0] not in own)]
             if self.limit and not self.limit.expired():
                 self.limit.reschedule(self.deadline + GRACE)
-        await self._send(message)
+        body = message.get("body", b"")
+        while len(body) > PART:  # in parts, so that a slow reader makes us wait, and is not kept in memory
+            await self._send({**message, "body": body[:PART], "more_body": True})
+            body = body[PART:]
+        await self._send({**message, "body": body} if "body" in message else message)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def refuse(self, error: ApiError) -> None:

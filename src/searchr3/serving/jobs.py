@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def poster(call: Callable[..., None], *first: Any) -> Callable[[Any], None]:
 
     def post(one: Any) -> None:
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(call, *first, one)
+            loop.call_soon_threadsafe(partial(call, *first, one))
 
     return post
 

@@ -33,7 +33,7 @@ def listen(settings: Settings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(found[4][:2], family=found[0], backlog=BACKLOG)  # type: ignore[arg-type]
+        return socket.create_server(found[4][:2], family=found[0], backlog=BACKLOG)
     except OSError as error:
         why = error.strerror or str(error)
         raise SearchR3Error(
@@ -67,6 +67,7 @@ def server(service: Service) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         lifespan="on",
         ws="none",
         timeout_graceful_shutdown=int(service.settings.seconds + 2 * GRACE),
