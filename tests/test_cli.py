@@ -24,7 +24,8 @@ from searchr3.files import read_jsonl, write_jsonl, write_text
 from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
-COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "encode", "chat-check", "search"]
+COMMANDS = ["quickstart", "train", "evaluate", "compare", "traces", "mine", "encode", "serve"]
+COMMANDS += ["chat-check", "search"]
 
 
 ANSWER = SearchAnswer(

@@ -250,8 +250,8 @@ class Conversation:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise errors of their own (jinja)
-            roles = " and ".join(f"a {role}" for role, _ in turns)
-            raise ModelError(f"the tokenizer's chat template fails on {roles} turn: {error}") from None
+            roles = ", ".join(role for role, _ in turns[:4]) + ", …" * (len(turns) > 4)
+            raise ModelError(f"the tokenizer's chat template fails on turns of {roles}: {error}") from None
         return str(text)
 
     def _frame_ids(self, piece: str, instruction: str | None) -> list[int]:

@@ -148,7 +148,7 @@ def test_a_reader_that_is_too_slow_does_not_stay(
     monkeypatch.setattr("searchr3.serving.gate.GRACE", 0.2)
     patient.go.set()
     body = b'{"model":"tiny","input":[%s]}' % b",".join([b'"x"'] * 400_000)
-    bounds = {"seconds": 10, "batch": 400_000}
+    bounds = {"seconds": 4, "batch": 400_000}
     with serving(patient, bounds=bounds) as client, connected(client, body, len(body)) as slow:
         assert slow.recv(9) == b"HTTP/1.1 "
         until(lambda: traffic(client).active == 0)

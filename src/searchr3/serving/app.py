@@ -39,7 +39,7 @@ def service_of(request: Request) -> Service:
 
 @router.post(
     "/v1/embeddings",
-    responses={200: {"model": schemas.Embeddings}, **schemas.errors()},
+    responses=schemas.answers(schemas.Embeddings, '"reasoning" with {"text"}, "embedding" with the answer'),
     summary="Vectors of texts, as OpenAI's",
 )
 async def embeddings(request: Request, asked: schemas.EmbeddingRequest) -> Response:
@@ -79,7 +79,7 @@ def _embeddings(asked: schemas.EmbeddingRequest, found: Vectors) -> dict[str, An
 
 @router.post(
     "/search",
-    responses={200: {"model": schemas.Found}, **schemas.errors()},
+    responses=schemas.answers(schemas.Found, '"reasoning" with {"text"}, "answer" with the answer'),
     summary="The documents nearest to a query",
 )
 async def search(request: Request, asked: schemas.SearchRequest) -> Response:

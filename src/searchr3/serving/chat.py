@@ -19,7 +19,7 @@ router = APIRouter()
 
 @router.post(
     "/v1/chat/completions",
-    responses={200: {"model": schemas.Completion}, **schemas.errors()},
+    responses=schemas.answers(schemas.Completion, "chunks as OpenAI's, then [DONE]"),
     summary="A reply, as OpenAI's",
 )
 async def chat(request: Request, asked: schemas.ChatRequest) -> Response:

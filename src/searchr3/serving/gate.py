@@ -102,7 +102,7 @@ class Gate:
             )
 
     async def _serve(self, visit: _Visit, receive: Receive) -> None:
-        self.traffic.active += 1
+        visit.enter(self.traffic)
         try:
             async with asyncio.timeout_at(visit.deadline) as visit.limit:
                 await self._watched(visit, await self._body(visit, receive), receive)
@@ -112,9 +112,7 @@ class Gate:
             ):  # else the connection ends in the middle of the answer: its reader is too slow
                 raise
         finally:
-            visit.limit = None
-            self.traffic.active -= 1
-            self.traffic.took(visit.seconds)
+            visit.leave()
 
     async def _body(self, visit: _Visit, receive: Receive) -> bytes:
         most = self.settings.body_bytes
@@ -183,6 +181,7 @@ class _Visit:
         self.start = time.perf_counter()
         self.deadline = asyncio.get_running_loop().time() + seconds
         self.limit: asyncio.Timeout | None = None
+        self.traffic: Traffic | None = None
         self.status, self.complete, self.gone = 0, False, False
         self.path: str = scope["path"]
         self.method: str = scope["method"] if scope["method"].isalpha() else "?"
@@ -190,6 +189,19 @@ class _Visit:
         given = self.header(b"x-request-id").decode("latin-1")
         self.id = given if _ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {}).update(id=self.id, deadline=self.deadline)
+
+    def enter(self, traffic: Traffic) -> None:
+        """It takes one of the places."""
+        self.traffic = traffic
+        traffic.active += 1
+
+    def leave(self) -> None:
+        """It gives its place back, before its answer ends: the client may ask again at once."""
+        self.limit = None
+        if self.traffic:
+            self.traffic.active -= 1
+            self.traffic.took(self.seconds)
+            self.traffic = None
 
     @property
     def seconds(self) -> float:
@@ -214,8 +226,11 @@ class _Visit:
         while len(body) > PART:  # in parts, so that a slow reader makes us wait, and is not kept in memory
             await self._send({**message, "body": body[:PART], "more_body": True})
             body = body[PART:]
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if last:
+            self.leave()
         await self._send({**message, "body": body} if "body" in message else message)
-        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        self.complete = last
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error."""

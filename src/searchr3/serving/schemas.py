@@ -312,3 +312,9 @@ FAULTS = {
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Errors that a route may answer with, all by default, for the OpenAPI page."""
     return {status: {"model": Error, "description": FAULTS[status]} for status in statuses or FAULTS}
+
+
+def answers(model: type[BaseModel], events: str) -> dict[int | str, dict[str, Any]]:
+    """All answers of a route, for the OpenAPI page: JSON, or events as they are described here."""
+    stream = {"text/event-stream": {"schema": {"type": "string", "description": events}}}
+    return {200: {"model": model, "content": stream, "description": "done"}, **errors()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -35,7 +36,8 @@ def listen(settings: Settings) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(found[4][:2], family=found[0], backlog=BACKLOG)
     except OSError as error:
-        why = error.strerror or str(error)
+        known = isinstance(error.errno, int) and error.errno > 0  # not of a name that cannot be resolved
+        why = os.strerror(error.errno) if known else error.strerror or str(error)
         raise SearchR3Error(
             f"{host}:{port}: cannot be listened at ({why}); choose another --port, or --port 0 for any"
         ) from None
