@@ -316,5 +316,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def answers(model: type[BaseModel], events: str) -> dict[int | str, dict[str, Any]]:
     """All answers of a route, for the OpenAPI page: JSON, or events as they are described here."""
-    stream = {"text/event-stream": {"schema": {"type": "string", "description": events}}}
+    fields = {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON"}}
+    event = {"type": "object", "properties": fields, "required": ["data"], "description": events}
+    stream = {"text/event-stream": {"schema": event}}
     return {200: {"model": model, "content": stream, "description": "done"}, **errors()}
