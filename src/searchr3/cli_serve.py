@@ -12,6 +12,7 @@ from searchr3.errors import SearchR3Error
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="A searchr3 model: a folder or a Hub id.  [default: that of --run]")
     ] = None,
@@ -115,7 +116,7 @@ def serve(
             getattr(loaded, "adaptive", None),
             instruction if instruction is not None else searcher.instruction if searcher else None,
         )
-        server.log_to_stderr()
+        server.log_to_stderr(bool(context.parent and context.parent.params.get("debug")))
         place, port = listening.getsockname()[:2]
         shown = f"[{place}]" if ":" in place else place
         print(

@@ -156,7 +156,12 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/metrics", responses=schemas.errors(401), summary="Figures for Prometheus")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **schemas.errors(401)},
+    summary="Figures for Prometheus",
+)
 async def metrics(request: Request) -> Response:
     """Requests, tokens, queue."""
     found: Metrics = request.app.state.metrics

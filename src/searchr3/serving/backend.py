@@ -82,7 +82,7 @@ class Figures:
     read: int = 0
     texts: int = 0
     steps: int = 0
-    rows: int = 0  # of the last step
+    rows: int = 0  # thoughts and chats in work
     waiting: int = 0  # texts and chats that nothing was done for yet
 
 

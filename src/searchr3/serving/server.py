@@ -36,8 +36,8 @@ def listen(settings: Settings) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(found[4][:2], family=found[0], backlog=BACKLOG)
     except OSError as error:
-        known = isinstance(error.errno, int) and error.errno > 0  # not of a name that cannot be resolved
-        why = os.strerror(error.errno) if known else error.strerror or str(error)
+        number = error.errno or 0  # below 0: of a name that cannot be resolved
+        why = os.strerror(number) if number > 0 else error.strerror or str(error)
         raise SearchR3Error(
             f"{host}:{port}: cannot be listened at ({why}); choose another --port, or --port 0 for any"
         ) from None

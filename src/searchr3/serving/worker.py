@@ -212,9 +212,9 @@ class Worker:
         self._feed()
         took_part = self.engine.step()
         self.figures.steps += 1
-        self.figures.rows = len(took_part)
         for task in took_part:
             self._hear(self._owners[task], task)
+        self.figures.rows = len(self._owners)
 
     def _feed(self) -> None:
         while len(self._owners) < self.rows:
