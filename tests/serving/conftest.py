@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
-
-pytest.importorskip("fastapi")
-
-import httpx2
 
 from searchr3.model import SearchR3
 from searchr3.run_search import Hit
