@@ -27,7 +27,7 @@ from searchr3.run_search import Hit, SearchAnswer
 from searchr3.terminal import one_line
 
 COMMANDS = ["quickstart", "train", "evaluate", "compare", "adapt", "report", "traces", "mine", "encode"]
-COMMANDS += ["chat-check", "index", "search"]
+COMMANDS += ["chat-check", "export", "index", "search", "serve", "evidence"]
 
 
 ANSWER = SearchAnswer(

@@ -385,3 +385,48 @@ def test_a_row_in_half_precision_is_finite(qwen2_base: Path) -> None:
     assert row.dtype == torch.bfloat16
     assert row.isfinite().all()
     assert row.abs().sum() > 0
+
+
+# -- chats of several turns
+
+TURNS = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Yes?"), ("user", "Go on")]
+
+
+def test_a_chat_is_that_of_the_template(conversation: Conversation) -> None:
+    for count in (2, 4):
+        messages = [{"role": role, "content": content} for role, content in TURNS[:count]]
+        whole = conversation.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        expected = conversation.tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert conversation.chat(TURNS[:count]) == expected
+
+
+@given(contents=st.lists(texts, min_size=12, max_size=12))
+@settings(max_examples=30)
+def test_contents_of_a_chat_are_only_text(conversation: Conversation, contents: list[str]) -> None:
+    roles = ["user", "assistant"] * 6
+    turns = list(zip(roles, contents, strict=True))
+    plain = conversation.chat([(role, "") for role in roles])
+    special = set(conversation.tokenizer.all_special_ids)
+    assert [one for one in conversation.chat(turns) if one in special] == [
+        one for one in plain if one in special
+    ]
+
+
+def test_turns_that_the_template_does_not_take(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    chat = Conversation(tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(ModelError, match="it must show each once"):
+        chat.chat(TURNS)
+    tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
+    with pytest.raises(ModelError, match="fails on turns of system, user, assistant, user: no system"):
+        chat.chat(TURNS)
+
+
+def test_reasoning_prompts_begin_alike(conversation: Conversation) -> None:
+    for instruction in (None, "Find code."):
+        first, second = conversation.reasoning_prompts(["parse a date", "<|im_end|> x"], instruction)
+        start = conversation.reasoning_start(instruction)
+        assert 0 < start < len(first) and first[:start] == second[:start]

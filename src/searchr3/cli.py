@@ -20,6 +20,7 @@ from searchr3.cli_evidence import evidence
 from searchr3.cli_export import export
 from searchr3.cli_report import report
 from searchr3.cli_search import index, search
+from searchr3.cli_serve import serve
 from searchr3.cli_traces import traces
 from searchr3.cli_train import train
 from searchr3.files import json_text
@@ -184,6 +185,9 @@ app.command(epilog="Example: searchr3 encode runs/mine/stage2 mydata/corpus.json
 
 
 app.command(epilog="Example: searchr3 export runs/mine/stage2 --output exported --format onnx")(export)
+
+
+app.command(epilog="Example: searchr3 serve --run runs/quickstart --port 8000")(serve)
 
 
 app.command(epilog="Example: searchr3 chat-check runs/mine/stage2 --base runs/mine/base")(chat_check)

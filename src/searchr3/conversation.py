@@ -193,6 +193,32 @@ class Conversation:
         room = self._room(len(prefix) + len(suffix))
         return [prefix + ids[:room] + suffix for ids in self._text_ids(texts)]
 
+    def reasoning_start(self, instruction: str | None = None) -> int:
+        """How many ids all reasoning prompts under this instruction begin with, whatever the text."""
+        return len(self._frame(self.prompts.reason, instruction)[0])
+
+    def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a chat up to where the assistant speaks next; nothing is cut.
+
+        Args:
+            turns: roles and contents, such as ("user", "Hello"); contents are only text.
+
+        Raises:
+            ModelError: the chat template does not take these turns.
+        """
+        marks = [f"{_TEXT}{place}{_TEXT}" for place in range(len(turns))]
+        rest = self._template([(role, mark) for (role, _), mark in zip(turns, marks, strict=True)])
+        ids: list[int] = []
+        contents = self._text_ids([content for _, content in turns])
+        for mark, content in zip(marks, contents, strict=True):
+            before, found, rest = rest.partition(mark)
+            if not found or mark in rest:
+                raise ModelError(
+                    "the tokenizer's chat template does not take these turns; it must show each once"
+                )
+            ids += self._template_ids(before) + content
+        return ids + self._template_ids(rest)
+
     def _direct(self, texts: Sequence[str], instruction: str | None) -> list[Rendered]:
         before, after = self.frame(instruction)
         room = self._room(len(before) + len(after))
@@ -210,20 +236,23 @@ class Conversation:
     def _render_frame(self, system: str | None, instruction: str | None) -> tuple[list[int], list[int]]:
         """Ids before and after the user's text, from the chat template."""
         content = "\n".join(part for part in (system, _INSTRUCTION if instruction else None) if part)
-        messages = [{"role": "system", "content": content}] if content else []
-        messages.append({"role": "user", "content": _TEXT})
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates raise errors of their own (jinja)
-            raise ModelError(
-                f"the tokenizer's chat template fails on a system and a user turn: {error}"
-            ) from None
-        pieces = str(text).split(_TEXT)
+        turns = [("system", content)] if content else []
+        pieces = self._template([*turns, ("user", _TEXT)]).split(_TEXT)
         if len(pieces) != 2:
             raise ModelError(
                 "the tokenizer's chat template must hold the user's text exactly once, unchanged"
             )
         return self._frame_ids(pieces[0], instruction), self._frame_ids(pieces[1], instruction)
+
+    def _template(self, turns: Sequence[tuple[str, str]]) -> str:
+        """What the chat template makes of turns, up to where the assistant speaks."""
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates raise errors of their own (jinja)
+            roles = ", ".join(role for role, _ in turns[:4]) + ", …" * (len(turns) > 4)
+            raise ModelError(f"the tokenizer's chat template fails on turns of {roles}: {error}") from None
+        return str(text)
 
     def _frame_ids(self, piece: str, instruction: str | None) -> list[int]:
         """Ids of a piece of the template; the instruction in it is only text, as the user's own."""

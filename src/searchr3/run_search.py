@@ -34,43 +34,72 @@ def search(query: str, run: Path, k: int = 10, reasoning: Thinks = True) -> Sear
         SearchR3Error: `run` is not a finished run, or was changed since; the query is no proper text; the
             model has no rule for "auto".
     """
-    _check(query, run)
-    used = load_recipe(run / "recipe.yaml")
-    dataset = read_beir(run / "data")
-    vectors = _vectors(run / "vectors.safetensors", list(dataset.corpus))
+    _check_query(query)
+    corpus = RunCorpus(run)
 
     from searchr3.model import SearchR3
-    from searchr3.ranking import top_k
 
-    model, tokens = SearchR3(run / "stage2"), used.model.max_new_tokens
+    model, task = SearchR3(corpus.model), corpus.dataset.task
+    tokens = corpus.max_new_tokens
     thoughts: list[Reasoning | None] = [None]
     if reasoning == "auto":
         if model.adaptive is None:
             raise SearchR3Error(
-                f"{run / 'stage2'}: the model has no rule of when to think; choose one first: "
-                f"searchr3 adapt {run / 'stage2'} --data {run / 'data'} --max-new-tokens {tokens}"
+                f"{corpus.model}: the model has no rule of when to think; choose one first: "
+                f"searchr3 adapt {corpus.model} --data {run / 'data'} --max-new-tokens {tokens}"
             )
-        found, thoughts = model.encode_adaptive([query], vectors, max_new_tokens=tokens, **dataset.task)
+        found, thoughts = model.encode_adaptive([query], corpus.vectors, max_new_tokens=tokens, **task)
     elif reasoning:
-        said = model.generate(batch=[query], max_new_tokens=tokens, **dataset.task)
-        found, thoughts = model.encode_query([query], reasoning=said, **dataset.task), [*said]
+        said = model.generate(batch=[query], max_new_tokens=tokens, **task)
+        found, thoughts = model.encode_query([query], reasoning=said, **task), [*said]
     else:
-        found = model.encode_query([query], **dataset.task)
+        found = model.encode_query([query], **task)
     thought = thoughts[0]
-    scores, rows = top_k(found, vectors, min(k, len(vectors)))
-    ids = list(dataset.corpus)
     return SearchAnswer(
         *((thought.text, len(thought.token_ids), thought.emitted) if thought else ("", 0, True)),
-        hits=[_hit(rank, float(scores[0, rank]), ids[row], dataset) for rank, row in enumerate(rows[0])],
+        hits=corpus.hits(found[0], k),
         thought=thought is not None,
     )
 
 
-def _check(query: str, run: Path) -> None:
+class RunCorpus:
+    """A finished run's documents and their vectors, kept open for many questions.
+
+    Raises:
+        SearchR3Error: `run` is not a finished run, or was changed since.
+    """
+
+    def __init__(self, run: Path) -> None:
+        _check(run)
+        self.model = run / "stage2"
+        self.max_new_tokens = load_recipe(run / "recipe.yaml").model.max_new_tokens
+        self.dataset = read_beir(run / "data")
+        self.ids = list(self.dataset.corpus)
+        self.vectors = _vectors(run / "vectors.safetensors", self.ids)
+
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and rows of the `k` nearest documents (all if there are fewer) of (n, d), best first."""
+        from searchr3.ranking import top_k
+
+        return top_k(vectors, self.vectors, min(k, len(self.vectors)))
+
+    def hits(self, vector: np.ndarray, k: int) -> list[Hit]:
+        """The `k` documents nearest to a query's vector, (d,)."""
+        scores, rows = self.nearest(vector[None], k)
+        return [
+            _hit(rank, float(scores[0, rank]), self.ids[row], self.dataset)
+            for rank, row in enumerate(rows[0])
+        ]
+
+
+def _check_query(query: str) -> None:
     try:
         query.encode()
     except UnicodeEncodeError:
         raise SearchR3Error("the query holds half a character (a lone surrogate); type it again") from None
+
+
+def _check(run: Path) -> None:
     if not (run / "recipe.yaml").is_file():
         around = (one for one in run.parents if (one / "recipe.yaml").is_file() and (one / "data").is_dir())
         if inside := next(around, None):

@@ -1,0 +1,113 @@
+"""What the API needs of a model, wherever that runs: `worker.Worker` has it in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from searchr3.errors import SearchR3Error
+
+Kind = Literal["query", "document"]
+Turns = tuple[tuple[str, str], ...]  # roles and contents
+
+
+class Refused(SearchR3Error):
+    """What was asked for cannot be done; the message says what would do."""
+
+
+class Closed(SearchR3Error):
+    """The model takes no more requests."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One generation.
+
+    Attributes:
+        what: a query to be thought about, which ends in a vector; or the turns of a chat, which does not.
+        max_new_tokens: most tokens said.
+        instruction: task instruction of a query.
+        temperature: 0 is greedy.
+        seed: of the sampling; None draws one.
+    """
+
+    what: str | Turns
+    max_new_tokens: int
+    instruction: str | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it ends in a vector."""
+        return isinstance(self.what, str)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What came of an `Ask`.
+
+    Attributes:
+        text: for people; of a chat, the reply.
+        tokens: how many were said.
+        prompt_tokens: how many were read before.
+        ended: by the model itself, else it was cut off.
+        vector: unit vector, (d,) float32, of a query.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    ended: bool
+    vector: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Unit vectors, (n, d) float32, and how many tokens were read for them."""
+
+    vectors: np.ndarray
+    tokens: int
+
+
+@dataclass
+class Figures:
+    """What a backend has done since its start, and is doing now."""
+
+    said_thinking: int = 0
+    said_chat: int = 0
+    read: int = 0
+    texts: int = 0
+    steps: int = 0
+    rows: int = 0  # thoughts and chats in work
+    waiting: int = 0  # texts and chats that nothing was done for yet
+
+
+class Backend(Protocol):
+    """A model that embeds, thinks and chats for many at once.
+
+    A call that is cancelled is forgotten: nothing more is computed for it. What cannot be done raises
+    `Refused`, and everything `Closed` once it has ended.
+    """
+
+    figures: Figures
+
+    @property
+    def dimension(self) -> int:
+        """Of its vectors."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer."""
+
+    async def embed(self, texts: Sequence[str], kind: Kind, instruction: str | None = None) -> Embedded:
+        """Documents, or queries without thinking."""
+
+    async def say(self, asks: Sequence[Ask]) -> list[Said]:
+        """What comes of each."""
+
+    def stream(self, ask: Ask) -> AsyncIterator[str | Said]:
+        """Its text, piece by piece, and at last the whole."""

@@ -1,0 +1,80 @@
+"""In the place of `engine.Engine`, for models that it cannot take apart: two passes, a batch at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+
+from searchr3.engine import Task
+from searchr3.generation import generate_ids, seeded, split_completion
+from searchr3.model import SearchR3
+
+
+class Plain:
+    """Runs tasks as `Engine` does, with `generate` and `encode_rendered`. A step finishes its whole batch.
+
+    Those of like length, temperature and seed share a batch; a task that is at work cannot be cancelled.
+    """
+
+    def __init__(self, search: SearchR3, rows: int = 32):
+        self.search, self.rows = search, rows
+        self.waiting: deque[Task] = deque()
+        self.active: list[Task] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self.waiting)
+
+    def submit(self, task: Task) -> Task:
+        """Let a task wait for a step. Returns it."""
+        self.waiting.append(task)
+        return task
+
+    def cancel(self, task: Task) -> None:
+        """Forget a task that waits."""
+        task.done = True
+        if task in self.waiting:
+            self.waiting.remove(task)
+
+    def step(self) -> list[Task]:
+        """Finish the first task that waits, and others like it. Returns them."""
+        alike = [task for task in self.waiting if _kind(task) == _kind(self.waiting[0])]
+        if self.waiting and self.waiting[0].seed is not None:
+            alike = alike[:1]  # what a seed gives must not hang on who else asks
+        tasks = alike[: self.rows]
+        for task in tasks:
+            self.waiting.remove(task)
+        self.active = tasks
+        try:
+            if tasks:
+                self._finish(tasks)
+        finally:
+            self.active = []
+        return tasks
+
+    def _finish(self, tasks: list[Task]) -> None:
+        most, temperature, seed, embeds = _kind(tasks[0])
+        chat, device = self.search.conversation, self.search.device
+        completions: list[list[int]] = [[] for _ in tasks]
+        if most:
+            with (
+                self.search.precision(),
+                seeded(None if seed is None else seed % 2**63, device),
+                torch.no_grad(),
+            ):
+                prompts = [task.prompt for task in tasks]
+                completions = generate_ids(self.search.model, chat, prompts, most, temperature)
+        for task, completion in zip(tasks, completions, strict=True):
+            task.said, emitted = split_completion(completion, chat)
+            task.ended = emitted if embeds else len(task.said) < len(completion)
+            task.done = True
+        if embeds:
+            rendered = [chat.close(task.prompt, task.said) for task in tasks]
+            for task, vector in zip(tasks, self.search.encode_rendered(rendered), strict=True):
+                task.vector = vector
+
+
+def _kind(task: Task) -> tuple[int, float, int | None, bool]:
+    return task.max_new_tokens, task.temperature, task.seed, task.embeds

@@ -1,0 +1,97 @@
+"""What `/search` looks into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from searchr3.errors import SearchR3Error
+from searchr3.serving.backend import Refused
+
+if TYPE_CHECKING:
+    from searchr3.run_search import Hit
+
+
+class Searcher(Protocol):
+    """Documents, and their vectors by the served model. Called from several threads at once."""
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+
+    @property
+    def instruction(self) -> str | None:
+        """The task that queries are given."""
+
+    def find(
+        self,
+        query: str,
+        vector: np.ndarray,
+        k: int,
+        thought: str = "",
+        hybrid: bool = False,
+        paths: Sequence[str] = (),
+        types: Sequence[str] = (),
+    ) -> Sequence[Hit]:
+        """The `k` best for a query's vector, (d,), best first.
+
+        Args:
+            thought: what was thought of the query; its words may be shown in the snippets.
+            hybrid: fuse with full text.
+            paths, types: only of these, if any are given; they are compared with names, never opened.
+
+        Raises:
+            Refused: it has no full text, or nothing like paths and types.
+        """
+
+    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+        """The `k` best cosines, (n, k), falling, of query vectors (n, d)."""
+
+
+class RunSearcher:
+    """The corpus of a run.
+
+    Raises:
+        SearchR3Error: `run` is not a finished run, or `model` is not its own: each hit would be a wrong one.
+    """
+
+    def __init__(self, run: Path, model: str | None = None) -> None:
+        from searchr3.run_search import RunCorpus
+
+        self.corpus = RunCorpus(run)
+        self.model, self.max_new_tokens = self.corpus.model, self.corpus.max_new_tokens
+        if model is not None and Path(model).resolve() != self.model.resolve():
+            raise SearchR3Error(
+                f"{run}: its vectors are those of {self.model}, not of {model}; leave out --model, or --run"
+            )
+
+    @property
+    def documents(self) -> int:
+        return len(self.corpus.vectors)
+
+    @property
+    def instruction(self) -> str | None:
+        return self.corpus.dataset.instruction
+
+    def find(
+        self,
+        query: str,
+        vector: np.ndarray,
+        k: int,
+        thought: str = "",
+        hybrid: bool = False,
+        paths: Sequence[str] = (),
+        types: Sequence[str] = (),
+    ) -> Sequence[Hit]:
+        if hybrid or paths or types:
+            raise Refused(
+                "a run's corpus has no full text, paths or types; leave out hybrid, paths and types, "
+                "or serve a store made by `searchr3 index`"
+            )
+        return self.corpus.hits(vector, k)
+
+    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+        return self.corpus.nearest(vectors, k)[0]

@@ -1,0 +1,294 @@
+"""The thread that owns the model, and the way from the event loop to it and back.
+
+One thread does everything that touches model or tokenizer. In a turn it either makes a step of the engine,
+which gives every thought and chat a token, or encodes one batch of texts; whichever had less time has the
+next turn. Requests of a kind take turns too, so that a large one does not keep small ones waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from searchr3.embedding import length_batches, tokens_per_pass
+from searchr3.engine import Engine, Task
+from searchr3.errors import ModelError, SearchR3Error
+from searchr3.model import SearchR3
+from searchr3.serving.backend import Ask, Closed, Embedded, Figures, Kind, Refused, Said
+from searchr3.serving.jobs import Asks, Job, Texts, poster, settle
+from searchr3.serving.plain import Plain
+from searchr3.serving.speech import Speech
+
+log = logging.getLogger(__name__)
+_LOOK = 4  # batches of texts that are looked at, to find some of like length
+
+
+class Worker:
+    """A `Backend` in this process. Start it before the first request; `close` finishes what was accepted.
+
+    Args:
+        search: the model; nobody else uses it from now on.
+        rows: most thoughts and chats in a step.
+        text_tokens: most tokens of a text, or of a chat so far; a longer one is refused.
+    """
+
+    def __init__(self, search: SearchR3, rows: int = 32, text_tokens: int = 8192):
+        self.search, self.rows, self.text_tokens = search, rows, text_tokens
+        self.chat = search.conversation
+        self.figures = Figures()
+        self.engine = self._engine()
+        self.encoding: deque[Texts] = deque()
+        self.thinking: deque[Asks] = deque()
+        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._owners: dict[Task, Asks] = {}
+        self._ahead = 0.0  # seconds that encoding had more than thinking, while both wanted
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    # the event loop's side
+
+    @property
+    def dimension(self) -> int:
+        return self.search.dimension
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def close(self, seconds: float | None = None) -> None:
+        """Take nothing more, finish what was accepted, and end. Blocks, at most for so many seconds."""
+        self._closing = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    async def embed(self, texts: Sequence[str], kind: Kind, instruction: str | None = None) -> Embedded:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        job = Texts(poster(settle, answer), len(texts), 0, False, texts, kind, instruction, vectors=vectors)
+        return await self._wait(job, answer)
+
+    async def say(self, asks: Sequence[Ask]) -> list[Said]:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        return await self._wait(Asks(poster(settle, answer), len(asks), asks=asks), answer)
+
+    async def stream(self, ask: Ask) -> AsyncIterator[str | Said]:
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        post = poster(events.put_nowait)
+        job = Asks(post, 1, asks=[ask], heard=post)
+        self._accept(job)
+        try:
+            while isinstance(event := await events.get(), str):
+                yield event
+            if isinstance(event, BaseException):
+                raise event
+            yield event[0]
+        finally:
+            job.gone = True
+
+    async def _wait(self, job: Job, answer: asyncio.Future[Any]) -> Any:
+        self._accept(job)
+        try:
+            return await answer
+        finally:
+            job.gone = True
+
+    def _accept(self, job: Job) -> None:
+        if not self.alive:
+            raise Closed("the model takes no more requests; ask again later")
+        self._inbox.put(job)
+
+    # the thread's side
+
+    def _run(self) -> None:
+        while self._receive():
+            try:
+                self._turn()
+            except Exception as error:  # a defect, or no memory left: these requests fail, others go on
+                log.error("the model failed: %s", type(error).__name__)
+                failed = self._jobs()
+                for part in (self.encoding, self.thinking, self._owners):
+                    part.clear()
+                self.engine = self._engine()
+                for job in failed:
+                    job.settle(error)
+
+    def _receive(self) -> bool:
+        """Take in new requests; waits while there is nothing to do. False once all is done for good."""
+        while True:
+            idle = not (self.encoding or self.thinking)
+            if idle and self._closing and self._inbox.empty():
+                return False
+            try:
+                job = self._inbox.get(block=idle)
+            except Empty:
+                return True
+            if isinstance(job, Texts):
+                self.encoding.append(job)
+            elif isinstance(job, Asks):
+                self.thinking.append(job)
+
+    def _turn(self) -> None:
+        self._forget()
+        if not (self.encoding and self.thinking):
+            self._ahead = 0.0
+        encodes = bool(self.encoding) and (self._ahead <= 0 or not self.thinking)
+        start = time.perf_counter()
+        if encodes:
+            self._encode()
+        elif self.thinking:
+            self._think()
+        seconds = time.perf_counter() - start
+        self._ahead += seconds if encodes else -seconds
+        self.figures.waiting = sum(job.left - len(getattr(job, "tasks", ())) for job in self._jobs())
+
+    def _jobs(self) -> list[Job]:
+        return [*self.encoding, *self.thinking]
+
+    def _forget(self) -> None:
+        """Let go of requests that nobody waits for; their rows are free at once."""
+        for job in [job for job in self.thinking if job.gone]:
+            for task in job.tasks:
+                self.engine.cancel(task)
+                del self._owners[task]
+            self.thinking.remove(job)
+        for gone in [job for job in self.encoding if job.gone]:
+            self.encoding.remove(gone)
+
+    def _encode(self) -> None:
+        """One pass over texts that wait: the next request's first, and others of like length."""
+        self.encoding.rotate(-1)
+        size = self.search.batch_size
+        share = max(1, _LOOK * size // len(self.encoding))
+        for job in list(self.encoding):
+            try:
+                self._render(job, share)
+            except SearchR3Error as error:
+                self.encoding.remove(job)
+                job.settle(Refused(str(error)))
+        line = [(job, row, one) for job in self.encoding for row, one in job.ready.items()]
+        if not line:
+            return
+        batches = length_batches([one for *_, one in line], size, tokens_per_pass(self.search.device))
+        batch = [line[place] for place in next(rows for rows in batches if 0 in rows)]
+        vectors = self.search.encode_rendered([one for *_, one in batch], batches=[[*range(len(batch))]])
+        for (job, row, one), vector in zip(batch, vectors, strict=True):
+            del job.ready[row]
+            job.vectors[row] = vector
+            job.tokens += len(one.ids)
+            job.left -= 1
+            self.figures.read += len(one.ids)
+            self.figures.texts += 1
+        for job in {job for job, *_ in batch if not job.left}:
+            self.encoding.remove(job)
+            job.settle(Embedded(job.vectors, job.tokens))
+
+    def _render(self, job: Texts, most: int) -> None:
+        start, end = job.taken, min(len(job.texts), job.taken + most - len(job.ready))
+        if start >= end:
+            return
+        texts = job.texts[start:end]
+        for place, text in enumerate(texts, start):
+            self._check_length(text, f"input[{place}]")
+        documents = job.kind == "document"
+        found = self.chat.documents(texts) if documents else self.chat.queries(texts, job.instruction)
+        job.ready.update(zip(range(start, end), found, strict=True))
+        job.taken = end
+
+    def _think(self) -> None:
+        """A step; before it the rows are filled with tasks, after it their owners hear of it."""
+        self._feed()
+        took_part = self.engine.step()
+        self.figures.steps += 1
+        for task in took_part:
+            self._hear(self._owners[task], task)
+        self.figures.rows = len(self._owners)
+
+    def _feed(self) -> None:
+        while len(self._owners) < self.rows:
+            job = next((job for job in self.thinking if job.taken < len(job.asks)), None)
+            if job is None:
+                return
+            try:
+                task = self.engine.submit(self._task(job.asks[job.taken]))
+            except SearchR3Error as error:
+                job.settle(Refused(str(error)))
+                job.gone = True
+                self._forget()
+                continue
+            job.tasks[task], self._owners[task] = job.taken, job
+            job.taken += 1
+            self.figures.read += len(task.prompt)
+            self.thinking.remove(job)  # the others first, next time
+            self.thinking.append(job)
+
+    def _task(self, ask: Ask) -> Task:
+        beginning = 0
+        if isinstance(ask.what, str):
+            self._check_length(ask.what, "the query")
+            (prompt,) = self.chat.reasoning_prompts([ask.what], ask.instruction)
+            beginning = self.chat.reasoning_start(ask.instruction)
+        else:
+            prompt = self.chat.chat(ask.what)
+            self._check_chat(len(prompt), ask.max_new_tokens)
+        return Task(prompt, ask.max_new_tokens, ask.temperature, ask.embeds, beginning, ask.seed)
+
+    def _hear(self, job: Asks, task: Task) -> None:
+        ask = job.asks[job.tasks[task]]
+        if job.heard:
+            job.speech = job.speech or Speech(self.search.tokenizer)
+            piece = job.speech.push(task.said[len(job.speech.ids) :])
+            if piece := piece + (job.speech.end() if task.done else ""):
+                job.heard(piece)
+        if not task.done:
+            return
+        del self._owners[task]
+        row = job.tasks.pop(task)
+        tokens = len(task.said)
+        if ask.embeds:
+            text = self.chat.thought_text(task.said)
+            self.figures.said_thinking += tokens
+        else:
+            text = str(self.search.tokenizer.decode(task.said, skip_special_tokens=True))
+            self.figures.said_chat += tokens
+        job.said[row] = Said(text, tokens, len(task.prompt), task.ended, task.vector)
+        job.left -= 1
+        if not job.left:
+            self.thinking.remove(job)
+            job.settle([job.said[row] for row in range(len(job.asks))])
+
+    def _check_length(self, text: str, name: str) -> None:
+        if len(text.encode()) <= self.text_tokens:  # no token is less than a byte
+            return
+        (ids,) = self.chat.thought_ids([text])
+        if len(ids) > self.text_tokens:
+            raise Refused(f"{name} has {len(ids)} tokens, the most is {self.text_tokens}; split it")
+
+    def _check_chat(self, prompt: int, new: int) -> None:
+        most = getattr(self.search.model.config, "max_position_embeddings", None) or prompt + new
+        if prompt > self.text_tokens:
+            raise Refused(
+                f"the chat has {prompt} tokens, the most is {self.text_tokens}; leave out old turns"
+            )
+        if prompt + new > most:
+            raise Refused(
+                f"a chat of {prompt} tokens and {new} new ones are more than the model's {most}; ask for less"
+            )
+
+    def _engine(self) -> Engine | Plain:
+        try:
+            return Engine(self.search, self.rows)
+        except ModelError:
+            return Plain(self.search, self.rows)
