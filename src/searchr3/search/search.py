@@ -64,12 +64,10 @@ class StoreSearch:
         """
         check_query(query)
         vector, said = self._embed(query, reasoning, instruction)
-        hits = self.hits(query, vector, k, hybrid, paths, kinds)
-        words = index_words(f"{query} {said[0]}")
-        shown = [_hit(rank, row, score, words) for rank, (row, score) in enumerate(hits, start=1)]
-        return SearchAnswer(*said, hits=shown)
+        rows = self.rows(query, vector, k, hybrid, paths, kinds)
+        return SearchAnswer(*said, hits=as_hits(rows, f"{query} {said[0]}"))
 
-    def hits(
+    def rows(
         self,
         query: str,
         vector: np.ndarray,
@@ -78,7 +76,10 @@ class StoreSearch:
         paths: Sequence[str] = (),
         kinds: Sequence[str] = (),
     ) -> list[tuple[Row, float]]:
-        """Rows and scores of the `k` best chunks for a query's vector (d,), best first."""
+        """Rows and scores of the `k` best chunks for a query's vector (d,), best first.
+
+        For who has the vector already, such as a server that thinks and embeds in one pass; see `as_hits`.
+        """
         among = Filter(
             chosen_paths(self.store.files(), paths) if paths else None,
             known_kinds(kinds) if kinds else None,
@@ -154,6 +155,12 @@ def known_kinds(names: Sequence[str]) -> set[str]:
             raise SearchR3Error(f"--type {name}: not known; choose of {', '.join(sorted(NAMES))}")
         kinds.add(plain if plain in NAMES or by_ending is None else by_ending.name)
     return kinds
+
+
+def as_hits(rows: Sequence[tuple[Row, float]], spoken: str) -> list[Hit]:
+    """Hits as they are shown; snippets look for the words of `spoken`, the query and the thought."""
+    words = index_words(spoken)
+    return [_hit(rank, row, score, words) for rank, (row, score) in enumerate(rows, start=1)]
 
 
 def check_query(query: str) -> None:
