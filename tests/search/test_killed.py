@@ -82,7 +82,7 @@ def held(store) -> dict[str, list[tuple[str, int, str]]]:
 
 def seen(store) -> dict[str, str]:
     """What searching shows of each file: all its chunks, put together."""
-    hits = StoreSearch(store, WordModel()).hits("tells", np.ones(DIMENSION, dtype=np.float32) / 12, 10_000)
+    hits = StoreSearch(store, WordModel()).rows("tells", np.ones(DIMENSION, dtype=np.float32) / 12, 10_000)
     texts: dict[str, dict[int, str]] = {}
     for row, _ in hits:
         assert row.number not in texts.setdefault(row.path, {}), "doubled"

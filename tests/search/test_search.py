@@ -68,7 +68,7 @@ def test_nearest_is_exact_and_scores_are_cosines(library) -> None:
     query = library.model.encode_query(["stone river"], None)[0]
     scores = np.stack([row.vector for row in rows]) @ query
     wanted = sorted(zip(-scores, [row.path for row in rows], strict=True))[:7]
-    found = StoreSearch(library.store, library.model).hits("", query, 7)
+    found = StoreSearch(library.store, library.model).rows("", query, 7)
     assert np.allclose([score for _, score in found], [-score for score, _ in wanted], atol=1e-6)
     assert {row.path for row, score in found if score > found[-1][1] + 1e-6} <= {path for _, path in wanted}
 
@@ -78,12 +78,12 @@ def test_hybrid_finds_a_word_that_the_vectors_bury(library) -> None:
         return library.model.encode_query(["stone river apple"], None)[0]
 
     search = StoreSearch(library.store, library.model)
-    plain = search.hits("parser", buried("x"), 5)
-    mixed = search.hits("parser", buried("x"), 5, hybrid=True)
+    plain = search.rows("parser", buried("x"), 5)
+    mixed = search.rows("parser", buried("x"), 5, hybrid=True)
     assert "docs/rare.md" not in [row.path for row, _ in plain]
     assert "docs/rare.md" in [row.path for row, _ in mixed]
     assert (
-        search.hits("of the", buried("x"), 5, hybrid=True)[0][0].path == plain[0][0].path
+        search.rows("of the", buried("x"), 5, hybrid=True)[0][0].path == plain[0][0].path
     )  # stop words alone
 
 

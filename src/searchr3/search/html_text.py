@@ -20,7 +20,7 @@ def html_text(html: str) -> tuple[str, list[int]]:
     Scripts and styles are left out. Broken HTML is read as far as it goes.
 
     >>> html_text("<h2>A <b>title</b></h2>\\n<p>one\\ntwo")
-    ('## A title\\n\\none two', [1, 1, 2])
+    ('## A title\\n\\none two', [1, 2, 2])
     """
     reader = _Reader()
     reader.feed(html)

@@ -68,17 +68,16 @@ class StoreSearch:
         check_query(query)
 
         def scores(vectors: np.ndarray, most: int) -> np.ndarray:
-            nearest = [self.hits(query, vector, most, False, paths, kinds) for vector in vectors]
+            nearest = [self.rows(query, vector, most, False, paths, kinds) for vector in vectors]
             return np.array([[score for _, score in rows] for rows in nearest])
 
         vector, thought = self._embed(query, reasoning, instruction, scores)
-        hits = self.hits(query, vector, k, hybrid, paths, kinds)
-        words = index_words(f"{query} {thought.text if thought else ''}")
-        shown = [_hit(rank, row, score, words) for rank, (row, score) in enumerate(hits, start=1)]
+        rows = self.rows(query, vector, k, hybrid, paths, kinds)
         said = (thought.text, len(thought.token_ids), thought.emitted) if thought else ("", 0, True)
-        return SearchAnswer(*said, hits=shown, thought=thought is not None)
+        hits = as_hits(rows, f"{query} {said[0]}")
+        return SearchAnswer(*said, hits=hits, thought=thought is not None)
 
-    def hits(
+    def rows(
         self,
         query: str,
         vector: np.ndarray,
@@ -87,7 +86,10 @@ class StoreSearch:
         paths: Sequence[str] = (),
         kinds: Sequence[str] = (),
     ) -> list[tuple[Row, float]]:
-        """Rows and scores of the `k` best chunks for a query's vector (d,), best first."""
+        """Rows and scores of the `k` best chunks for a query's vector (d,), best first.
+
+        For who has the vector already, such as a server that thinks and embeds in one pass; see `as_hits`.
+        """
         among = Filter(
             chosen_paths(self.store.files(), paths) if paths else None,
             known_kinds(kinds) if kinds else None,
@@ -168,6 +170,12 @@ def known_kinds(names: Sequence[str]) -> set[str]:
             raise SearchR3Error(f"--type {name}: not known; choose of {', '.join(sorted(NAMES))}")
         kinds.add(plain if plain in NAMES or by_ending is None else by_ending.name)
     return kinds
+
+
+def as_hits(rows: Sequence[tuple[Row, float]], spoken: str) -> list[Hit]:
+    """Hits as they are shown; snippets look for the words of `spoken`, the query and the thought."""
+    words = index_words(spoken)
+    return [_hit(rank, row, score, words) for rank, (row, score) in enumerate(rows, start=1)]
 
 
 def check_query(query: str) -> None:
