@@ -54,7 +54,7 @@ class Said:
         text: for people; of a chat, the reply.
         tokens: how many were said.
         prompt_tokens: how many were read before.
-        ended: by the model itself, else it was cut off.
+        ended: by the model itself: a thought by the embed token, a reply with the turn.
         vector: unit vector, (d,) float32, of a query.
     """
 

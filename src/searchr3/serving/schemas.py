@@ -167,7 +167,7 @@ class SearchRequest(Request):
 
 
 class Thought(BaseModel):
-    """What the model thought; `emitted`: it ended by itself, else it was cut off."""
+    """What the model thought; `emitted`: it said the embed token itself, else its thought was closed."""
 
     text: str
     tokens: int
