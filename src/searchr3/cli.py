@@ -187,7 +187,7 @@ app.command(epilog="Example: searchr3 encode runs/mine/stage2 mydata/corpus.json
 app.command(epilog="Example: searchr3 export runs/mine/stage2 --output exported --format onnx")(export)
 
 
-app.command(epilog="Example: searchr3 serve --run runs/quickstart --port 8000")(serve)
+app.command(epilog="Example: searchr3 serve --store my.index --port 8000")(serve)
 
 
 app.command(epilog="Example: searchr3 chat-check runs/mine/stage2 --base runs/mine/base")(chat_check)

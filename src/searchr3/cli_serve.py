@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from searchr3.errors import SearchR3Error
 
+if TYPE_CHECKING:
+    from searchr3.model import SearchR3
+    from searchr3.serving.searchers import StoreSearcher
+
 
 def serve(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(help="A searchr3 model: a folder or a Hub id.  [default: that of --run]")
+        str | None,
+        typer.Option(help="A searchr3 model: a folder or a Hub id.  [default: that of --store or --run]"),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|URL", help="A store made by `searchr3 index`; /search looks into it."),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of a run; /search looks into its corpus.")] = None,
     host: Annotated[
@@ -87,8 +96,10 @@ def serve(
         rows=rows,
         thinking_tokens=thinking_tokens,
     )
-    if model is None and run is None:
-        raise SearchR3Error("which model? give --model MODEL, or --run RUN to search that run's corpus")
+    if model is None and run is None and store is None:
+        raise SearchR3Error("which model? give --model MODEL, or --store or --run to search there")
+    if store is not None and (run is not None or prompts is not None or max_length is not None):
+        raise SearchR3Error("a store has its prompts and length; leave out --run, --prompts and --max-length")
     try:
         from searchr3.serving import server
     except ModuleNotFoundError as error:
@@ -101,13 +112,18 @@ def serve(
 
     hush_transformers()
     with server.listen(bounds) as listening:
-        searcher = RunSearcher(run, model) if run else None
-        if searcher:
-            model = model or str(searcher.model)
-            if thinking_tokens is None:
-                bounds = bounds.model_copy(update={"thinking_tokens": searcher.max_new_tokens})
-        assert model is not None
-        loaded = SearchR3(model, max_length, batch_size, device, prompts=prompts)
+        searcher: RunSearcher | StoreSearcher | None = None
+        if store is not None:
+            loaded, searcher = _stored(store, model, batch_size=batch_size, device=device)
+            model = model or loaded.tokenizer.name_or_path
+        else:
+            if run is not None:
+                searcher = RunSearcher(run, model)
+                model = str(searcher.model)
+                if thinking_tokens is None:
+                    bounds = bounds.model_copy(update={"thinking_tokens": searcher.max_new_tokens})
+            assert model is not None
+            loaded = SearchR3(model, max_length, batch_size, device, prompts=prompts)
         service = Service(
             Worker(loaded, bounds.rows, bounds.text_tokens),
             name or _name(model, run),
@@ -123,6 +139,20 @@ def serve(
             f"{service.name} at http://{shown}:{port}/v1, described at http://{shown}:{port}/docs", flush=True
         )
         server.server(service).run(sockets=[listening])
+
+
+def _stored(store: str, model: str | None, **options: Any) -> tuple[SearchR3, StoreSearcher]:
+    """A store's model, loaded, and what searches it."""
+    from searchr3.search.encoder import load_for
+    from searchr3.search.search import StoreSearch
+    from searchr3.search.store import open_store
+    from searchr3.serving.searchers import StoreSearcher
+
+    opened = open_store(store)
+    facts = opened.facts()
+    assert facts is not None  # `open_store` makes sure
+    loaded = load_for(facts, store, model, **options)
+    return loaded, StoreSearcher(StoreSearch(opened, loaded))
 
 
 def _name(model: str, run: Path | None) -> str:

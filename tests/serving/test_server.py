@@ -88,6 +88,8 @@ def test_lines_of_a_server_that_cannot_start(tmp_path: Path, monkeypatch: pytest
     assert "set SEARCHR3_API_KEYS" in refused("--model", tmp_path, "--host", "0.0.0.0")
     assert "seconds: " in refused("--model", tmp_path, "--max-seconds", "-1")
     assert "not a model folder" in refused("--model", tmp_path, "--port", 0)
+    assert "no store; make one with" in refused("--store", tmp_path, "--port", 0)
+    assert "leave out --run" in refused("--store", tmp_path, "--run", tmp_path)
     assert "not a run folder" in refused("--run", tmp_path, "--port", 0)
     assert "no-such-host.invalid:8000: cannot be listened at" in refused(
         "--model", tmp_path, "--host", "no-such-host.invalid", "--allow-unauthenticated"

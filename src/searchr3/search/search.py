@@ -67,15 +67,21 @@ class StoreSearch:
         """
         check_query(query)
 
-        def scores(vectors: np.ndarray, most: int) -> np.ndarray:
-            nearest = [self.rows(query, vector, most, False, paths, kinds) for vector in vectors]
-            return np.array([[score for _, score in rows] for rows in nearest])
+        def documents(vectors: np.ndarray, most: int) -> np.ndarray:
+            return self.scores(vectors, most, paths, kinds)
 
-        vector, thought = self._embed(query, reasoning, instruction, scores)
+        vector, thought = self._embed(query, reasoning, instruction, documents)
         rows = self.rows(query, vector, k, hybrid, paths, kinds)
         said = (thought.text, len(thought.token_ids), thought.emitted) if thought else ("", 0, True)
         hits = as_hits(rows, f"{query} {said[0]}")
         return SearchAnswer(*said, hits=hits, thought=thought is not None)
+
+    def scores(
+        self, vectors: np.ndarray, k: int, paths: Sequence[str] = (), kinds: Sequence[str] = ()
+    ) -> np.ndarray:
+        """The `k` best cosines of each query's vector, (n, k) from (n, d), falling."""
+        nearest = [self.rows("", vector, k, False, paths, kinds) for vector in vectors]
+        return np.array([[score for _, score in rows] for rows in nearest], dtype=np.float32)
 
     def rows(
         self,

@@ -1,4 +1,4 @@
-"""What `/search` looks into."""
+"""What `/search` looks into: a run's corpus, or a store of the user's own documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from searchr3.errors import SearchR3Error
 from searchr3.serving.backend import Refused
 
 if TYPE_CHECKING:
-    from searchr3.run_search import Hit
+    from searchr3.answers import Hit
+    from searchr3.search.search import StoreSearch
 
 
 class Searcher(Protocol):
@@ -95,3 +96,37 @@ class RunSearcher:
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
         return self.corpus.nearest(vectors, k)[0]
+
+
+class StoreSearcher:
+    """A store of the user's own documents; what is indexed meanwhile is found."""
+
+    instruction = None
+
+    def __init__(self, search: StoreSearch) -> None:
+        self.search = search
+
+    @property
+    def documents(self) -> int:
+        return self.search.store.count()
+
+    def find(
+        self,
+        query: str,
+        vector: np.ndarray,
+        k: int,
+        thought: str = "",
+        hybrid: bool = False,
+        paths: Sequence[str] = (),
+        types: Sequence[str] = (),
+    ) -> Sequence[Hit]:
+        from searchr3.search.search import as_hits
+
+        try:
+            rows = self.search.rows(query, vector, k, hybrid, paths, types)
+        except SearchR3Error as error:
+            raise Refused(str(error).removeprefix("--")) from None
+        return as_hits(rows, f"{query} {thought}")
+
+    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+        return self.search.scores(vectors, k)
