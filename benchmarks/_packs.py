@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.dataset.splits import first_of, fraction
+from searchr3.dataset.splits import first_of, fraction, query_key
 
 
 def reduced(dataset: RetrievalDataset, queries: Mapping[str, int], documents: int) -> RetrievalDataset:
@@ -32,8 +32,23 @@ def reduced(dataset: RetrievalDataset, queries: Mapping[str, int], documents: in
     )
 
 
-def merged(name: str, parts: Mapping[str, RetrievalDataset]) -> RetrievalDataset:
-    """Several data sets as one; an id becomes `PART:ID`. Instructions are left out: there can be only one."""
+def measured_queries(datasets: Iterable[RetrievalDataset]) -> set[str]:
+    """The dev and test queries of all, as `query_key`s."""
+    return {
+        query_key(one.queries[key].text)
+        for one in datasets
+        for split in ("dev", "test")
+        for key in one.qrels.get(split, ())
+    }
+
+
+def merged(
+    name: str, parts: Mapping[str, RetrievalDataset], measured: Set[str] = frozenset()
+) -> RetrievalDataset:
+    """Several data sets as one; an id becomes `PART:ID`. Instructions are left out: there can be only one.
+
+    Training queries that are among the `measured` ones, of whichever part, are left out.
+    """
     corpus, queries, qrels = {}, {}, dict[str, dict[str, dict[str, int]]]()
     for part, dataset in parts.items():
         corpus |= {f"{part}:{key}": document for key, document in dataset.corpus.items()}
@@ -43,6 +58,7 @@ def merged(name: str, parts: Mapping[str, RetrievalDataset]) -> RetrievalDataset
                 {
                     f"{part}:{query}": {f"{part}:{key}": grade for key, grade in grades.items()}
                     for query, grades in judged.items()
+                    if split in ("dev", "test") or query_key(dataset.queries[query].text) not in measured
                 }
             )
     held_out = frozenset(f"{part}:{key}" for part, dataset in parts.items() for key in dataset.held_out)

@@ -8,7 +8,8 @@ mbxp_code. Without it only the part on installed Python code is made. What is do
 what was interrupted goes on where it was.
 
 base      one base for all: causal pretraining on the installed Python code, the documents of the four data
-          sets and, as conversations, training queries with their answers. Nothing of the three other packs
+          sets and, as conversations, training queries with their answers, as a large model has read many.
+          "Few labels" is therefore about the contrastive loss alone. Nothing of the three other packs
 python, tldr, nl2bash, medquad   both stages and control (a), each on its own data, tested there
 mixed     the same on the four data sets as one, of each a part, tested on all seven packs as they are:
           on three of them zero-shot
@@ -45,7 +46,7 @@ from _cells import Case, figures
 from _corpus import code_corpus
 from _measured import choose_rule, measure
 from _minilm import minilm
-from _packs import merged, reduced
+from _packs import measured_queries, merged, reduced
 from _result import arguments, write
 
 from searchr3.adaptive import RULE
@@ -108,7 +109,9 @@ def folder_of(name: str, options: Namespace) -> Path:
             "dev": most // 80,
             "test": most // 80,
         }
-        merged(name, {one: reduced(data_of(one, options), few, most) for one in own(options)}).save(place)
+        whole = {one: data_of(one, options) for one in tests_of(name, options)}
+        parts = {one: reduced(whole[one], few, most) for one in own(options)}
+        merged(name, parts, measured_queries(whole.values())).save(place)
     elif not place.is_dir():
         if name != "python" and not options.quick:
             return Path(options.packs / name)

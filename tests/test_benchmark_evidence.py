@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +52,16 @@ def test_data_sets_become_one_without_mixing_their_ids(benchmark: Import) -> Non
     assert both.corpus["two:d3"].text == "two document 3"
     assert both.held_out == {"one:d39", "two:d39"}
     assert both.instruction is None
+
+
+def test_what_another_part_measures_is_not_trained_on(benchmark: Import) -> None:
+    packs, one, two = benchmark("_packs"), toy("one"), toy("two")
+    known = {"q18": Query("ONE query 3!"), "q0": Query("one query 2")}  # test and training queries of `two`
+    two = replace(two, queries={**two.queries, **known})
+    parts = {"one": one, "two": two}
+    both = packs.merged("both", parts, packs.measured_queries(parts.values())).validate()
+    assert "one:q3" not in both.qrels["stage1"] and "one:q2" in both.qrels["stage1"]
+    assert "two:q18" in both.qrels["test"] and len(both.qrels["stage1"]) == 19
 
 
 def case(benchmark: Import, counts: bool = True, **means: float):
