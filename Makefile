@@ -34,8 +34,8 @@ quickstart: $(INSTALLED) ## install, then train and judge a tiny model on the Py
 
 install: $(INSTALLED_DEV) ## the package in .venv, editable, with everything that development needs
 
-test: $(INSTALLED_DEV) ## the quick tests
-	$(PYTEST) $(ARGS)
+test: $(INSTALLED_DEV) ## the quick tests, a file on each core
+	$(PYTEST) --numprocesses auto --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED_DEV) ## the tests that take minutes
 	$(PYTEST) -m slow $(ARGS)

@@ -109,8 +109,8 @@ def test_direct_only_learns_by_info_nce_alone_from_as_many_tokens(
 def test_without_the_policy_gradient_the_reward_teaches_nothing(
     tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    another = "stage2.reward={ndcg: 0, format: 0, length: 1}"
-    full, other_full = (toy_recipe(*SHORT, *more) for more in ((), (another,)))
+    another = ("stage2.reward={ndcg: 0, format: 0, length: 1}", "stage2.scale_rewards=batch")
+    full, other_full = (toy_recipe(*SHORT, *more) for more in ((), another))
     a, b, c = (
         learnt(tiny_model, toy, recipe, tmp_path / str(number))
         for number, recipe in enumerate(
