@@ -24,7 +24,7 @@ from searchr3.cli_serve import serve
 from searchr3.cli_traces import traces
 from searchr3.cli_train import train
 from searchr3.files import json_text
-from searchr3.options import Json, Resume, Settings, SplitBy, names
+from searchr3.options import Device, Json, Resume, Settings, SplitBy, names
 from searchr3.terminal import OneLineErrors, hush_libraries, show
 
 app = typer.Typer(
@@ -148,7 +148,7 @@ def mine(
     instruction: Annotated[str | None, typer.Option(help="Task instruction for a model's queries.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="As for `searchr3 evaluate`.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted mining.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, and replace what was mined before.")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from searchr3.files import json_text
+from searchr3.options import Device, Json
 from searchr3.terminal import printable, show
 
 
@@ -14,8 +15,8 @@ def chat_check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A searchr3 model: a folder or a Hub id.")],
     base: Annotated[str, typer.Option(help="The chat model that it was trained from: a folder or a Hub id.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reply.")] = 48,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """See whether a trained model still chats as its base does.
 

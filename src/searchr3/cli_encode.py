@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from searchr3.errors import SearchR3Error
+from searchr3.options import PromptsFile
 
 
 def encode(
@@ -43,9 +44,7 @@ def encode(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and text.  [default: as saved]")
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
-    ] = None,
+    prompts: PromptsFile = None,
     device: Annotated[
         str | None, typer.Option(help="With local: such as cpu or cuda:1.  [default: GPU if any]")
     ] = None,

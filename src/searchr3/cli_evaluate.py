@@ -12,7 +12,17 @@ import typer
 
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, json_text
-from searchr3.options import CacheFolder, Json, NoCache, SplitBy, names, numbers, refuse_both
+from searchr3.options import (
+    CacheFolder,
+    Device,
+    Json,
+    NoCache,
+    PromptsFile,
+    SplitBy,
+    names,
+    numbers,
+    refuse_both,
+)
 from searchr3.terminal import show
 
 if TYPE_CHECKING:
@@ -71,12 +81,10 @@ def evaluate(
             "[default: OPENAI_API_KEY, by https or to this machine]",
         ),
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
-    ] = None,
+    prompts: PromptsFile = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    device: Device = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     as_json: Json = False,
@@ -286,7 +294,7 @@ def adapt(
     prompts: Annotated[Path | None, typer.Option(help="As for `searchr3 evaluate`.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    device: Device = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     as_json: Json = False,

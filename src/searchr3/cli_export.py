@@ -9,6 +9,7 @@ import typer
 
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, refuse_occupied
+from searchr3.options import PromptsFile
 
 
 def export(
@@ -36,9 +37,7 @@ def export(
         str | None,
         typer.Option(metavar="ID", help="The base model, for the card.  [default: of the run's recipe]"),
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
-    ] = None,
+    prompts: PromptsFile = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and text.  [default: as saved]")
     ] = None,

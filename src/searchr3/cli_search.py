@@ -13,7 +13,7 @@ import typer
 
 from searchr3.errors import SearchR3Error
 from searchr3.files import json_text
-from searchr3.options import Json, names
+from searchr3.options import Device, Json, PromptsFile, names
 from searchr3.terminal import printable
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from searchr3.search.summary import Summary
 
 _STORE = typer.Option("--store", metavar="DIR|URL", help="Folder, or http://host:6333/collection of Qdrant.")
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")]
 
 
 def index(
@@ -41,9 +40,7 @@ def index(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and chunk.  [default: as saved]")
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
-    ] = None,
+    prompts: PromptsFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most chunks in one forward.")] = 32,
     device: Device = None,
     as_json: Json = False,

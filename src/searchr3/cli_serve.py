@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from searchr3.errors import SearchR3Error
+from searchr3.options import Device, PromptsFile
 
 if TYPE_CHECKING:
     from searchr3.model import SearchR3
@@ -71,10 +72,8 @@ def serve(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and text.  [default: as saved]")
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")] = None,
+    prompts: PromptsFile = None,
+    device: Device = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API.
 

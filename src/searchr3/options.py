@@ -18,6 +18,10 @@ Settings = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set, such as stage1.steps=100."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")]
+PromptsFile = Annotated[
+    Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
 CacheFolder = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import rankdata
 
 
 def advantage_spearman(rewards: np.ndarray, oracle: np.ndarray, group: int) -> float:
@@ -20,7 +21,7 @@ def advantage_spearman(rewards: np.ndarray, oracle: np.ndarray, group: int) -> f
     >>> advantage_spearman(np.array([0.1, 0.3, 0.9, 0.8]), np.array([0.2, 0.3, 0.7, 0.5]), group=2)
     0.6
     """
-    a, b = (_ranks(_centred(values, group).ravel()) for values in (rewards, oracle))
+    a, b = (rankdata(_centred(values, group).ravel()) for values in (rewards, oracle))
     return round(_correlation(a - a.mean(), b - b.mean()), 12)
 
 
@@ -53,12 +54,6 @@ def _centred(rewards: np.ndarray, group: int) -> np.ndarray:
 def _scaled(rewards: np.ndarray, group: int) -> np.ndarray:
     centred = _centred(rewards, group)
     return centred / (centred.std(axis=1, ddof=1, keepdims=True) + 1e-4)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ascending ranks from 0, equal values sharing the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[place]
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
