@@ -230,7 +230,8 @@ def test_a_run_goes_on_bit_for_bit_from_its_saved_state(make_world, tmp_path, th
     else:
         other.load_state_dict(environment.state_dict())
     mine, loaded = environment.state_dict(), other.state_dict()
-    assert mine.keys() == loaded.keys() == {"store.ids", "store.vectors", "store.version", "policy.graph"}
+    parts = {"kind", "store.ids", "store.vectors", "store.version", "policy.graph"}
+    assert mine.keys() == loaded.keys() == parts
     assert all(np.asarray(mine[name]).tobytes() == np.asarray(loaded[name]).tobytes() for name in mine)
     assert go_on(world, environment, range(4, 7)) == go_on(fresh, other, range(4, 7))
     assert world.encoded[-120:] == fresh.encoded and len(fresh.encoded) == 120
@@ -249,6 +250,12 @@ def test_a_state_of_another_corpus_is_refused(make_world):
         make_world().environment(Full()).load_state_dict(
             make_world(size=1000).environment(Full()).state_dict()
         )
+
+
+def test_a_state_of_another_policy_is_refused(make_world):
+    state = make_world(size=50).environment(Neighbourhood(k=6)).state_dict()
+    with pytest.raises(DataError, match="refreshed by Neighbourhood, this one is by Frozen"):
+        make_world(size=50).environment(Frozen()).load_state_dict(state)
 
 
 @pytest.mark.parametrize("part", ["ids", "vectors", "version"])

@@ -197,6 +197,11 @@ class CorpusEnvironment:
             raise DataError(
                 "the checkpoint's environment holds other documents than this corpus; resume on the same data"
             )
+        if (kind := state.get("kind", self._kind)) != self._kind:
+            raise DataError(
+                f"the checkpoint's environment was refreshed by {kind}, this one is by {self._kind}; "
+                "resume with the same policy"
+            )
         self.policy.load_state_dict(unnested("policy", state))
         self._store = VectorStore.from_state(stored, **self._settings) if stored else None
 
@@ -219,7 +224,15 @@ class CorpusEnvironment:
         if self._store is None:
             return {}
         stored = self._store.state_dict(everywhere)
-        return {**nested("store", stored), **nested("policy", self.policy.state_dict())}
+        return {
+            "kind": self._kind,
+            **nested("store", stored),
+            **nested("policy", self.policy.state_dict()),
+        }
+
+    @property
+    def _kind(self) -> str:
+        return type(self.policy).__name__
 
     def _encode_all(self, step: int) -> VectorStore:
         store = None
