@@ -140,7 +140,7 @@ def test_a_bad_outcome_is_said_as_plainly(make: Callable[..., Values]) -> None:
     assert (found["thinking_helped"], found["reinforcement_helped"]) == (False, False)
     assert "Thinking did not help. Stage 2, reasoned is significantly below (a) direct only (−0." in text
     assert "On 60 queries stage 2, reasoned cannot be told apart from (d) another query's thought" in text
-    assert "the new labels teach direct search as much, at equal cost ((a) direct only)" in text
+    assert "the new labels teach direct search as much, at equal cost [(a) direct only]" in text
     assert "Reinforcement did not help. Stage 2, reasoned is significantly below (b)" in text
     assert "Thinking helped" not in text
 

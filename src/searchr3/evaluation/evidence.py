@@ -247,7 +247,7 @@ def _claim(
         sentences.append(f"On {queries:,} queries {RUNS[OWN].name} cannot be told apart from {among}.")
     if above:
         sentences.append(f"{_SUBJECT} is significantly above {_listed([parts[name] for name in above])}.")
-    reasons = [f"{RUNS[name].as_good} ({RUNS[name].name})" for name in (*below, *level)]
+    reasons = [f"{RUNS[name].as_good} [{RUNS[name].name}]" for name in (*below, *level)]
     return [*sentences, f"What this says: {'; '.join(reasons)}."]
 
 

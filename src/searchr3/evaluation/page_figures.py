@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FORMS = {"direct": "o", "reasoned": "o", "accent": "o", "control": "s", "baseline": "D"}
-_NAME = 24  # characters
+_NAME = 27  # characters
 
 
 class Bar(NamedTuple):
