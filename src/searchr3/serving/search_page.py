@@ -15,7 +15,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""Nothing but the page's own files and this server; in browsers that know trusted types, no HTML from texts."""
+"""Only the page's own files and this server; where the browser knows trusted types, no HTML from a script."""
 PAGE = {
     "/": ("search.html", "text/html"),
     "/static/search.css": ("search.css", "text/css"),

@@ -166,7 +166,7 @@ function compare(sides, answers) {
   const moved = both.filter(([id, rank]) => ranks[1].get(id) !== rank).length;
   const most = Math.max(ranks[0].size, ranks[1].size);
   const where = moved
-    ? `, ${moved} at another rank: ▲ and ▼ say how far above or below that of the other side`
+    ? `, ${moved} at another rank: ▲ ▼ are places above and below the other side`
     : both.length && ", at the same rank";
   return most ? `${both.length} of ${count(most, "hit")} in both rankings${where || ""}.` : "Nothing found.";
 }
