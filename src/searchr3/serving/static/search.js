@@ -289,6 +289,7 @@ function load() {
   stop();
   running = null;
   busy(false);
+  at("door").hidden = true;
   results.replaceChildren();
   status.textContent = "";
   document.title = "searchr3";
