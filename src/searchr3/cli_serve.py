@@ -134,9 +134,8 @@ def serve(
         server.log_to_stderr(bool(context.parent and context.parent.params.get("debug")))
         place, port = listening.getsockname()[:2]
         shown = f"[{place}]" if ":" in place else place
-        print(
-            f"{service.name} at http://{shown}:{port}/v1, described at http://{shown}:{port}/docs", flush=True
-        )
+        at = f"http://{shown}:{port}"
+        print(f"{service.name} at {at}/v1, described at {at}/docs; its page is {at}/", flush=True)
         server.server(service).run(sockets=[listening])
 
 

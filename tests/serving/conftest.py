@@ -77,6 +77,7 @@ class Shelf:
 
     documents = 3
     instruction = None
+    filters = False
 
     def find(self, query: str, vector: np.ndarray, k: int, *more: Any) -> list[Hit]:
         if more[3]:
@@ -89,6 +90,13 @@ class Shelf:
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
         return -np.sort(-vectors[:, :3], axis=1)[:, :k]
+
+
+class Doubt:
+    """A rule that thinks where the best score is at least 1."""
+
+    def thinks_about(self, vectors: np.ndarray, documents: Any) -> np.ndarray:
+        return documents(vectors, 10)[:, 0] >= 1
 
 
 @contextmanager

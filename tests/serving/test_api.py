@@ -12,7 +12,7 @@ import pytest
 from searchr3.generation import generate_ids
 from searchr3.model import SearchR3, shorten
 
-from .conftest import QUERIES, Patient, Shelf, streamed
+from .conftest import QUERIES, Doubt, Patient, Shelf, streamed
 
 CODE = ["def parse(date): return date", "sort a list <|embed_token|>", ""]
 
@@ -242,10 +242,12 @@ def test_a_search_finds_and_tells(serving: Callable[..., Any], patient: Patient)
             "title": "<b>",
             "snippet": "first ?",
             "metadata": {"line": "3"},
+            "marks": [[0, 5]],
         }
         assert set(found["seconds"]) == {"embedding", "search"}
         direct = ask(client, "/search", query="what", reasoning="off")
         assert direct["reasoning"] is None and direct["hits"][0]["document_id"] == "d0"
+        assert direct["hits"][0]["marks"] == []
         events = streamed(client.post("/search", json={"query": "what", "k": 2, "stream": True}).text)
         assert events[0] == ("reasoning", '{"text":"first "}')
         last = json.loads(events[1][1])
@@ -265,13 +267,6 @@ def test_without_documents_there_is_nothing_to_search(tiny: httpx2.Client) -> No
     for more in ({}, {"stream": True}):
         told, _ = fault(tiny, 404, "/search", {"query": "x", **more})
         assert "start it with" in told
-
-
-class Doubt:
-    """A rule that thinks where the best score is at least 1."""
-
-    def thinks_about(self, vectors: np.ndarray, documents: Any) -> np.ndarray:
-        return documents(vectors, 10)[:, 0] >= 1
 
 
 @pytest.mark.parametrize("thinks", [True, False])
@@ -296,6 +291,7 @@ def test_auto_thinks_where_the_rule_says_so(
 
 def test_health_metrics_and_pages(tiny: httpx2.Client) -> None:
     health = tiny.get("/health").json()
+    assert (health["filters"], health["auto"]) == (False, False)
     assert health["ready"] and (health["model"], health["dimension"], health["documents"]) == (
         "tiny",
         32,

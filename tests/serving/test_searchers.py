@@ -49,10 +49,13 @@ def test_a_server_of_a_store_finds_what_the_command_finds(
             expected = searched.ask("parse a date", 2, reasoning == "on", **kinds).hits
             assert [hit["document_id"] for hit in found] == [hit.document_id for hit in expected]
             assert [hit["snippet"] for hit in found] == [hit.snippet for hit in expected]
+            marked = {hit["snippet"][start:end] for hit in found for start, end in hit["marks"]}
+            assert {"parse", "date"} <= marked or not options
             np.testing.assert_allclose(
                 [one["score"] for one in found], [one.score for one in expected], atol=2e-4
             )
-        assert client.get("/health").json()["documents"] == 3
+        health = client.get("/health").json()
+        assert (health["documents"], health["filters"], health["auto"]) == (3, True, False)
         refused = client.post("/search", json={"query": "x", "types": ["nonsense"]})
         assert refused.status_code == 422 and "not known; choose of" in refused.json()["error"]["message"]
         nothing = client.post("/search", json={"query": "x", "paths": ["/etc/passwd", "../*"]})

@@ -21,11 +21,13 @@ from searchr3.serving.docs_page import page
 from searchr3.serving.gate import Gate
 from searchr3.serving.metrics import Metrics, Traffic
 from searchr3.serving.replies import ApiError, Event, Json, as_base64, events, told
+from searchr3.serving.search_page import PAGE
+from searchr3.serving.search_page import router as page_router
 from searchr3.serving.service import Answer, Service, Vectors
 
 WORK = ("/v1/embeddings", "/v1/chat/completions", "/search")
 """Routes that use the model."""
-OPEN = ("/health", "/health/live", "/docs", "/openapi.json")
+OPEN = ("/health", "/health/live", "/docs", "/openapi.json", *PAGE)
 """Routes that need no key: they tell nothing of documents or of use."""
 
 router = APIRouter()
@@ -145,6 +147,8 @@ async def health(request: Request) -> Response:
         "model": service.name,
         "dimension": service.backend.dimension,
         "documents": service.searcher.documents if service.searcher else None,
+        "filters": service.searcher is not None and service.searcher.filters,
+        "auto": service.searcher is not None and service.rule is not None,
         "version": __version__,
     }
     return Json(told_of, 200 if ready else 503)
@@ -200,6 +204,7 @@ def create_app(
     app.state.created = int(time.time())
     app.include_router(router)
     app.include_router(chat_router)
+    app.include_router(page_router)
     app.add_middleware(
         Gate,
         settings=service.settings,

@@ -228,7 +228,10 @@ class Completion(BaseModel):
 
 
 class ShownHit(BaseModel):
-    """A found document, or a part of one. Its texts are not HTML: escape them before showing."""
+    """A found document, or a part of one. Its texts are not HTML: escape them before showing.
+
+    `marks`: where words of query and thought stand in the snippet, as start and end, in code points.
+    """
 
     rank: int
     score: float
@@ -236,6 +239,7 @@ class ShownHit(BaseModel):
     title: str
     snippet: str
     metadata: dict[str, str]
+    marks: list[list[int]]
 
 
 class Seconds(BaseModel):
@@ -272,12 +276,15 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
-    """`ready`: requests are taken; it is false while the server shuts down."""
+    """`ready`: requests are taken; it is false while the server shuts down. `filters`: searches may be
+    hybrid, and of paths and types alone; `auto`: reasoning may be auto."""
 
     ready: bool
     model: str
     dimension: int
     documents: int | None
+    filters: bool
+    auto: bool
     version: str
 
 

@@ -27,6 +27,10 @@ class Searcher(Protocol):
     def instruction(self) -> str | None:
         """The task that queries are given."""
 
+    @property
+    def filters(self) -> bool:
+        """Whether it has full text, paths and types."""
+
     def find(
         self,
         query: str,
@@ -58,6 +62,8 @@ class RunSearcher:
     Raises:
         SearchR3Error: `run` is not a finished run, or `model` is not its own: each hit would be a wrong one.
     """
+
+    filters = False
 
     def __init__(self, run: Path, model: str | None = None) -> None:
         from searchr3.run_search import RunCorpus
@@ -102,6 +108,7 @@ class StoreSearcher:
     """A store of the user's own documents; what is indexed meanwhile is found."""
 
     instruction = None
+    filters = True
 
     def __init__(self, search: StoreSearch) -> None:
         self.search = search

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from searchr3.search.snippet import marked
+from searchr3.search.words import index_words
 from searchr3.serving.backend import Ask, Backend, Kind, Said
 from searchr3.serving.replies import ApiError
 from searchr3.serving.schemas import EmbeddingRequest, Reasoning, SearchRequest
@@ -223,10 +225,9 @@ class Service:
             found = await self.vectors([request.query], how)
         embedded = time.perf_counter()
         thought = found.said[0].text if found.said[0] else ""
-        more = (thought, request.hybrid, request.paths, request.types)
-        hits = await asyncio.to_thread(searcher.find, request.query, found.rows[0], request.k, *more)
+        hits = await asyncio.to_thread(_hits, searcher, request, found.rows[0], thought)
         seconds = {"embedding": embedded - started, "search": time.perf_counter() - embedded}
-        yield Answer(found, [vars(hit) for hit in hits], seconds)
+        yield Answer(found, hits, seconds)
 
     async def _direct(self, texts: Sequence[str], how: How) -> tuple[Vectors, list[int]]:
         """The vectors without thinking, and the rows that the rule of auto then wants to be thought about."""
@@ -237,6 +238,16 @@ class Service:
         assert self.rule and self.searcher
         thinks = await asyncio.to_thread(self.rule.thinks_about, done.vectors, self.searcher.scores)
         return found, [int(row) for row in np.flatnonzero(thinks)]
+
+
+def _hits(
+    searcher: Searcher, request: SearchRequest, vector: np.ndarray, thought: str
+) -> list[dict[str, object]]:
+    """What is found for a query's vector (d,), and where words of query and thought stand in it."""
+    more = (thought, request.hybrid, request.paths, request.types)
+    words = index_words(f"{request.query} {thought}")
+    found = searcher.find(request.query, vector, request.k, *more)
+    return [{**vars(hit), "marks": list(marked(hit.snippet, words))} for hit in found]
 
 
 def _nothing(n: int, dimension: int) -> Vectors:
