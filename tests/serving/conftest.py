@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import torch
 
 from searchr3.model import SearchR3
 from searchr3.run_search import Hit
@@ -89,6 +90,15 @@ class Shelf:
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
         return -np.sort(-vectors[:, :3], axis=1)[:, :k]
+
+
+def endless(model: Path) -> SearchR3:
+    """A model that says any token but those that end a thought or a turn."""
+    search = SearchR3(model)
+    stops = torch.tensor(search.conversation.stop_ids)
+    head = search.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, stops, -torch.inf))
+    return search
 
 
 @contextmanager
