@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from searchr3.engine import Task
 from searchr3.serving.settings import KEYS, read_keys
 from searchr3.serving.worker import Worker
+from searchr3.tasks import Task
 
 from .conftest import KEY, NAME, Patient, Shelf, endless, until
 

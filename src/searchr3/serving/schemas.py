@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from searchr3.answers import Hit
+
 
 def _whole(text: str) -> str:
     try:
@@ -227,17 +229,6 @@ class Completion(BaseModel):
     usage: Usage
 
 
-class ShownHit(BaseModel):
-    """A found document, or a part of one. Its texts are not HTML: escape them before showing."""
-
-    rank: int
-    score: float
-    document_id: str
-    title: str
-    snippet: str
-    metadata: dict[str, str]
-
-
 class Seconds(BaseModel):
     """Where the time went."""
 
@@ -250,7 +241,7 @@ class Found(BaseModel):
 
     query: str
     reasoning: Thought | None
-    hits: list[ShownHit]
+    hits: list[Hit]
     usage: Usage
     seconds: Seconds
 
@@ -272,9 +263,10 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
-    """`ready`: requests are taken; it is false while the server shuts down."""
+    """`ready`: requests are taken; else `trouble` says what keeps them from being answered."""
 
     ready: bool
+    trouble: str | None
     model: str
     dimension: int
     documents: int | None
@@ -305,7 +297,8 @@ FAULTS = {
     421: "another host is meant",
     422: "a field is wrong, or asks for too much",
     429: "too many requests at once",
-    503: "shutting down",
+    502: "what the model runs on answers what it should not",
+    503: "shutting down, or what the model runs on gives no answer",
 }
 
 

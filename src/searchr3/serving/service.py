@@ -13,7 +13,7 @@ import numpy as np
 from searchr3.serving.backend import Ask, Backend, Kind, Said
 from searchr3.serving.replies import ApiError
 from searchr3.serving.schemas import EmbeddingRequest, Reasoning, SearchRequest
-from searchr3.serving.searchers import Searcher
+from searchr3.serving.searchers import Question, Searcher
 from searchr3.serving.settings import Settings
 
 TYPICAL = 32  # characters a token at the most, in a text of any sense: longer ones are not even tokenized
@@ -224,7 +224,8 @@ class Service:
         embedded = time.perf_counter()
         thought = found.said[0].text if found.said[0] else ""
         more = (thought, request.hybrid, request.paths, request.types)
-        hits = await asyncio.to_thread(searcher.find, request.query, found.rows[0], request.k, *more)
+        question = Question(request.query, found.rows[0], request.k, *more)
+        hits = await asyncio.to_thread(searcher.find, question)
         seconds = {"embedding": embedded - started, "search": time.perf_counter() - embedded}
         yield Answer(found, [vars(hit) for hit in hits], seconds)
 
