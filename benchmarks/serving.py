@@ -30,11 +30,12 @@ from _load import Load, Outcome, server
 from _result import arguments, write
 from _timing import in_turn, now, ratio
 
-from searchr3.engine import Engine, Task
+from searchr3.engine import Engine
 from searchr3.generation import reason
 from searchr3.model import SearchR3
 from searchr3.preparation import bundled_base
 from searchr3.progress import hush_transformers
+from searchr3.tasks import Task
 
 FULL = {"requests": 128, "rounds": 7, "minutes": 10.0, "warm": 30.0}
 QUICK = {"requests": 32, "rounds": 1, "minutes": 0.2, "warm": 4.0}

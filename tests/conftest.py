@@ -1,18 +1,15 @@
 """For every test: no network, no forked tokenizer threads; and models small enough to run in milliseconds."""
 
-import json
 import os
-import re
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
+from runpy import run_path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -227,95 +224,25 @@ def toy_recipe(tiny_base: Path) -> "Callable[..., Recipe]":
     return lambda *overrides: load_recipe(values, overrides)
 
 
-class ChatServer(ThreadingHTTPServer):
-    """A server on this machine that speaks chat completions, and says what a test wants of it.
-
-    Attributes:
-        script: (number of the request, its body) → what to change of a good answer: `status`, `headers`,
-            `json` or `text` of the body, `says` (the message), `finish`, `delay` in seconds, `drop` the
-            connection.
-        requests: the bodies that came; `arrivals` their times, `heads` their headers.
-        most_at_once: most requests that were worked on at the same time.
-    """
-
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _ChatHandler)
-        self.script: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda number, body: {}
-        self.requests: list[dict[str, Any]] = []
-        self.heads: list[dict[str, str]] = []
-        self.arrivals: list[float] = []
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    @property
-    def queries(self) -> list[str]:
-        """Whose query each request was about, by our own prompt."""
-        return [query_of(body) for body in self.requests]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no news."""
-
-
-def query_of(body: dict[str, Any]) -> str:
-    if "messages" not in body:  # embeddings, which every script answers itself
-        return ""
-    return re.findall(r"^Query: (.*)$", body["messages"][-1]["content"], re.MULTILINE)[-1]
-
-
-class _ChatHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: ChatServer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        server = self.server
-        with server.lock:
-            number = len(server.requests)
-            server.requests.append(body)
-            server.arrivals.append(time.monotonic())
-            server.heads.append(
-                {"path": self.path, **{key.lower(): value for key, value in self.headers.items()}}
-            )
-            server.at_once += 1
-            server.most_at_once = max(server.most_at_once, server.at_once)
-        try:
-            answer = server.script(number, body)
-            time.sleep(answer.get("delay", 0))
-        finally:
-            with server.lock:
-                server.at_once -= 1
-        if answer.get("drop"):
-            self.close_connection = True
-            return
-        says = answer.get("says", f"concepts of {query_of(body)}")
-        choice = {
-            "message": {"role": "assistant", "content": says},
-            "finish_reason": answer.get("finish", "stop"),
-        }
-        good = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
-        text = answer.get("text", json.dumps(answer.get("json", good))).encode()
-        self.send_response(answer.get("status", 200))
-        for name, value in {"Content-Length": str(len(text)), **answer.get("headers", {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def chat_server() -> Iterator[ChatServer]:
-    """A running `ChatServer`."""
-    server = ChatServer()
+def chat_server() -> Iterator[Any]:
+    """A running `ChatServer`, see `chat_server.py`."""
+    server = run_path(str(Path(__file__).with_name("chat_server.py")))["ChatServer"]()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def fake_vllm(chat_server: Any) -> Callable[["SearchR3"], Any]:
+    """Makes `chat_server` a fake of vLLM that serves a model, see `fake_vllm.py`."""
+
+    def serve(search: "SearchR3") -> Any:
+        chat_server.script = run_path(str(Path(__file__).with_name("fake_vllm.py")))["FakeVLLM"](search)
+        return chat_server.script
+
+    return serve
 
 
 @pytest.fixture(scope="session")

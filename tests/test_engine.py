@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr3.engine import Engine, Task
+from searchr3.engine import Engine
 from searchr3.errors import ModelError
 from searchr3.generation import generate_ids
 from searchr3.model import SearchR3
+from searchr3.tasks import Task
 
 QUERIES = [
     "parse a date",

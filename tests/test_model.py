@@ -10,10 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from searchr3.conversation import EMBED_TOKEN, Prompts
+from searchr3.embedding import shorten
 from searchr3.errors import ModelError, SearchR3Error
 from searchr3.generation import Reasoning
 from searchr3.loading import SETTINGS
-from searchr3.model import SearchR3, shorten
+from searchr3.model import SearchR3
 
 TEXTS = [
     "parse the date",
@@ -137,6 +138,34 @@ def test_reasoning_true_is_one_greedy_thought(search: SearchR3) -> None:
     own = [Reasoning("", tuple(ids), emitted=False) for ids in THOUGHTS]
     expected = search.encode_rendered(search.conversation.reasoned(TEXTS, THOUGHTS))
     assert agreement(search.encode_query(TEXTS, reasoning=own), expected) >= LIMIT
+
+
+@pytest.mark.parametrize("most", [0, 1, 7])
+def test_thinking_in_one_pass_is_thinking_in_two(
+    search: SearchR3, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ids, the same vectors; in training mode as well; and no random number is drawn."""
+    texts, task = TEXTS * 12, "Find code."
+    thoughts = search.generate(texts, most, instruction=task)
+    vectors = search.encode_query(texts, thoughts, task)
+    assert search.reads_once
+    search.model.train()
+    before = torch.get_rng_state()
+    said, found = search.think(texts, most, task)
+    assert search.model.training and torch.equal(torch.get_rng_state(), before)
+    search.model.eval()
+    assert said == thoughts
+    np.testing.assert_allclose(found, vectors, atol=1e-5)
+    asked = {"instruction": task, "max_new_tokens": most}
+    np.testing.assert_allclose(
+        search.encode_query(texts, True, dim=8, **asked), shorten(vectors, 8), atol=1e-5
+    )
+    assert search.think([], most)[0] == [] and search.think([])[1].shape == (0, search.dimension)
+    monkeypatch.setattr("searchr3.embedding.KNOWN", ())
+    assert not search.reads_once
+    said, found = search.think(texts, most, task)
+    assert said == thoughts
+    np.testing.assert_allclose(found, vectors, atol=1e-6)
 
 
 def test_samples_are_the_mean_of_sampled_thoughts(search: SearchR3) -> None:

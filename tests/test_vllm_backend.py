@@ -1,6 +1,5 @@
 """A model behind vLLM. The server is a fake of its protocol: a tiny model in this process answers."""
 
-import base64
 import json
 from pathlib import Path
 
@@ -9,10 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from searchr3.cli import app
-from searchr3.conversation import EMBED_TOKEN, Rendered
+from searchr3.conversation import EMBED_TOKEN
 from searchr3.errors import EndpointError, ModelError
-from searchr3.generation import Reasoning, generate_ids
-from searchr3.model import SearchR3
+from searchr3.generation import Reasoning
 from searchr3.vllm_backend import BATCH, VLLMModel
 
 TEXTS = [
@@ -23,61 +21,13 @@ TEXTS = [
     "count the words " * 60,
     "sort lazily",
 ]
-# Of vLLM's CompletionRequest and embedding requests, all that we may ask for.
-COMPLETION = {
-    *("model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "seed"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("stop_token_ids", "ignore_eos", "return_token_ids"),
-}
-EMBEDDING = {"model", "input", "encoding_format"}
-
-
-class FakeVLLM:
-    """Answers as vLLM does: ids of a list are taken as they are, and a stop is among the ids said."""
-
-    def __init__(self, search: SearchR3):
-        self.search = search
-        self.changes: dict = {}  # of each choice
-
-    def __call__(self, number: int, body: dict) -> dict:
-        ids = body["prompt"] if "prompt" in body else body["input"]
-        if not all(isinstance(token, int) for row in ids for token in row):
-            return {"status": 400, "json": {"error": {"message": "not token ids"}}}
-        return {"json": self.speak(body) if "prompt" in body else self.embed(body)}
-
-    def speak(self, body: dict) -> dict:
-        assert set(body) <= COMPLETION and body["return_token_ids"] and body["ignore_eos"]
-        choices = []
-        for index, prompt in enumerate(body["prompt"]):
-            (ids,) = generate_ids(
-                *(self.search.model, self.search.conversation, [prompt]),
-                *(body["max_tokens"], body["temperature"], body["stop_token_ids"]),
-            )
-            stopped = ids[-1] in body["stop_token_ids"]
-            choice = {
-                "index": index,
-                "text": self.search.tokenizer.decode(ids, skip_special_tokens=True),
-                "finish_reason": "stop" if stopped else "length",
-                "stop_reason": ids[-1] if stopped else None,
-                "token_ids": ids,
-                "prompt_token_ids": prompt,
-            }
-            choices.append(choice | self.changes)
-        return {"object": "text_completion", "choices": choices[::-1]}
-
-    def embed(self, body: dict) -> dict:
-        assert set(body) <= EMBEDDING
-        vectors = self.search.encode_rendered([Rendered(row, len(row) - 1, 0) for row in body["input"]])
-        packed = [base64.b64encode((3 * vector).astype("<f4").tobytes()).decode() for vector in vectors]
-        return {"data": [{"index": i, "embedding": one} for i, one in enumerate(packed)][::-1]}
 
 
 @pytest.fixture
-def fake(search, chat_server, monkeypatch):
+def fake(search, fake_vllm, monkeypatch):
     """The fake of one model; `search` is the same model here."""
     monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.01)
-    chat_server.script = server = FakeVLLM(search)
-    return server
+    return fake_vllm(search)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Hit:
-    """A found document, or a part of one."""
+    """A found document, or a part of one. Its texts are not HTML: escape them before showing."""
 
     rank: int
     score: float

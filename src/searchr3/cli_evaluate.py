@@ -13,12 +13,16 @@ import typer
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, json_text
 from searchr3.options import (
+    Backend,
     CacheFolder,
     Device,
+    EmbedUrl,
     Json,
     NoCache,
     PromptsFile,
     SplitBy,
+    Url,
+    check_backend,
     names,
     numbers,
     refuse_both,
@@ -88,15 +92,9 @@ def evaluate(
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     as_json: Json = False,
-    backend: Annotated[
-        Literal["local", "vllm"], typer.Option(help="Who computes: this process, or running vLLM servers.")
-    ] = "local",
-    url: Annotated[
-        str | None, typer.Option(help="With vllm: the server that generates, http://localhost:8000[#NAME].")
-    ] = None,
-    embed_url: Annotated[
-        str | None, typer.Option(help="With vllm: the one that runs with --runner pooling.  [default: --url]")
-    ] = None,
+    backend: Backend = "local",
+    url: Url = None,
+    embed_url: EmbedUrl = None,
     controls: Annotated[
         str,
         typer.Option(
@@ -126,8 +124,7 @@ def evaluate(
         raise SearchR3Error("--resume is for several data sets, and not together with --overwrite")
     if output and not several:
         _check_results(output, overwrite)
-    if (backend == "vllm") != bool(url) or (embed_url and not url):
-        raise SearchR3Error("--backend vllm and --url go together: both, or neither")
+    check_backend(backend, url, embed_url)
     refuse_both(cache, no_cache)
     import functools
 

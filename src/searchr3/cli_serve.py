@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from searchr3.errors import SearchR3Error
-from searchr3.options import Device, PromptsFile
+from searchr3.options import Backend, Device, EmbedUrl, PromptsFile, Url, check_backend
 
 if TYPE_CHECKING:
-    from searchr3.model import SearchR3
-    from searchr3.serving.searchers import StoreSearcher
+    from searchr3.conversation import Prompts
+    from searchr3.serving.remote import Remote
+    from searchr3.serving.searchers import RunSearcher, StoreSearcher
+    from searchr3.serving.settings import Settings
+    from searchr3.serving.worker import Worker
+
+    Loaded = tuple[Worker | Remote, Any]  # the backend, and its model
 
 
 def serve(
@@ -68,12 +73,25 @@ def serve(
         float | None, typer.Option(help="Most seconds of a request.  [default: 60]")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Most thoughts and chats in one step of the model.")] = 32,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one encoding forward.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most texts in one encoding forward.  [default: 32]")
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and text.  [default: as saved]")
     ] = None,
     prompts: PromptsFile = None,
     device: Device = None,
+    backend: Backend = "local",
+    url: Url = None,
+    embed_url: EmbedUrl = None,
+    key_variable: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable with the key of --url.  "
+            "[default: OPENAI_API_KEY, by https or to this machine]",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API.
 
@@ -99,22 +117,23 @@ def serve(
         raise SearchR3Error("which model? give --model MODEL, or --store or --run to search there")
     if store is not None and (run is not None or prompts is not None or max_length is not None):
         raise SearchR3Error("a store has its prompts and length; leave out --run, --prompts and --max-length")
+    check_backend(backend, url, embed_url)
+    if url and (device or batch_size):
+        raise SearchR3Error("with --backend vllm its servers compute; leave out --device and --batch-size")
     try:
         from searchr3.serving import server
     except ModuleNotFoundError as error:
         raise SearchR3Error(f"{error.name} is not installed; pip install 'searchr3[serve]'") from None
-    from searchr3 import SearchR3
     from searchr3.progress import hush_transformers
     from searchr3.serving.searchers import RunSearcher
     from searchr3.serving.service import Service
-    from searchr3.serving.worker import Worker
 
     hush_transformers()
     with server.listen(bounds) as listening:
         searcher: RunSearcher | StoreSearcher | None = None
+        options = _Options(bounds, url, embed_url, key_variable, batch_size or 32, device)
         if store is not None:
-            loaded, searcher = _stored(store, model, batch_size=batch_size, device=device)
-            model = model or loaded.tokenizer.name_or_path
+            model, searcher, loaded = _stored(store, model, options)
         else:
             if run is not None:
                 searcher = RunSearcher(run, model)
@@ -122,13 +141,13 @@ def serve(
                 if thinking_tokens is None:
                     bounds = bounds.model_copy(update={"thinking_tokens": searcher.max_new_tokens})
             assert model is not None
-            loaded = SearchR3(model, max_length, batch_size, device, prompts=prompts)
+            loaded = options.load(model, max_length, prompts)
         service = Service(
-            Worker(loaded, bounds.rows, bounds.text_tokens),
+            loaded[0],
             name or _name(model, run),
             bounds,
             searcher,
-            getattr(loaded, "adaptive", None),
+            loaded[1].adaptive,
             instruction if instruction is not None else searcher.instruction if searcher else None,
         )
         server.log_to_stderr(bool(context.parent and context.parent.params.get("debug")))
@@ -139,9 +158,35 @@ def serve(
         server.server(service).run(sockets=[listening])
 
 
-def _stored(store: str, model: str | None, **options: Any) -> tuple[SearchR3, StoreSearcher]:
-    """A store's model, loaded, and what searches it."""
-    from searchr3.search.encoder import load_for
+class _Options(NamedTuple):
+    """What decides who computes, and how much."""
+
+    bounds: Settings
+    url: str | None
+    embed_url: str | None
+    key_variable: str | None
+    batch_size: int
+    device: str | None
+
+    def load(self, model: str, max_length: int | None, prompts: Prompts | Path | None) -> Loaded:
+        """A model behind its backend, which is not begun yet."""
+        rows, tokens, seconds = self.bounds.rows, self.bounds.text_tokens, self.bounds.seconds
+        if self.url is None:
+            from searchr3 import SearchR3
+            from searchr3.serving.worker import Worker
+
+            here = SearchR3(model, max_length, self.batch_size, self.device, prompts=prompts)
+            return Worker(here, rows, tokens, seconds), here
+        from searchr3.serving.remote import Remote
+        from searchr3.vllm_backend import VLLMModel
+
+        there = VLLMModel(model, self.url, self.embed_url, self.key_variable, prompts, max_length)
+        return Remote(there, rows, tokens, seconds), there
+
+
+def _stored(store: str, model: str | None, options: _Options) -> tuple[str, StoreSearcher, Loaded]:
+    """A store's model, where it is, and what searches the store."""
+    from searchr3.search.encoder import model_of
     from searchr3.search.search import StoreSearch
     from searchr3.search.store import open_store
     from searchr3.serving.searchers import StoreSearcher
@@ -149,8 +194,9 @@ def _stored(store: str, model: str | None, **options: Any) -> tuple[SearchR3, St
     opened = open_store(store)
     facts = opened.facts()
     assert facts is not None  # `open_store` makes sure
-    loaded = load_for(facts, store, model, **options)
-    return loaded, StoreSearcher(StoreSearch(opened, loaded))
+    place, prompts = model_of(facts, store, model)
+    loaded = options.load(place, facts.max_length, prompts)
+    return place, StoreSearcher(StoreSearch(opened, loaded[1])), loaded
 
 
 def _name(model: str, run: Path | None) -> str:

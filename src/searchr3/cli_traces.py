@@ -86,8 +86,8 @@ def traces(
     from searchr3.dataset.endpoint import ChatEndpoint, chat_url
     from searchr3.dataset.trace_plan import AskSettings, Prices, TracePlan, read_body
     from searchr3.dataset.trace_text import TracePrompt
-    from searchr3.endpoint import find_key
     from searchr3.progress import Screen
+    from searchr3.server_address import find_key
 
     url = chat_url(endpoint)
     key = find_key(url, key_variable)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,6 +70,14 @@ def embed(model: PreTrainedModel, rendered: Sequence[Rendered], pad_id: int) -> 
         hidden = backbone(model)(**texts).last_hidden_state
     positions = torch.tensor([item.position for item in rendered], device=device)
     return F.normalize(hidden[torch.arange(len(rendered), device=device), positions].float(), dim=-1)
+
+
+def shorten(vectors: np.ndarray, dim: int | None) -> np.ndarray:
+    """The first `dim` dimensions (all when None), scaled to unit length."""
+    if dim is not None and not 1 <= dim <= vectors.shape[1]:
+        raise ValueError(f"dim must be between 1 and {vectors.shape[1]}, got {dim}")
+    cut = vectors[:, :dim].astype(np.float32)
+    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 
 class HasIds(Protocol):

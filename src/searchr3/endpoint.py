@@ -6,15 +6,12 @@ What is asked, and how an answer is read, is the business of those who build on 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import math
-import os
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -23,15 +20,14 @@ import httpx2
 
 from searchr3 import __version__
 from searchr3.errors import EndpointError
+from searchr3.server_address import Key, is_local
 
 R = TypeVar("R")
 T = TypeVar("T")
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds of the backoff
 PATIENCE = 600.0  # seconds: the longest Retry-After that is waited for
 
-_VERSION = re.compile(r"/v\d[^/]*(/|$)")
 _AGAIN = {408, 409, 425, 429}
 _FILTERED = re.compile(r"content.?(filter|policy|management)|moderation|flagged", re.IGNORECASE)
 _TOO_LONG = re.compile(
@@ -46,82 +42,12 @@ class NoAnswer(Exception):
     """One request brought nothing usable; others may. The text says why, in a few words."""
 
 
+class Unreachable(EndpointError):
+    """No server answers at the address."""
+
+
 class TooLong(NoAnswer):
     """The server takes no request of this length."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """A secret and the environment variable that it came from. It never shows itself."""
-
-    variable: str
-    value: str = field(repr=False)
-
-    def hide(self, text: str) -> str:
-        return text.replace(self.value, "***")
-
-
-def find_key(url: str, variable: str | None = None) -> Key | None:
-    """The key for a server, from the environment.
-
-    Without `variable` it is that of `OPENAI_API_KEY`, if that is set and nobody on the way could read it:
-    `url` is https, or on this machine.
-
-    Raises:
-        EndpointError: `variable` is not set, or what is in it cannot be sent.
-    """
-    name = variable or KEY_VARIABLE
-    value = os.environ.get(name, "").strip()
-    if variable and not value:  # the name is not repeated: it may be the key itself, by mistake
-        raise EndpointError(
-            "--key-variable: there is no environment variable of that name; name the one that holds the key"
-        )
-    if not value or not (variable or url.startswith("https:") or is_local(url)):
-        return None
-    if not re.fullmatch(r"[!-~]+", value):
-        raise EndpointError(f"{name}: holds a space or a letter that no key has; set it to the key alone")
-    return Key(name, value)
-
-
-def address(base: str, path: str, option: str) -> str:
-    """The address of `path`, such as "/chat/completions", of a base address with or without its version.
-
-    >>> address("http://localhost:8000", "/embeddings", "--endpoint")
-    'http://localhost:8000/v1/embeddings'
-    >>> address("https://example.org/api/v4/", "/embeddings", "--endpoint")
-    'https://example.org/api/v4/embeddings'
-
-    Args:
-        option: where the user gave the base address, for errors.
-
-    Raises:
-        EndpointError: it is no such address, or holds what may be a key.
-    """
-    try:
-        url = httpx2.URL(base.strip())
-    except httpx2.InvalidURL:
-        url = httpx2.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
-        # not repeated here: it may hold a key
-        raise EndpointError(f"{option}: no web address; write it as http://localhost:8000 or https://…/v1")
-    if url.userinfo or url.query or url.fragment:
-        raise EndpointError(
-            f"{option}: leave out what stands before an @ or after a ? or #; "
-            f"a key goes into the environment variable {KEY_VARIABLE}"
-        )
-    there = url.path.rstrip("/")
-    if not there.endswith(path):
-        there += path if _VERSION.search(there) else f"/v1{path}"
-    return str(url.copy_with(path=there))
-
-
-def is_local(url: str) -> bool:
-    """Whether the address is on this machine."""
-    host = httpx2.URL(url).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def retry_after(value: str | None, now: datetime) -> float:
@@ -208,15 +134,11 @@ class Endpoint(ABC, Generic[R]):
                 async with asyncio.timeout(self.timeout):
                     response = await self._client.post(self.url, content=body)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                trouble = self._readable(str(error)) or "no connection"
                 if not self._reached:  # then the address is wrong rather than the network
-                    raise EndpointError(
-                        f"{self.url}: cannot be reached ({trouble}); "
-                        f"check {self.option}, and whether the server runs"
-                    ) from None
+                    raise self._unreachable(error) from None
+                trouble = self._lost(error)
             except (httpx2.RequestError, TimeoutError) as error:
-                late = isinstance(error, TimeoutError | httpx2.TimeoutException)
-                trouble = f"no answer in {self.timeout:g} s" if late else "the connection was lost"
+                trouble = self._lost(error)
             else:
                 self._reached = True
                 if response.is_success:
@@ -228,6 +150,52 @@ class Endpoint(ABC, Generic[R]):
                 else:
                     trouble = self._refused(response)
         raise NoAnswer(f"{trouble} ({self.attempts} attempts)")
+
+    async def stream(self, body: str) -> AsyncGenerator[str, None]:
+        """Send one request, once. Yields the data of the server-sent events that answer it.
+
+        Raises:
+            NoAnswer: it cannot be answered, or the answer broke off.
+            EndpointError: no request could be.
+        """
+        await self._keep_quiet()
+        try:
+            async with self._client.stream("POST", self.url, content=body) as response:
+                self._reached = True
+                if not response.is_success:
+                    await response.aread()
+                    raise NoAnswer(self._refused(response))
+                async for line in response.aiter_lines():
+                    if line.startswith("data:"):
+                        yield line.removeprefix("data:").strip()
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise self._unreachable(error) from None
+        except httpx2.RequestError as error:
+            raise NoAnswer(self._lost(error)) from None
+
+    async def get(self, url: str, seconds: float) -> httpx2.Response:
+        """Ask for another address of this server, once.
+
+        Raises:
+            NoAnswer: there is none.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._client.get(url)
+        except (httpx2.RequestError, TimeoutError) as error:
+            raise NoAnswer(self._lost(error)) from None
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        why = self._readable(str(error)) or "no connection"
+        return Unreachable(
+            f"{self.url}: cannot be reached ({why}); check {self.option}, and whether the server runs"
+        )
+
+    def _lost(self, error: Exception) -> str:
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return self._readable(str(error)) or "no connection"
+        late = isinstance(error, TimeoutError | httpx2.TimeoutException)
+        return f"no answer in {self.timeout:g} s" if late else "the connection was lost"
 
     async def _keep_quiet(self) -> None:
         while (left := self._quiet_until - asyncio.get_running_loop().time()) > 0:
@@ -281,7 +249,9 @@ class Endpoint(ABC, Generic[R]):
         return "".join(letter for letter in line if letter.isprintable())[:300]
 
 
-async def ask_all(parts: Sequence[T], ask: Callable[[T], Awaitable[R]], concurrency: int) -> list[R]:
+async def ask_all(
+    parts: Sequence[T], ask: Callable[[T], Awaitable[R]], concurrency: int, first_alone: bool = True
+) -> list[R]:
     """What is answered to each part, in their order; so many are asked at a time.
 
     The first is asked alone, so that a wrong key or name is told once. The first error stops the others.
@@ -293,7 +263,7 @@ async def ask_all(parts: Sequence[T], ask: Callable[[T], Awaitable[R]], concurre
             found[number] = await ask(part)
 
     waiting = iter(enumerate(parts))
-    for number, part in waiting:
+    for number, part in waiting if first_alone else ():
         found[number] = await ask(part)
         break
     try:

@@ -8,13 +8,12 @@ hidden state is the vector: neither prompt nor reasoning is read a second time.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import secrets
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,51 +21,17 @@ from torch import Tensor
 from searchr3.embedding import WORTH_SHARING, Beginning, Embedder, backbone, tokens_per_pass
 from searchr3.errors import ModelError
 from searchr3.generation import pad_ids, padding_id, without_wrapper
-from searchr3.model import SearchR3
+from searchr3.tasks import Runner, Task
+
+if TYPE_CHECKING:
+    from searchr3.model import SearchR3
 
 _BLOCK = 64  # the cache grows by so many tokens a row
 _KEPT = 16  # beginnings whose keys and values are kept
 
 
-@dataclass(eq=False)
-class Task:
-    """One request: what is asked, and what has come of it so far.
-
-    Attributes:
-        prompt: token ids.
-        max_new_tokens: most tokens said before the end is forced.
-        temperature: 0 decodes greedily, above 0 samples from the full distribution.
-        embeds: whether it ends in a vector; else it is plain chat and ends with the turn.
-        beginning: how many of its first ids other prompts begin with too, such as the system prompt.
-        seed: of the sampling; None draws one.
-        said: token ids so far, without the token that ended it.
-        ended: by a stop token that the model said itself; for one that embeds, by the embed token.
-        vector: unit vector, (d,) float32, once done.
-        done: nothing more will come.
-    """
-
-    prompt: Sequence[int]
-    max_new_tokens: int
-    temperature: float = 0.0
-    embeds: bool = True
-    beginning: int = 0
-    seed: int | None = None
-    said: list[int] = field(default_factory=list)
-    ended: bool = False
-    vector: np.ndarray | None = None
-    done: bool = False
-    _draw: torch.Generator | None = field(default=None, repr=False)
-    _next: int = field(default=-1, repr=False)  # the token that the next step reads
-    _closes: bool = field(default=False, repr=False)  # no token is chosen any more
-
-    @property
-    def most(self) -> int:
-        """Tokens that its row may come to hold."""
-        return len(self.prompt) + self.max_new_tokens + 1
-
-
-class Engine:
-    """Runs tasks of one model. One thread submits and steps.
+class Engine(Runner):
+    """Runs tasks of one model, each step giving every row a token.
 
     Args:
         search: the model, of an architecture that `embedding.Embedder` can take apart.
@@ -77,45 +42,17 @@ class Engine:
     """
 
     def __init__(self, search: SearchR3, rows: int = 32):
-        self.search, self.rows = search, rows
+        super().__init__(rows)
+        self.search = search
         self.conversation = search.conversation
         self.embedder = Embedder(search.model, padding_id(self.conversation))
         if not self.embedder.known:
             kind = search.model.config.model_type
             raise ModelError(f"one pass: cannot take a {kind!r} model apart; use generate and encode_query")
         self.head = without_wrapper(search.model).get_output_embeddings()
-        self.waiting: deque[Task] = deque()
-        self.active: list[Task] = []  # task i owns row i of the cache
-        self.cache = _Rows(rows)
+        self.cache = _Rows(rows)  # task i of the active ones owns its row i
         self.beginnings: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
-        self._seeds = count(torch.seed())
-
-    @property
-    def busy(self) -> bool:
-        """Whether a step has something to do."""
-        return bool(self.active or self.waiting)
-
-    def submit(self, task: Task) -> Task:
-        """Let a task wait for a row. Returns it.
-
-        Raises:
-            ValueError: it has no prompt, or may say less than nothing.
-        """
-        if not task.prompt or task.max_new_tokens < 0:
-            raise ValueError("a task needs a prompt, and a max_new_tokens of at least 0")
-        if task.temperature:
-            seed = next(self._seeds) if task.seed is None else task.seed
-            task._draw = torch.Generator(self.search.device).manual_seed(seed % 2**63)
-        self.waiting.append(task)
-        return task
-
-    def cancel(self, task: Task) -> None:
-        """Forget a task, wherever it is; its row is free at once."""
-        task.done = True
-        if task in self.waiting:
-            self.waiting.remove(task)
-        elif task in self.active:
-            self._leave(self.active.index(task))
+        self._seeds = count(secrets.randbits(62))  # the random numbers of the process stay its own
 
     @torch.no_grad()
     def step(self) -> list[Task]:
@@ -140,11 +77,17 @@ class Engine:
             if chosen and longest * (len(chosen) + 1) > room:
                 break
             chosen.append(self.waiting.popleft())
+            self._seed(chosen[-1])
         alike: dict[tuple[int, ...], list[Task]] = {}
         for task in chosen:
             alike.setdefault(tuple(task.prompt[: min(task.beginning, len(task.prompt) - 1)]), []).append(task)
         for start, tasks in alike.items():
             self._read(tasks, start)
+
+    def _seed(self, task: Task) -> None:
+        if task.temperature:
+            seed = next(self._seeds) if task.seed is None else task.seed
+            task._draw = torch.Generator(self.search.device).manual_seed(seed % 2**63)
 
     def _read(self, tasks: list[Task], start: tuple[int, ...]) -> None:
         """Give tasks, whose prompts begin with `start`, their rows and their first token."""

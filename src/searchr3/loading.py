@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,11 @@ from transformers import (
 )
 
 from searchr3.adaptive import load_rule
+from searchr3.conversation import Prompts
 from searchr3.errors import ModelError, first_line
 
 SETTINGS = "searchr3.json"  # prompts and length, saved beside the weights
+LENGTH = 1024  # most tokens of template and text, where nothing else was saved
 EXPORTED = "searchr3_export.json"  # in a folder for other libraries: what was exported
 # What a model's repository is asked for: weights, configurations, the files of a tokenizer.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -176,6 +178,28 @@ def load_settings(file: Path) -> dict[str, Any]:
             f"{file}: expected 'prompts' and a whole number 'max_length'; copy it again from the original"
         )
     return settings
+
+
+def wording(
+    settings: Mapping[str, Any],
+    prompts: Prompts | str | Path | None,
+    max_length: int | None,
+    where: str | Path,
+) -> tuple[Prompts, int]:
+    """Prompts and length that a model is used with: those given, else those saved with it, else ours.
+
+    Args:
+        prompts: or a YAML or JSON file with them.
+        where: the model's folder, for errors.
+
+    Raises:
+        ModelError: the prompts are none.
+    """
+    if isinstance(prompts, (str, Path)):
+        prompts = Prompts.load(prompts)
+    if prompts is None:
+        prompts = Prompts.from_dict(settings.get("prompts", {}), f"{where}/{SETTINGS}")
+    return prompts, max_length or settings.get("max_length") or LENGTH
 
 
 def model_folder(path: str | Path, files: list[str] = HUB_FILES) -> Path:

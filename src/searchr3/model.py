@@ -10,8 +10,6 @@ model.similarity(queries, documents)
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,11 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from searchr3.adaptive import Adaptive, Documents, known_rule
 from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_token
 from searchr3.digest import model_digest
-from searchr3.embedding import Embedder, length_batches, tokens_per_pass
+from searchr3.embedding import Embedder, length_batches, shorten, tokens_per_pass
 from searchr3.errors import ModelError, first_line
-from searchr3.files import new_folder
 from searchr3.generation import Reasoning, padding_id, reason, seeded
-from searchr3.loading import SETTINGS, load_parts, load_skeleton
+from searchr3.loading import load_parts, load_skeleton, wording
+from searchr3.saving import merged, save_parts
+from searchr3.thinking import has_one_pass, one_pass, where_unsure
 
 if TYPE_CHECKING:
     from searchr3.export import Format
@@ -119,13 +118,11 @@ class SearchR3:
         batch_size: int,
         prompts: Prompts | str | Path | None,
     ) -> None:
-        if isinstance(prompts, (str, Path)):
-            prompts = Prompts.load(prompts)
-        if prompts is None and "prompts" in settings:
-            prompts = Prompts.from_dict(settings["prompts"], where=f"{tokenizer.name_or_path}/{SETTINGS}")
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.conversation = Conversation(tokenizer, prompts, max_length or settings.get("max_length") or 1024)
+        self.conversation = Conversation(
+            tokenizer, *wording(settings, prompts, max_length, tokenizer.name_or_path)
+        )
         self.batch_size = batch_size
         self.autocast: torch.dtype | None = None
         self.adaptive: Adaptive | None = settings.get("adaptive")
@@ -156,6 +153,30 @@ class SearchR3:
             return reason(
                 self.model, self.conversation, prompts, max_new_tokens, temperature, self.batch_size
             )
+
+    def think(
+        self,
+        queries: Sequence[str],
+        max_new_tokens: int = 128,
+        instruction: str | None = None,
+        dim: int | None = None,
+    ) -> tuple[list[Reasoning], np.ndarray]:
+        """A greedy thought of each query, and the vector behind it, float32 (n, d), unit length.
+
+        As `generate` and then `encode_query`, but where the architecture is known neither prompt nor thought
+        is read a second time.
+        """
+        texts = _texts(queries, "queries")
+        if self.reads_once:
+            thoughts, vectors = one_pass(self, texts, max_new_tokens, instruction)
+            return thoughts, shorten(vectors, dim)
+        thoughts = self.generate(texts, max_new_tokens, 0.0, instruction)
+        return thoughts, self.encode_query(texts, thoughts, instruction, dim=dim)
+
+    @property
+    def reads_once(self) -> bool:
+        """Whether `think` needs one pass alone."""
+        return has_one_pass(self)
 
     def encode_query(
         self,
@@ -193,7 +214,7 @@ class SearchR3:
             mean = np.mean([self.encode_query(texts, each, instruction) for each in thoughts], axis=0)
             return shorten(mean, dim)
         if reasoning is True:
-            reasoning = self.generate(texts, max_new_tokens, 0.0, instruction)
+            return self.think(texts, max_new_tokens, instruction, dim)[1]
         if isinstance(reasoning, str) or len(reasoning) != len(texts):
             raise ValueError(
                 'reasoning must be True, False, "auto", or one Reasoning a query, as generate returns them'
@@ -231,15 +252,7 @@ class SearchR3:
         if documents is None:
             raise ValueError('reasoning="auto" needs documents=, the vectors of what will be searched')
         texts = _texts(queries, "queries")
-        vectors = self.encode_query(texts, instruction=instruction, dim=dim)
-        rows = np.flatnonzero(rule.thinks_about(vectors, documents)).tolist()
-        unsure = [texts[row] for row in rows]
-        said = self.generate(unsure, max_new_tokens, instruction=instruction)
-        vectors[rows] = self.encode_query(unsure, said, instruction, dim=dim)
-        thoughts: list[Reasoning | None] = [None] * len(texts)
-        for row, thought in zip(rows, said, strict=True):
-            thoughts[row] = thought
-        return vectors, thoughts
+        return where_unsure(self, texts, documents, rule, instruction, dim, max_new_tokens)
 
     def encode_document(
         self, documents: Sequence[str], dim: int | None = None, progress: Progress | None = None
@@ -267,23 +280,11 @@ class SearchR3:
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Save a Hugging Face folder: safetensors (a LoRA adapter merged), tokenizer, prompts and length."""
-        model = self.merged()
-        settings = {
-            "prompts": self.conversation.prompts.to_dict(),
-            "max_length": self.conversation.max_length,
-        }
-        with new_folder(path, overwrite) as folder:
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            if self.adaptive:
-                self.adaptive.save(folder)
+        save_parts(path, self.merged(), self.conversation, self.adaptive, overwrite)
 
     def merged(self) -> PreTrainedModel:
         """The model; of one with a LoRA adapter, a copy with the adapter merged."""
-        if hasattr(self.model, "peft_config") and hasattr(self.model, "merge_and_unload"):
-            return copy.deepcopy(self.model).merge_and_unload()
-        return self.model
+        return merged(self.model)
 
     def export(self, path: str | Path, format: Format = "st", overwrite: bool = False, **about: Any) -> None:
         """Write a folder for sentence-transformers and others; see `searchr3.export.export`."""
@@ -330,14 +331,6 @@ class SearchR3:
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Of forward passes: the `autocast` that it was given, if any."""
         return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
-
-
-def shorten(vectors: np.ndarray, dim: int | None) -> np.ndarray:
-    """The first `dim` dimensions (all when None), scaled to unit length."""
-    if dim is not None and not 1 <= dim <= vectors.shape[1]:
-        raise ValueError(f"dim must be between 1 and {vectors.shape[1]}, got {dim}")
-    cut = vectors[:, :dim].astype(np.float32)
-    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 
 def _texts(texts: Sequence[str], name: str) -> list[str]:

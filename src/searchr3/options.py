@@ -24,6 +24,15 @@ PromptsFile = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
+Backend = Annotated[
+    Literal["local", "vllm"], typer.Option(help="Who computes: this process, or running vLLM servers.")
+]
+Url = Annotated[
+    str | None, typer.Option(help="With vllm: the server that generates, http://localhost:8000[#NAME].")
+]
+EmbedUrl = Annotated[
+    str | None, typer.Option(help="With vllm: the one that runs with --runner pooling.  [default: --url]")
+]
 CacheFolder = Annotated[
     Path | None,
     typer.Option(
@@ -46,6 +55,12 @@ def refuse_both(cache: Path | None, no_cache: bool) -> None:
     """Raise SearchR3Error for a place to keep things in, and the wish to keep none."""
     if cache and no_cache:
         raise SearchR3Error("--cache and --no-cache contradict each other; leave one out")
+
+
+def check_backend(backend: str, url: str | None, embed_url: str | None) -> None:
+    """Raise SearchR3Error where a backend lacks its address, or an address its backend."""
+    if (backend == "vllm") != bool(url) or (embed_url and not url):
+        raise SearchR3Error("--backend vllm and --url go together: both, or neither")
 
 
 def names(text: str) -> list[str]:

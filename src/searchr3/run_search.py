@@ -50,8 +50,8 @@ def search(query: str, run: Path, k: int = 10, reasoning: Thinks = True) -> Sear
             )
         found, thoughts = model.encode_adaptive([query], corpus.vectors, max_new_tokens=tokens, **task)
     elif reasoning:
-        said = model.generate(batch=[query], max_new_tokens=tokens, **task)
-        found, thoughts = model.encode_query([query], reasoning=said, **task), [*said]
+        said, found = model.think([query], tokens, **task)
+        thoughts = [*said]
     else:
         found = model.encode_query([query], **task)
     thought = thoughts[0]

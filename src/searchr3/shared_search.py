@@ -48,6 +48,10 @@ class SharedSearch(SearchR3):
             progress(len(rendered), len(rendered))
         return vectors
 
+    @property
+    def reads_once(self) -> bool:
+        return self.group.size == 1 and super().reads_once
+
     def generate(
         self,
         batch: Sequence[str],

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr3.dataset.endpoint import ChatEndpoint, chat_url
-from searchr3.endpoint import Key, NoAnswer, find_key, is_local, retry_after
+from searchr3.endpoint import NoAnswer, retry_after
 from searchr3.errors import EndpointError
+from searchr3.server_address import Key, find_key, is_local
 
 SECRET = "sk-very-secret-0123456789"
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Query: figs"}]})

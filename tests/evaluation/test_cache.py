@@ -225,6 +225,32 @@ def test_seconds_are_those_of_the_computing(known, data, tmp_path, monkeypatch):
         assert costs[1]["thinking_tokens_per_second"] == pytest.approx(tokens / 3)
 
 
+def test_thoughts_and_vectors_of_one_pass_are_kept_apart(known, tmp_path):
+    """What is known of either is not asked again; vectors behind thoughts that are known are asked alone."""
+
+    class OnePass(known):
+        reads_once = True
+
+        def think(self, queries, max_new_tokens, instruction=None):
+            self.count([f"think {text}" for text in queries])
+            thoughts = super(Counting, self).generate(queries, max_new_tokens)
+            return thoughts, super(Counting, self).encode_query(queries, thoughts)
+
+    model, queries = OnePass(), ["red", "green", "red"]
+    thoughts, vectors = model.think(queries, 4)
+    with Cache(tmp_path) as cache:
+        cached = Cached(model, cache)
+        cached.generate(["green"], 4)
+        for asked in (["think red", "green"], []):
+            model.asked.clear()
+            said, found = cached.think(queries, 4)
+            assert model.asked == asked
+            assert [one.text for one in said] == [one.text for one in thoughts]
+            np.testing.assert_allclose(found, vectors, atol=1e-6)
+        cached.encode_query(["red"], said[:1])
+        assert not model.asked and cached.think([], 4)[0] == []
+
+
 def test_a_cache_of_nothing_is_no_file(model, data, tmp_path):
     """A model that cannot say what it is, is measured as ever."""
     assert content(measured(model, data, tmp_path)) == content(evaluate(model, data, baselines=()))

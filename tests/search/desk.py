@@ -43,6 +43,12 @@ class WordModel:
     def generate(self, batch: Sequence[str], max_new_tokens: int, instruction: str | None) -> list[Thought]:
         return [Thought(self.said, tuple(range(len(self.said.split()))), True) for _ in batch]
 
+    def think(
+        self, queries: Sequence[str], max_new_tokens: int, instruction: str | None
+    ) -> tuple[list[Thought], np.ndarray]:
+        thoughts = self.generate(queries, max_new_tokens, instruction)
+        return thoughts, self.encode_query(queries, instruction, thoughts)
+
     def encode_query(
         self, queries: Sequence[str], instruction: str | None, reasoning: Sequence[Thought] | bool = False
     ) -> np.ndarray:

@@ -11,10 +11,12 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import torch
 
+from searchr3.answers import Hit
 from searchr3.model import SearchR3
-from searchr3.run_search import Hit
 from searchr3.serving.backend import Embedded, Figures, Refused, Said
+from searchr3.serving.searchers import Question
 from searchr3.serving.server import listen, server
 from searchr3.serving.service import Service
 from searchr3.serving.settings import settings
@@ -35,12 +37,14 @@ class Patient:
     """A backend whose answers wait for `go`; `entered` counts calls, `left` those that were cancelled."""
 
     dimension = 4
-    alive = True
 
     def __init__(self) -> None:
         self.figures = Figures()
         self.go = threading.Event()
         self.entered = self.left = 0
+
+    async def trouble(self) -> None:
+        """None."""
 
     async def _wait(self) -> None:
         self.entered += 1
@@ -79,12 +83,12 @@ class Shelf:
     instruction = None
     filters = False
 
-    def find(self, query: str, vector: np.ndarray, k: int, *more: Any) -> list[Hit]:
-        if more[3]:
+    def find(self, asked: Question) -> list[Hit]:
+        if asked.types:
             raise Refused("no types here")
-        order = np.argsort(-vector[:3], kind="stable")[:k]
+        order = np.argsort(-asked.vector[:3], kind="stable")[: asked.k]
         return [
-            Hit(rank, float(vector[row]), f"d{row}", "<b>", f"{more[0]}\ud800", {"line": "3"})
+            Hit(rank, float(asked.vector[row]), f"d{row}", "<b>", f"{asked.thought}\ud800", {"line": "3"})
             for rank, row in enumerate(order, 1)
         ]
 
@@ -97,6 +101,15 @@ class Doubt:
 
     def thinks_about(self, vectors: np.ndarray, documents: Any) -> np.ndarray:
         return documents(vectors, 10)[:, 0] >= 1
+
+
+def endless(model: Path) -> SearchR3:
+    """A model that says any token but those that end a thought or a turn."""
+    search = SearchR3(model)
+    stops = torch.tensor(search.conversation.stop_ids)
+    head = search.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, stops, -torch.inf))
+    return search
 
 
 @contextmanager

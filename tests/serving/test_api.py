@@ -9,8 +9,9 @@ import httpx2
 import numpy as np
 import pytest
 
+from searchr3.embedding import shorten
 from searchr3.generation import generate_ids
-from searchr3.model import SearchR3, shorten
+from searchr3.model import SearchR3
 
 from .conftest import QUERIES, Doubt, Patient, Shelf, streamed
 

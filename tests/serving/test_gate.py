@@ -12,11 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from searchr3.model import SearchR3
 from searchr3.serving.settings import KEYS, read_keys
 from searchr3.serving.worker import Worker
+from searchr3.tasks import Task
 
-from .conftest import KEY, NAME, Patient, Shelf, until
+from .conftest import KEY, NAME, Patient, Shelf, endless, until
 
 Serving = Callable[..., Any]
 BODY = {"model": NAME, "input": "x"}
@@ -131,13 +131,25 @@ def test_a_client_that_goes_frees_its_place(serving: Serving, patient: Patient, 
         assert 'route="/v1/embeddings",status="499"' in client.get("/metrics").text
 
 
-def test_a_client_that_goes_frees_its_row(serving: Serving, tiny_model: Path) -> None:
+def test_a_client_that_goes_frees_its_row(
+    serving: Serving, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model would go on for long, and after its first step waits until the client is known to be gone."""
     body = b'{"model":"tiny","messages":[{"role":"user","content":"go on"}],"max_tokens":900}'
-    worker = Worker(SearchR3(tiny_model), rows=2)
+    worker = Worker(endless(tiny_model), rows=2)
+    engine, step = worker.engine, worker.engine.step
+
+    def patiently() -> list[Task]:
+        if worker.figures.steps:
+            until(lambda: worker.thinking[0].gone)
+        return step()
+
+    monkeypatch.setattr(engine, "step", patiently)
     with serving(worker) as client:
         with connected(client, body, len(body), "/v1/chat/completions"):
             until(lambda: worker.figures.rows == 1)
         until(lambda: not worker.thinking and not worker.engine.busy)
+        assert worker.engine is engine, "it failed meanwhile"
         assert worker.figures.said_chat == 0
 
 

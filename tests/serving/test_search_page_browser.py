@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from searchr3.answers import Hit
 from searchr3.serving.backend import Said
+from searchr3.serving.searchers import Question
 from searchr3.serving.settings import KEYS, read_keys
 
 from .conftest import KEY, Doubt, Patient, Shelf, until
@@ -28,7 +30,7 @@ class Files(Shelf):
 
     filters = True
 
-    def find(self, query: str, vector: np.ndarray, k: int, *more: Any) -> list[Hit]:
+    def find(self, asked: Question) -> list[Hit]:
         paths = [f"docs/{EVIL}.md", "src/parse.py", LONG]
         return [
             Hit(
@@ -45,7 +47,7 @@ class Files(Shelf):
                     "text": f"{EVIL}\n" + "x" * 500,
                 },
             )
-            for hit in super().find(query, vector, k, "", False, (), ())
+            for hit in super().find(replace(asked, thought="", types=()))
             for path in [paths[int(hit.document_id[1:])]]
         ]
 

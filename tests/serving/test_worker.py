@@ -15,15 +15,15 @@ from searchr3.serving.backend import Ask, Closed, Refused, Said
 from searchr3.serving.plain import Plain
 from searchr3.serving.worker import Worker
 
-from .conftest import QUERIES, until
+from .conftest import QUERIES, endless, until
 
 TURNS = (("system", "Be brief."), ("user", "Hello <|embed_token|>"), ("assistant", "Yes?"), ("user", "Go on"))
 Work = Callable[[Worker], Coroutine[Any, Any, Any]]
 
 
 @contextmanager
-def started(model: Path, **options: Any) -> Iterator[Worker]:
-    worker = Worker(SearchR3(model), **options)
+def started(model: Path | SearchR3, **options: Any) -> Iterator[Worker]:
+    worker = Worker(model if isinstance(model, SearchR3) else SearchR3(model), **options)
     worker.start()
     try:
         yield worker
@@ -32,7 +32,7 @@ def started(model: Path, **options: Any) -> Iterator[Worker]:
         assert not worker._thread.is_alive()
 
 
-def run(model: Path, work: Work, **options: Any) -> Any:
+def run(model: Path | SearchR3, work: Work, **options: Any) -> Any:
     with started(model, **options) as worker:
         return asyncio.run(asyncio.wait_for(work(worker), 120))
 
@@ -142,7 +142,7 @@ def test_who_leaves_frees_the_rows(tiny_model: Path, streams: bool) -> None:
         assert len(await worker.say([Ask("next", 3)])) == 1
         assert worker.figures.steps - steps <= 5
 
-    run(tiny_model, work, rows=2)
+    run(endless(tiny_model), work, rows=2)
 
 
 def test_a_failure_is_that_of_those_who_were_at_work(

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import httpx2
 
-from searchr3.endpoint import Endpoint, address
+from searchr3.endpoint import Endpoint
+from searchr3.server_address import address
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from searchr3.conversation import Conversation, Prompts
+from searchr3.conversation import Conversation
 from searchr3.encoding.manifest import (
     MANIFEST,
     Manifest,
@@ -24,7 +24,7 @@ from searchr3.encoding.source import Progress, input_file, scan
 from searchr3.encoding.worker import Tell, Work, run_local
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.files import check_writable, disk_errors, hold, occupied
-from searchr3.loading import SETTINGS, Outline, load_outline, model_files
+from searchr3.loading import Outline, load_outline, model_files, wording
 
 Engine = Callable[[Work, list[Shard], Tell], None]
 
@@ -105,18 +105,14 @@ def _settings(
     dim: int | None,
     others: dict[str, Any],
 ) -> Settings:
-    saved, where = outline.settings, f"{outline.folder / SETTINGS}"
-    wording = Prompts.load(prompts) if prompts else Prompts.from_dict(saved.get("prompts", {}), where)
-    length = max_length or saved.get("max_length") or 1024
+    said, length = wording(outline.settings, prompts, max_length, outline.folder)
     # renders one text, so that a conversation that leaves no room is told now
-    Conversation(outline.tokenizer, wording, length).queries(["text"], others.get("instruction"))
+    Conversation(outline.tokenizer, said, length).queries(["text"], others.get("instruction"))
     if dim is not None and not 1 <= dim <= outline.dimension:
         raise SearchR3Error(
             f"--dim {dim}: this model's vectors have {outline.dimension} dimensions; choose 1 to that many"
         )
-    return Settings(
-        prompts=wording.to_dict(), max_length=length, dimension=dim or outline.dimension, **others
-    )
+    return Settings(prompts=said.to_dict(), max_length=length, dimension=dim or outline.dimension, **others)
 
 
 def _plan(output: Path, path: Path, wanted: Manifest, progress: Progress | None) -> Manifest:

@@ -15,6 +15,7 @@ from searchr3.evaluation.bm25 import BM25, Setting, as_run, best_matching, tune
 from searchr3.evaluation.cache import Cache
 from searchr3.evaluation.eligibility import Eligibility
 from searchr3.evaluation.results import Hit, Run, Thought
+from searchr3.evaluation.thinking import think
 from searchr3.ranking import exact_scores, top_k, trec_metrics
 
 if TYPE_CHECKING:
@@ -110,10 +111,9 @@ class Bench:
         vectors = []
         thinking = 0.0
         for part in self.steps("thinking", self.queries, QUERIES):
-            begun = self.clock()
-            new = list(model.generate(batch=part, max_new_tokens=max_new_tokens, **self.dataset.task))
-            thinking += self.clock() - begun
-            vectors.append(model.encode_query(part, reasoning=new, **self.dataset.task))
+            new, found, seconds = think(model, part, max_new_tokens, self.clock, **self.dataset.task)
+            thinking += seconds
+            vectors.append(found)
             thoughts.extend(new)
         return self.ranked(
             "reasoned",

@@ -150,6 +150,38 @@ class Cached:
         keys = [_key("thought", text, options | {"max_new_tokens": max_new_tokens}) for text in texts]
         return [_thought(value) for value in self._values(keys, lambda rows: map(_said, think(rows)))]
 
+    def think(
+        self, queries: Sequence[str], max_new_tokens: int = 128, **options: Any
+    ) -> tuple[list[Thought], np.ndarray]:
+        """As of `SearchR3`; what is kept of either is not computed again."""
+        texts = _listed(queries)
+        made: dict[bytes, np.ndarray] = {}
+
+        def speak(rows: list[int]) -> Iterable[bytes]:
+            asked = [texts[row] for row in rows]
+            said, vectors = self.model.think(asked, max_new_tokens=max_new_tokens, **options)
+            made.update(zip(behind(asked, said), vectors, strict=True))
+            return map(_said, said)
+
+        def behind(some: Sequence[str], thoughts: Sequence[Thought]) -> list[bytes]:
+            pairs = zip(some, thoughts, strict=True)
+            return [_key("query", text, options, thought) for text, thought in pairs]
+
+        def encode(rows: list[int]) -> np.ndarray:
+            rest = [row for row in rows if keys[row] not in made]
+            if rest or not rows:
+                asked, given = [texts[row] for row in rest], [thoughts[row] for row in rest]
+                found = self.model.encode_query(asked, reasoning=given, **options)
+                if not rows:
+                    return found
+                made.update(zip([keys[row] for row in rest], found, strict=True))
+            return np.stack([made[keys[row]] for row in rows])
+
+        spoken = [_key("thought", text, options | {"max_new_tokens": max_new_tokens}) for text in texts]
+        thoughts = [_thought(value) for value in self._values(spoken, speak)]
+        keys = behind(texts, thoughts)
+        return thoughts, self._vectors(keys, encode)
+
     def _vectors(self, keys: Sequence[bytes], encode: Callable[[list[int]], np.ndarray]) -> np.ndarray:
         if not keys:
             return encode([])

@@ -15,8 +15,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from searchr3.endpoint import NoAnswer, TooLong, address, ask_all, find_key
+from searchr3.endpoint import NoAnswer, TooLong, ask_all
 from searchr3.errors import EndpointError, ModelError
+from searchr3.server_address import address, find_key
 from searchr3.vector_endpoint import VectorEndpoint
 
 BATCH = 32  # texts a request: what servers take unless told otherwise

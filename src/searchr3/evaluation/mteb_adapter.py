@@ -10,6 +10,7 @@ mteb.evaluate(encoder, mteb.get_tasks(tasks=["SciFact", "Core17InstructionRetrie
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from searchr3.dataset.mteb_task import document_from, find_task, subset_and_spli
 from searchr3.dataset.types import Task
 from searchr3.errors import DataError, first_line
 from searchr3.evaluation.bench import Embedder
+from searchr3.evaluation.thinking import think
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
@@ -81,10 +83,10 @@ class SearchR3Encoder:
         vectors = []
         for start in range(0, len(texts), _QUERIES):
             part = texts[start : start + _QUERIES]
-            thoughts: Any = False
             if self.reasoning:
-                thoughts = self.model.generate(batch=part, max_new_tokens=self.max_new_tokens, **task)
-            vectors.append(self.model.encode_query(part, reasoning=thoughts, **task))
+                vectors.append(think(self.model, part, self.max_new_tokens, time.perf_counter, **task)[1])
+            else:
+                vectors.append(self.model.encode_query(part, **task))
         return np.concatenate(vectors)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:

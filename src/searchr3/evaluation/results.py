@@ -74,7 +74,8 @@ class Run:
         setting: what the run was set to, for people.
         query_vectors: (queries, d) float32, in the order of the queries.
         kind: of the model that is measured, a control of one of its runs, or another's.
-        thinking_seconds: the part of `seconds` in which thoughts were generated; None when it does not think.
+        thinking_seconds: the part of `seconds` in which thoughts were generated (in one pass: and the
+            vectors behind them read); None when it does not think.
         documents_seconds: encoding or indexing the whole corpus; None where it was not done for this run.
     """
 

@@ -63,26 +63,23 @@ def identify(
     Raises:
         ModelError: nothing usable at `model`.
     """
-    from searchr3.conversation import Prompts
     from searchr3.files import sha256_of
-    from searchr3.loading import SETTINGS, load_outline, model_files
+    from searchr3.loading import load_outline, model_files, wording
 
     outline = load_outline(model)
-    where = f"{outline.folder / SETTINGS}"
-    wording = prompts or Prompts.from_dict(outline.settings.get("prompts", {}), where)
-    length = max_length or outline.settings.get("max_length") or 1024
+    chosen, length = wording(outline.settings, prompts, max_length, outline.folder)
     files = model_files(outline.folder)
     listed = [(str(file.absolute()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-    stamp = sha256(json_text([listed, wording.to_dict(), length]).encode()).hexdigest()
+    stamp = sha256(json_text([listed, chosen.to_dict(), length]).encode()).hexdigest()
     if known and known.stamp == stamp:
         digest = known.digest
     else:
-        digest = sha256(json_text([sha256_of(files), wording.to_dict(), length]).encode()).hexdigest()
+        digest = sha256(json_text([sha256_of(files), chosen.to_dict(), length]).encode()).hexdigest()
     return Facts(
         model=str(Path(model).absolute()) if Path(model).exists() else str(model),
         digest=digest,
         stamp=stamp,
-        prompts=wording.to_dict(),
+        prompts=chosen.to_dict(),
         max_length=length,
         dimension=outline.dimension,
         size=size,
@@ -100,9 +97,16 @@ def load_for(facts: Facts, name: str, model: str | None = None, **options: Any) 
     Raises:
         SearchR3Error: there is no such model, or its vectors are not those in the store.
     """
+    from searchr3.model import SearchR3
+
+    place, prompts = model_of(facts, name, model)
+    return SearchR3(place, facts.max_length, prompts=prompts, **options)
+
+
+def model_of(facts: Facts, name: str, model: str | None = None) -> tuple[str, Prompts]:
+    """Where the model of a store is, and its prompts; for who loads it otherwise. As `load_for`."""
     from searchr3.conversation import Prompts
     from searchr3.errors import ModelError
-    from searchr3.model import SearchR3
 
     prompts = Prompts.from_dict(facts.prompts, name)
     try:
@@ -112,7 +116,7 @@ def load_for(facts: Facts, name: str, model: str | None = None, **options: Any) 
             raise
         raise SearchR3Error(f"{error}; it is the model of {name}: if it was moved, give --model") from None
     refuse_other(facts, here, name)
-    return SearchR3(model or facts.model, facts.max_length, prompts=prompts, **options)
+    return model or facts.model, prompts
 
 
 def refuse_other(facts: Facts, here: Facts, name: str) -> None:

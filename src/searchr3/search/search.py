@@ -125,8 +125,8 @@ class StoreSearch:
             return vectors[0], thoughts[0]
         if not reasoning:
             return self.model.encode_query([query], **task)[0], None
-        thought = self.model.generate(batch=[query], max_new_tokens=self.max_new_tokens, **task)[0]
-        return self.model.encode_query([query], reasoning=[thought], **task)[0], thought
+        said, vectors = self.model.think([query], self.max_new_tokens, **task)
+        return vectors[0], said[0]
 
 
 def visible(store: Store, k: int, ask: Callable[[int], list[Found]]) -> list[Found]:

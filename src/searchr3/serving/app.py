@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
 from searchr3 import __version__
-from searchr3.model import shorten
+from searchr3.embedding import shorten
 from searchr3.serving import schemas
-from searchr3.serving.backend import Closed, Refused, Said
+from searchr3.serving.backend import Closed, Faulty, Refused, Said, Unavailable
 from searchr3.serving.chat import router as chat_router
 from searchr3.serving.docs_page import page
 from searchr3.serving.gate import Gate
@@ -107,7 +107,7 @@ def _found(asked: schemas.SearchRequest, answer: Answer) -> dict[str, Any]:
     return {
         "query": asked.query,
         "reasoning": _thought(said) if said else None,
-        "hits": answer.hits,
+        "hits": [vars(hit) for hit in answer.hits],
         "usage": _usage(answer.query),
         "seconds": answer.seconds,
     }
@@ -141,9 +141,10 @@ async def models(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """Ready, or not (any more)."""
     service, state = service_of(request), request.app.state
-    ready = service.backend.alive and not state.traffic.draining
+    trouble = "it is shutting down" if state.traffic.draining else await service.backend.trouble()
     told_of = {
-        "ready": ready,
+        "ready": trouble is None,
+        "trouble": trouble,
         "model": service.name,
         "dimension": service.backend.dimension,
         "documents": service.searcher.documents if service.searcher else None,
@@ -151,7 +152,7 @@ async def health(request: Request) -> Response:
         "auto": service.searcher is not None and service.rule is not None,
         "version": __version__,
     }
-    return Json(told_of, 200 if ready else 503)
+    return Json(told_of, 503 if trouble else 200)
 
 
 @router.get("/health/live", summary="Whether the process answers")
@@ -181,7 +182,7 @@ async def docs(request: Request) -> Response:
 
 def create_app(
     service: Service,
-    lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+    lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -214,7 +215,7 @@ def create_app(
         open=OPEN,
         known=(*OPEN, *app.openapi()["paths"]),
     )
-    for kind in (ApiError, Refused, Closed, TimeoutError):
+    for kind in (ApiError, Refused, Closed, Unavailable, Faulty, TimeoutError):
         app.add_exception_handler(kind, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)

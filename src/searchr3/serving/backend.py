@@ -1,4 +1,4 @@
-"""What the API needs of a model, wherever that runs: `worker.Worker` has it in this process."""
+"""What the API needs of a model: `worker.Worker` has it in this process, `remote.Remote` behind vLLM."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ class Refused(SearchR3Error):
 
 class Closed(SearchR3Error):
     """The model takes no more requests."""
+
+
+class Unavailable(SearchR3Error):
+    """What the model runs on gives no answer now."""
+
+
+class Faulty(SearchR3Error):
+    """What the model runs on answers what it should not; asking again will not help."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,8 @@ class Backend(Protocol):
     """A model that embeds, thinks and chats for many at once.
 
     A call that is cancelled is forgotten: nothing more is computed for it. What cannot be done raises
-    `Refused`, and everything `Closed` once it has ended.
+    `Refused`, and everything `Closed` once it has ended; one that computes elsewhere may raise `Unavailable`
+    or `Faulty`. Where it must be begun and ended, it is an asynchronous context manager.
     """
 
     figures: Figures
@@ -99,9 +108,8 @@ class Backend(Protocol):
     def dimension(self) -> int:
         """Of its vectors."""
 
-    @property
-    def alive(self) -> bool:
-        """Whether it can answer."""
+    async def trouble(self) -> str | None:
+        """What keeps it from answering, in a few words; None if nothing does."""
 
     async def embed(self, texts: Sequence[str], kind: Kind, instruction: str | None = None) -> Embedded:
         """Documents, or queries without thinking."""

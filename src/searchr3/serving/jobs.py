@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from searchr3.conversation import Rendered
-from searchr3.engine import Task
 from searchr3.serving.backend import Ask, Kind, Said
 from searchr3.serving.speech import Speech
+from searchr3.tasks import Task
 
 
 @dataclass(eq=False)

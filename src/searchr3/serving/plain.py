@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 
-from searchr3.engine import Task
 from searchr3.generation import generate_ids, seeded, split_completion
 from searchr3.model import SearchR3
+from searchr3.tasks import Runner, Task
 
 
-class Plain:
+class Plain(Runner):
     """Runs tasks as `Engine` does, with `generate` and `encode_rendered`. A step finishes its whole batch.
 
     Those of like length, temperature and seed share a batch; a task that is at work cannot be cancelled.
     """
 
     def __init__(self, search: SearchR3, rows: int = 32):
-        self.search, self.rows = search, rows
-        self.waiting: deque[Task] = deque()
-        self.active: list[Task] = []
-
-    @property
-    def busy(self) -> bool:
-        """Whether a step has something to do."""
-        return bool(self.waiting)
-
-    def submit(self, task: Task) -> Task:
-        """Let a task wait for a step. Returns it."""
-        self.waiting.append(task)
-        return task
-
-    def cancel(self, task: Task) -> None:
-        """Forget a task that waits."""
-        task.done = True
-        if task in self.waiting:
-            self.waiting.remove(task)
+        super().__init__(rows)
+        self.search = search
 
     def step(self) -> list[Task]:
         """Finish the first task that waits, and others like it. Returns them."""

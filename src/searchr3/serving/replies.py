@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from searchr3.files import json_text
-from searchr3.serving.backend import Closed, Refused
+from searchr3.serving.backend import Closed, Faulty, Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ KINDS = {
     422: ("invalid_request_error", None),
     429: ("rate_limit_error", "rate_limit_exceeded"),
     500: ("server_error", None),
+    502: ("server_error", "bad_gateway"),
     503: ("server_error", "unavailable"),
 }
 """Type and code of an error, by status."""
@@ -57,7 +58,9 @@ class ApiError(Exception):
             return error
         if isinstance(error, Refused):
             return cls(422, str(error))
-        if isinstance(error, Closed):
+        if isinstance(error, Faulty):
+            return cls(502, str(error))
+        if isinstance(error, Closed | Unavailable):
             return cls(503, str(error), headers={"Retry-After": "5"})
         if isinstance(error, TimeoutError):
             return cls(408, "the time for a request is over; ask for less at once, or later")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from searchr3.answers import Hit
 
 
 def _whole(text: str) -> str:
@@ -227,19 +230,11 @@ class Completion(BaseModel):
     usage: Usage
 
 
-class ShownHit(BaseModel):
-    """A found document, or a part of one. Its texts are not HTML: escape them before showing.
+@dataclass(frozen=True)
+class ShownHit(Hit):
+    """A hit, and where words of query and thought stand in its snippet: start and end, in code points."""
 
-    `marks`: where words of query and thought stand in the snippet, as start and end, in code points.
-    """
-
-    rank: int
-    score: float
-    document_id: str
-    title: str
-    snippet: str
-    metadata: dict[str, str]
-    marks: list[list[int]]
+    marks: list[tuple[int, int]]
 
 
 class Seconds(BaseModel):
@@ -276,10 +271,11 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
-    """`ready`: requests are taken; it is false while the server shuts down. `filters`: searches may be
-    hybrid, and of paths and types alone; `auto`: reasoning may be auto."""
+    """`ready`: requests are taken; else `trouble` says what keeps them from being answered. `filters`:
+    searches may be hybrid, and of paths and types alone; `auto`: reasoning may be auto."""
 
     ready: bool
+    trouble: str | None
     model: str
     dimension: int
     documents: int | None
@@ -312,7 +308,8 @@ FAULTS = {
     421: "another host is meant",
     422: "a field is wrong, or asks for too much",
     429: "too many requests at once",
-    503: "shutting down",
+    502: "what the model runs on answers what it should not",
+    503: "shutting down, or what the model runs on gives no answer",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,27 @@ from searchr3.serving.backend import Refused
 if TYPE_CHECKING:
     from searchr3.answers import Hit
     from searchr3.search.search import StoreSearch
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the documents.
+
+    Attributes:
+        vector: the query's, (d,).
+        k: most hits.
+        thought: what was thought of the query; its words may be shown in the snippets.
+        hybrid: fuse with full text.
+        paths, types: only of these, if any are given; they are compared with names, never opened.
+    """
+
+    query: str
+    vector: np.ndarray
+    k: int
+    thought: str = ""
+    hybrid: bool = False
+    paths: Sequence[str] = ()
+    types: Sequence[str] = ()
 
 
 class Searcher(Protocol):
@@ -31,22 +53,8 @@ class Searcher(Protocol):
     def filters(self) -> bool:
         """Whether it has full text, paths and types."""
 
-    def find(
-        self,
-        query: str,
-        vector: np.ndarray,
-        k: int,
-        thought: str = "",
-        hybrid: bool = False,
-        paths: Sequence[str] = (),
-        types: Sequence[str] = (),
-    ) -> Sequence[Hit]:
-        """The `k` best for a query's vector, (d,), best first.
-
-        Args:
-            thought: what was thought of the query; its words may be shown in the snippets.
-            hybrid: fuse with full text.
-            paths, types: only of these, if any are given; they are compared with names, never opened.
+    def find(self, asked: Question) -> Sequence[Hit]:
+        """The best, best first.
 
         Raises:
             Refused: it has no full text, or nothing like paths and types.
@@ -83,22 +91,13 @@ class RunSearcher:
     def instruction(self) -> str | None:
         return self.corpus.dataset.instruction
 
-    def find(
-        self,
-        query: str,
-        vector: np.ndarray,
-        k: int,
-        thought: str = "",
-        hybrid: bool = False,
-        paths: Sequence[str] = (),
-        types: Sequence[str] = (),
-    ) -> Sequence[Hit]:
-        if hybrid or paths or types:
+    def find(self, asked: Question) -> Sequence[Hit]:
+        if asked.hybrid or asked.paths or asked.types:
             raise Refused(
                 "a run's corpus has no full text, paths or types; leave out hybrid, paths and types, "
                 "or serve a store made by `searchr3 index`"
             )
-        return self.corpus.hits(vector, k)
+        return self.corpus.hits(asked.vector, asked.k)
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
         return self.corpus.nearest(vectors, k)[0]
@@ -117,23 +116,16 @@ class StoreSearcher:
     def documents(self) -> int:
         return self.search.store.count()
 
-    def find(
-        self,
-        query: str,
-        vector: np.ndarray,
-        k: int,
-        thought: str = "",
-        hybrid: bool = False,
-        paths: Sequence[str] = (),
-        types: Sequence[str] = (),
-    ) -> Sequence[Hit]:
+    def find(self, asked: Question) -> Sequence[Hit]:
         from searchr3.search.search import as_hits
 
         try:
-            rows = self.search.rows(query, vector, k, hybrid, paths, types)
+            rows = self.search.rows(
+                asked.query, asked.vector, asked.k, asked.hybrid, asked.paths, asked.types
+            )
         except SearchR3Error as error:
             raise Refused(str(error).removeprefix("--")) from None
-        return as_hits(rows, f"{query} {thought}")
+        return as_hits(rows, f"{asked.query} {asked.thought}")
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
         return self.search.scores(vectors, k)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from types import FrameType
 
 import uvicorn
@@ -20,7 +18,6 @@ from searchr3.serving.gate import GRACE
 from searchr3.serving.metrics import Traffic
 from searchr3.serving.service import Service
 from searchr3.serving.settings import Settings
-from searchr3.serving.worker import Worker
 
 BACKLOG = 512  # connections that the system keeps until we look at them
 
@@ -44,21 +41,10 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def application(service: Service) -> FastAPI:
-    """The app of a service whose worker, if it has one, lives as long as the app does."""
-    worker = service.backend
-
-    @asynccontextmanager
-    async def working() -> AsyncIterator[None]:
-        if not isinstance(worker, Worker):
-            yield
-            return
-        worker.start()
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(worker.close, service.settings.seconds)
-
-    return create_app(service, working)
+    """The app of a service whose backend, if it has a beginning and an end, lives as long as the app does."""
+    backend: object = service.backend
+    lasting = backend if isinstance(backend, AbstractAsyncContextManager) else None
+    return create_app(service, (lambda: lasting) if lasting else None)
 
 
 def server(service: Service) -> Server:

@@ -14,8 +14,8 @@ from searchr3.search.snippet import marked
 from searchr3.search.words import index_words
 from searchr3.serving.backend import Ask, Backend, Kind, Said
 from searchr3.serving.replies import ApiError
-from searchr3.serving.schemas import EmbeddingRequest, Reasoning, SearchRequest
-from searchr3.serving.searchers import Searcher
+from searchr3.serving.schemas import EmbeddingRequest, Reasoning, SearchRequest, ShownHit
+from searchr3.serving.searchers import Question, Searcher
 from searchr3.serving.settings import Settings
 
 TYPICAL = 32  # characters a token at the most, in a text of any sense: longer ones are not even tokenized
@@ -76,7 +76,7 @@ class Answer:
     """What a search found, how the query was embedded, and where the time went."""
 
     query: Vectors
-    hits: list[dict[str, object]]
+    hits: list[ShownHit]
     seconds: dict[str, float]
 
 
@@ -240,14 +240,12 @@ class Service:
         return found, [int(row) for row in np.flatnonzero(thinks)]
 
 
-def _hits(
-    searcher: Searcher, request: SearchRequest, vector: np.ndarray, thought: str
-) -> list[dict[str, object]]:
+def _hits(searcher: Searcher, request: SearchRequest, vector: np.ndarray, thought: str) -> list[ShownHit]:
     """What is found for a query's vector (d,), and where words of query and thought stand in it."""
-    more = (thought, request.hybrid, request.paths, request.types)
     words = index_words(f"{request.query} {thought}")
-    found = searcher.find(request.query, vector, request.k, *more)
-    return [{**vars(hit), "marks": list(marked(hit.snippet, words))} for hit in found]
+    more = (thought, request.hybrid, request.paths, request.types)
+    found = searcher.find(Question(request.query, vector, request.k, *more))
+    return [ShownHit(**vars(hit), marks=list(marked(hit.snippet, words))) for hit in found]
 
 
 def _nothing(n: int, dimension: int) -> Vectors:

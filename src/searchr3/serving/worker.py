@@ -14,18 +14,20 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from searchr3.embedding import length_batches, tokens_per_pass
-from searchr3.engine import Engine, Task
-from searchr3.errors import ModelError, SearchR3Error
+from searchr3.engine import Engine
+from searchr3.errors import ModelError
 from searchr3.model import SearchR3
 from searchr3.serving.backend import Ask, Closed, Embedded, Figures, Kind, Refused, Said
 from searchr3.serving.jobs import Asks, Job, Texts, poster, settle
 from searchr3.serving.plain import Plain
+from searchr3.serving.reading import Reading
 from searchr3.serving.speech import Speech
+from searchr3.tasks import Runner, Task
 
 log = logging.getLogger(__name__)
 _LOOK = 4  # batches of texts that are looked at, to find some of like length
@@ -38,11 +40,15 @@ class Worker:
         search: the model; nobody else uses it from now on.
         rows: most thoughts and chats in a step.
         text_tokens: most tokens of a text, or of a chat so far; a longer one is refused.
+        seconds: most that its end takes, as an asynchronous context manager.
     """
 
-    def __init__(self, search: SearchR3, rows: int = 32, text_tokens: int = 8192):
-        self.search, self.rows, self.text_tokens = search, rows, text_tokens
-        self.chat = search.conversation
+    def __init__(
+        self, search: SearchR3, rows: int = 32, text_tokens: int = 8192, seconds: float = 60.0
+    ) -> None:
+        self.search, self.rows, self.seconds = search, rows, seconds
+        context = getattr(search.model.config, "max_position_embeddings", None)
+        self.reading = Reading(search.conversation, text_tokens, context)
         self.figures = Figures()
         self.engine = self._engine()
         self.encoding: deque[Texts] = deque()
@@ -62,6 +68,16 @@ class Worker:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
+
+    async def trouble(self) -> str | None:
+        return None if self.alive else "it takes no more requests"
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close, self.seconds)
 
     def start(self) -> None:
         """Begin to work."""
@@ -175,9 +191,9 @@ class Worker:
         for job in list(self.encoding):
             try:
                 self._render(job, share)
-            except SearchR3Error as error:
+            except Refused as error:
                 self.encoding.remove(job)
-                job.settle(Refused(str(error)))
+                job.settle(error)
         line = [(job, row, one) for job in self.encoding for row, one in job.ready.items()]
         if not line:
             return
@@ -199,11 +215,7 @@ class Worker:
         start, end = job.taken, min(len(job.texts), job.taken + most - len(job.ready))
         if start >= end:
             return
-        texts = job.texts[start:end]
-        for place, text in enumerate(texts, start):
-            self._check_length(text, f"input[{place}]")
-        documents = job.kind == "document"
-        found = self.chat.documents(texts) if documents else self.chat.queries(texts, job.instruction)
+        found = self.reading.texts(job.texts[start:end], job.kind, job.instruction, start)
         job.ready.update(zip(range(start, end), found, strict=True))
         job.taken = end
 
@@ -223,8 +235,8 @@ class Worker:
                 return
             try:
                 task = self.engine.submit(self._task(job.asks[job.taken]))
-            except SearchR3Error as error:
-                job.settle(Refused(str(error)))
+            except Refused as error:
+                job.settle(error)
                 job.gone = True
                 self._forget()
                 continue
@@ -235,14 +247,7 @@ class Worker:
             self.thinking.append(job)
 
     def _task(self, ask: Ask) -> Task:
-        beginning = 0
-        if isinstance(ask.what, str):
-            self._check_length(ask.what, "the query")
-            (prompt,) = self.chat.reasoning_prompts([ask.what], ask.instruction)
-            beginning = self.chat.reasoning_start(ask.instruction)
-        else:
-            prompt = self.chat.chat(ask.what)
-            self._check_chat(len(prompt), ask.max_new_tokens)
+        prompt, beginning = self.reading.prompt(ask), self.reading.beginning(ask)
         return Task(prompt, ask.max_new_tokens, ask.temperature, ask.embeds, beginning, ask.seed)
 
     def _hear(self, job: Asks, task: Task) -> None:
@@ -256,38 +261,17 @@ class Worker:
             return
         del self._owners[task]
         row = job.tasks.pop(task)
-        tokens = len(task.said)
         if ask.embeds:
-            text = self.chat.thought_text(task.said)
-            self.figures.said_thinking += tokens
+            self.figures.said_thinking += len(task.said)
         else:
-            text = str(self.search.tokenizer.decode(task.said, skip_special_tokens=True))
-            self.figures.said_chat += tokens
-        job.said[row] = Said(text, tokens, len(task.prompt), task.ended, task.vector)
+            self.figures.said_chat += len(task.said)
+        job.said[row] = self.reading.said(ask, task.prompt, task.said, task.ended, task.vector)
         job.left -= 1
         if not job.left:
             self.thinking.remove(job)
             job.settle([job.said[row] for row in range(len(job.asks))])
 
-    def _check_length(self, text: str, name: str) -> None:
-        if len(text.encode()) <= self.text_tokens:  # no token is less than a byte
-            return
-        (ids,) = self.chat.thought_ids([text])
-        if len(ids) > self.text_tokens:
-            raise Refused(f"{name} has {len(ids)} tokens, the most is {self.text_tokens}; split it")
-
-    def _check_chat(self, prompt: int, new: int) -> None:
-        most = getattr(self.search.model.config, "max_position_embeddings", None) or prompt + new
-        if prompt > self.text_tokens:
-            raise Refused(
-                f"the chat has {prompt} tokens, the most is {self.text_tokens}; leave out old turns"
-            )
-        if prompt + new > most:
-            raise Refused(
-                f"a chat of {prompt} tokens and {new} new ones are more than the model's {most}; ask for less"
-            )
-
-    def _engine(self) -> Engine | Plain:
+    def _engine(self) -> Runner:
         try:
             return Engine(self.search, self.rows)
         except ModelError:

@@ -10,7 +10,8 @@ import numpy as np
 from searchr3.dataset import RetrievalDataset
 from searchr3.dataset.splits import fraction
 from searchr3.dataset.types import Qrels, Task
-from searchr3.model import SearchR3, shorten
+from searchr3.embedding import shorten
+from searchr3.model import SearchR3
 from searchr3.ranking import top_k, trec_metrics
 
 
