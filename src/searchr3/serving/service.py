@@ -205,7 +205,7 @@ class Service:
         yield found
 
     async def documents(self) -> int | None:
-        """How many documents can be searched, None without any; counted in a thread, for they may be far away.
+        """How many documents can be searched, None without any; they may be far away, so a thread counts.
 
         Raises:
             Unavailable: they cannot be reached now.
