@@ -12,8 +12,8 @@ tr ul"""
 _BLOCKS = set(_NAMES.split())
 _APART = {"h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table", "ul", "ol"}  # a blank line before them
 _SPACE = re.compile(r"\s+")
-# What begins no whole tag is only a character. HTMLParser would look for the tag's end again and again: that of
-# some Pythons takes hours for a hundred kilobytes of `<a <a <a`.
+# What begins no whole tag is only a character. HTMLParser would look for the tag's end again and again: in
+# some versions of Python it takes hours for a hundred kilobytes of `<a <a <a`.
 _STRAY = re.compile(r"""<(?![A-Za-z/!?](?:[^<>"']++|"[^"]*+"|'[^']*+')*+>)""")
 
 
