@@ -29,7 +29,7 @@ from searchr3.search.index import index
 from searchr3.search.lance_store import LanceStore
 from searchr3.search.search import StoreSearch
 
-SLICES = 10
+SLICES = 20
 
 
 class Slices(ModelEncoder):
