@@ -30,6 +30,9 @@ class Files(Shelf):
 
     filters = True
 
+    def check(self, hybrid: bool, paths: Any, types: Any) -> None:
+        """All of it can be asked."""
+
     def find(self, asked: Question) -> list[Hit]:
         paths = [f"docs/{EVIL}.md", "src/parse.py", LONG]
         return [
@@ -47,7 +50,7 @@ class Files(Shelf):
                     "text": f"{EVIL}\n" + "x" * 500,
                 },
             )
-            for hit in super().find(replace(asked, thought="", types=()))
+            for hit in super().find(replace(asked, thought=""))
             for path in [paths[int(hit.document_id[1:])]]
         ]
 
