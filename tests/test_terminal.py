@@ -21,7 +21,7 @@ def full_disk(*_: object) -> None:
 def test_a_full_disk_names_the_place_and_the_way_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, end: str
 ) -> None:
-    fault = "no space left on the disk; free some or choose another place with --output"
+    fault = "no space left on the disk; free some or choose another place"
     bare = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/mine/x.bin")
     assert one_line(bare, command) == f"error: runs/mine/x.bin: {fault}{end}"
     torch = RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0")

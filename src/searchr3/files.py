@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO, TextIO
 
 from searchr3.errors import DataError, SearchR3Error
 
-NO_SPACE = "no space left on the disk; free some or choose another place with --output"
+NO_SPACE = "no space left on the disk; free some or choose another place"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -1,12 +1,18 @@
 """What indexing encodes, keeps and removes, in both stores."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from qdrant_client import QdrantClient, models
 
 from searchr3.errors import SearchR3Error
 from searchr3.search.index import forget
+from searchr3.search.lance_store import LanceStore
+from searchr3.search.qdrant_store import QdrantStore
+
+from desk import Desk, WordModel  # isort: skip
 
 LONG = "\n\n".join(f"Paragraph {i} tells of matter {i} and of nothing else at all." for i in range(40))
 
@@ -192,6 +198,19 @@ def test_a_model_that_cannot_be_used_is_told_before_anything_is_changed(desk) ->
     assert desk.store.facts() is None
 
 
+def test_chunks_that_were_lost_are_told_and_not_taken_for_indexed(desk) -> None:
+    desk.write("a.md", "Apples.")
+    desk.index("a.md")
+    if isinstance(desk.store, LanceStore):
+        shutil.rmtree(desk.store.folder / "chunks.lance")
+        desk.store = LanceStore(desk.store.folder)
+    else:
+        desk.store.client.delete_collection("notes")
+    for _ in range(2):
+        with pytest.raises(SearchR3Error, match="its chunks are gone; .* index anew"):
+            desk.index("a.md")
+
+
 def test_one_writer_at_a_time(desk) -> None:
     desk.write("a.md", "Apples.")
     desk.index("a.md")
@@ -213,3 +232,15 @@ def test_chunks_of_like_length_are_encoded_together(desk) -> None:
     desk.index("docs", batch=4)
     assert [len({*batch}) for batch in batches] == [1, 1, 1, 1]
     assert all(len(text.split()) == (1 if int(path[5:7]) % 2 else 30) for path, text in desk.texts().items())
+
+
+def test_a_collection_of_something_else_is_left_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    client = QdrantClient(":memory:")
+    client.create_collection("notes", vectors_config=models.VectorParams(size=2, distance="Dot"))
+    client.upsert("notes", [models.PointStruct(id=1, vector=[1, 0], payload={"path": "a.md"})])
+    desk = Desk(QdrantStore(client, "notes"), WordModel(), tmp_path)
+    desk.write("a.md", "Apples.")
+    with pytest.raises(SearchR3Error, match="a collection of something else; choose another name"):
+        desk.index("a.md")
+    assert client.count("notes").count == 1

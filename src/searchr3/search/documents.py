@@ -15,7 +15,10 @@ from searchr3.search.kinds import TEXT, Kind, kind_of
 LARGEST = {"pdf": 100_000_000}  # bytes of a file, by its form
 LARGEST_TEXT = 10_000_000
 _GENERATED = {"__pycache__", "node_modules"}  # folders that nobody wrote
-_MADE = {"a Python environment": {"pyvenv.cfg"}, "a store": {"files.sqlite", "chunks.lance"}}  # by names in it
+_MADE = {
+    "a Python environment": {"pyvenv.cfg"},
+    "a store": {"files.sqlite", "chunks.lance"},
+}  # by names in it
 _RULES = ".gitignore"
 
 

@@ -95,7 +95,7 @@ class LanceStore:
 
     def remember(self, facts: Facts) -> None:
         with self._told():
-            if _TABLE not in self._base.list_tables().tables:
+            if self.facts() is None and _TABLE not in self._base.list_tables().tables:
                 self._base.create_table(_TABLE, schema=_schema(facts.dimension))
             if not self._table.list_indices():
                 self._table.create_index("words", config=_full_text())

@@ -82,8 +82,16 @@ class QdrantStore:
             raise SearchR3Error(f"{self.name}: no collection of searchr3; choose another name") from None
 
     def remember(self, facts: Facts) -> None:
+        known = self.facts()
         with self._told():
-            if not self.client.collection_exists(self.chunks):
+            if self.client.collection_exists(self.chunks):
+                if not known and self.client.count(self.chunks).count:
+                    raise SearchR3Error(f"{self.name}: a collection of something else; choose another name")
+            elif known:
+                raise SearchR3Error(
+                    f"{self.name}: its chunks are gone; delete the collection {self.records} and index anew"
+                )
+            else:
                 self.client.create_collection(
                     self.chunks,
                     vectors_config={
