@@ -207,7 +207,7 @@ def test_chunks_that_were_lost_are_told_and_not_taken_for_indexed(desk) -> None:
     else:
         desk.store.client.delete_collection("notes")
     for _ in range(2):
-        with pytest.raises(SearchR3Error, match="its chunks are gone; .* index anew"):
+        with pytest.raises(SearchR3Error, match=r"its chunks are gone; .* index anew"):
             desk.index("a.md")
 
 

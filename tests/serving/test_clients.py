@@ -71,6 +71,9 @@ def test_openai_knows_our_errors(client: openai.OpenAI, url: str) -> None:
         client.embeddings.create(input=[[1, 2, 3]], model="tiny")
     assert caught.value.param == "input"
     assert "tiny:think" in [one.id for one in client.models.list()]
+    assert client.models.retrieve("tiny:think").id == "tiny:think"
+    with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
+        client.models.retrieve("other")
 
 
 def test_langchain_embeds(url: str, reference: SearchR3) -> None:

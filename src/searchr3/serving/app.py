@@ -124,9 +124,24 @@ def _usage(found: Vectors) -> dict[str, int]:
 )
 async def models(request: Request) -> Response:
     """The model, and its names that also say what a text is and whether to think."""
-    state = request.app.state
-    known = {"object": "model", "created": state.created, "owned_by": "searchr3"}
-    return Json({"object": "list", "data": [{"id": name, **known} for name in state.service.names()]})
+    return Json({"object": "list", "data": [_named(request, name) for name in service_of(request).names()]})
+
+
+@router.get(
+    "/v1/models/{name:path}",
+    responses=schemas.errors(401, 404),
+    response_model=schemas.Model,
+    summary="One of the names",
+)
+async def model(request: Request, name: str) -> Response:
+    """A name, if requests may give it."""
+    service_of(request).named(name)
+    return Json(_named(request, name))
+
+
+def _named(request: Request, name: str) -> dict[str, Any]:
+    created = request.app.state.created
+    return {"id": name, "object": "model", "created": created, "owned_by": "searchr3"}
 
 
 @router.get(
