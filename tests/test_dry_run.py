@@ -152,6 +152,10 @@ def test_a_run_refuses_what_only_a_dry_run_heeds(here: Path, option: tuple[str, 
         (("model.max_length=9",), "max_length 9 leaves no room"),
         (("--processes", "3"), "stage1.batch_size: 8 pairs cannot be divided among 3 processes"),
         (
+            ("--processes", "3", "stage1.batch_size=300", "stage2.queries=3"),
+            "stage1.batch_size: the 64 training pairs are fewer than a batch of 300",
+        ),
+        (
             ("--processes", "4"),
             "stage2.queries: 2 queries cannot be divided among 4 processes; set it to a multiple of 4",
         ),

@@ -22,7 +22,7 @@ from searchr3.training import grpo, stage1
 from searchr3.training.checkpoints import BEST, is_whole
 from searchr3.training.common import DevEvaluation
 from searchr3.training.dev import DevSet
-from searchr3.training.parallel import check_launcher
+from searchr3.training.parallel import check_launcher, share_of
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Stage1Trainer
 
@@ -155,6 +155,27 @@ def test_what_cannot_be_divided_is_told_in_one_line(
     monkeypatch.setattr(grpo, "start_group", Two)
     with pytest.raises(RecipeError, match=said):
         grpo.grpo_config(toy_recipe(*overrides), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "pairs", "said"),
+    [
+        (
+            8,
+            3,
+            None,
+            "stage1.batch_size: 8 pairs cannot be divided among 3 processes; set it to a multiple of 3",
+        ),
+        (16, 2, 13, "the 13 training pairs are fewer than a batch of 16, .* among 2 processes; set it to 12"),
+        (8, 4, 3, "the 3 training pairs are fewer .* among 4 processes; train in 3 or fewer"),
+    ],
+)
+def test_pairs_that_cannot_be_divided_are_told(
+    batch: int, processes: int, pairs: int | None, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        share_of(batch, processes, pairs)
+    assert share_of(batch, 1, pairs) == min(batch, pairs or batch)
 
 
 def test_a_process_that_sees_further_gpus_leaves_them_alone(

@@ -65,8 +65,11 @@ def on_one_device(args: TrainingArguments) -> TrainingArguments:
     return args
 
 
-def share_of(batch_size: int, processes: int) -> int:
+def share_of(batch_size: int, processes: int, pairs: int | None = None) -> int:
     """Pairs of a batch for each process.
+
+    Args:
+        pairs: how many there are, if that is known; fewer than a batch are one batch.
 
     Raises:
         RecipeError: the batch cannot be divided.
@@ -76,7 +79,15 @@ def share_of(batch_size: int, processes: int) -> int:
             f"stage1.batch_size: {batch_size} pairs cannot be divided among {processes} processes; "
             f"set it to a multiple of {processes}"
         )
-    return batch_size // processes
+    whole = batch_size if pairs is None else min(batch_size, pairs)
+    if whole % processes:
+        fits = whole - whole % processes
+        raise RecipeError(
+            f"stage1.batch_size: the {pairs} training pairs are fewer than a batch of {batch_size}, and "
+            f"cannot be divided among {processes} processes; "
+            + (f"set it to {fits}" if fits else f"train in {pairs} or fewer")
+        )
+    return whole // processes
 
 
 def micro_batch(stage: Stage2Recipe, processes: int) -> int:

@@ -18,6 +18,7 @@ from searchr3.generation import Reasoning
 from searchr3.training.estimate import LOGITS, LOGITS_KL, TILE, Passes, Shape, Work
 from searchr3.training.forward import Item
 from searchr3.training.mixture import Source, shares, sources_of
+from searchr3.training.parallel import share_of
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker
 
@@ -91,11 +92,15 @@ def stage1_work(
 
     Args:
         others: the data sets of `data.mixture`; each makes its share of the steps.
+
+    Raises:
+        RecipeError: a batch cannot be divided among the processes.
     """
     total = Work()
     if not recipe.stage1.steps:
         return total
     sources = sources_of(dataset, others, recipe)
+    share_of(recipe.stage1.batch_size, processes, sum(len(one.pairs) for one in sources))
     for source, share in zip(sources, shares(sources, recipe.data.by_size), strict=True):
         steps = share * recipe.stage1.steps
         total = total.plus(_mean_step(source, conversation, recipe, lengths, processes).times(steps))
@@ -110,17 +115,16 @@ def _mean_step(
     thought = Reasoning("", (conversation.embed_id,) * round(lengths.thought), True)
     maker = BatchMaker(dataset, pairs, conversation, recipe, lambda prompts: [thought] * len(prompts))
     rows = random.Random(recipe.seed).sample(range(len(pairs)), min(SAMPLE, len(pairs)))
-    per_step = Work()
+    per_step, scale = Work(), min(stage.batch_size, len(pairs)) / len(rows)
     before = stage.own_samples_after
     for step, share in ((0, before), (1, 1 - before)):
         batch = maker.of([pairs.pairs[row] for row in rows], step, own_samples=step == 1)
-        part = _stage1_step(batch, recipe, stage.batch_size / len(rows), processes)
+        part = _stage1_step(batch, recipe, scale, processes)
         if step and stage.own_samples and stage.reasoned_share:
             unseen = [pairs.query_ids[query] for query in batch.queries]
             asked = [key for key in unseen if dataset.queries[key].reasoning is None]
             some = len(asked) + stage.own_samples * (len(unseen) - len(asked))
-            some *= stage.batch_size / len(rows)
-            part = part.plus(_asked(some, lengths, embedded=False))
+            part = part.plus(_asked(scale * some, lengths, embedded=False))
         per_step = per_step.plus(part.times(share))
     return per_step
 
