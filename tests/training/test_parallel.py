@@ -178,6 +178,30 @@ def test_pairs_that_cannot_be_divided_are_told(
     assert share_of(batch, 1, pairs) == min(batch, pairs or batch)
 
 
+SUMMED = """
+import sys, torch, torch.distributed as dist
+from safetensors.torch import save_file
+from searchr3.training.parallel import sum_gradients, unsynced
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+layers = {name: torch.nn.Linear(3, 1, bias=False) for name in ("all", "second", "nowhere")}
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.ModuleDict(layers))
+with unsynced(model):
+    for name in ("all", "second")[: 1 + rank]:
+        (layers[name].weight.sum() * (1 + rank)).backward()
+sum_gradients(model)
+found = {name: layer.weight.grad for name, layer in layers.items() if layer.weight.grad is not None}
+save_file(found, f"{sys.argv[1]}/{rank}.safetensors")
+"""
+
+
+def test_gradients_are_summed_and_who_has_none_anywhere_stays_without(tmp_path: Path, launch: Launch) -> None:
+    launch(2, "-c", SUMMED, tmp_path)
+    for rank in (0, 1):
+        found = {name: one.tolist() for name, one in load_file(tmp_path / f"{rank}.safetensors").items()}
+        assert found == {"all": [[3.0] * 3], "second": [[2.0] * 3]}
+
+
 def test_a_process_that_sees_further_gpus_leaves_them_alone(
     toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

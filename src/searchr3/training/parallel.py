@@ -28,10 +28,17 @@ def unsynced(model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 def sum_gradients(model: torch.nn.Module) -> None:
-    """Give every process of a DDP model the sum of all processes' gradients."""
+    """Give every process of a DDP model the sum of all processes' gradients.
+
+    A weight that has none in any process stays without: of a gradient of zero AdamW would make a step.
+    """
     if not isinstance(model, DistributedDataParallel):
         return
     learning = [weight for weight in model.parameters() if weight.requires_grad]
+    found = torch.tensor([weight.grad is not None for weight in learning], dtype=torch.int32)
+    found = found.to(learning[0].device)
+    dist.all_reduce(found, dist.ReduceOp.MAX, model.process_group)
+    learning = [weight for weight, used in zip(learning, found.tolist(), strict=True) if used]
     for weight in learning:
         if weight.grad is None:  # unused in this process, maybe not in another
             weight.grad = torch.zeros_like(weight)
