@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import fmean
 
 from searchr3.conversation import Conversation
@@ -50,6 +50,11 @@ class Lengths:
         return cls(query, query, longest, thought, query, longest)
 
     @classmethod
+    def greatest(cls, some: Sequence[Lengths]) -> Lengths:
+        """Of several data sets, each figure where it is greatest."""
+        return cls(*map(max, zip(*map(astuple, some), strict=True)))
+
+    @classmethod
     def measured(cls, dataset: RetrievalDataset, conversation: Conversation, recipe: Recipe) -> Lengths:
         """Of a random sample, by the model's own tokenizer."""
         draw = random.Random(recipe.seed)
@@ -87,11 +92,14 @@ def stage1_work(
     lengths: Lengths,
     processes: int,
     others: Sequence[RetrievalDataset] = (),
+    theirs: Sequence[Lengths] = (),
 ) -> Work:
     """All steps of stage 1, counted on sampled pairs before and after the model's own samples begin.
 
     Args:
+        lengths: of `dataset`.
         others: the data sets of `data.mixture`; each makes its share of the steps.
+        theirs: their lengths.
 
     Raises:
         RecipeError: a batch cannot be divided among the processes.
@@ -101,9 +109,10 @@ def stage1_work(
         return total
     sources = sources_of(dataset, others, recipe)
     share_of(recipe.stage1.batch_size, processes, sum(len(one.pairs) for one in sources))
-    for source, share in zip(sources, shares(sources, recipe.data.by_size), strict=True):
+    parts = shares(sources, recipe.data.by_size)
+    for source, own, share in zip(sources, (lengths, *theirs), parts, strict=True):
         steps = share * recipe.stage1.steps
-        total = total.plus(_mean_step(source, conversation, recipe, lengths, processes).times(steps))
+        total = total.plus(_mean_step(source, conversation, recipe, own, processes).times(steps))
     return total
 
 
