@@ -94,7 +94,7 @@ class CorpusEnvironment:
         dtype: str = "float32",
         folder: str | Path | None = None,
         group: Group = ALONE,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         if not documents:
             raise DataError("the corpus holds no document; nothing can be ranked")

@@ -28,7 +28,7 @@ from transformers import (
 from trl import GRPOTrainer
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.dataset.lazy import View
+from searchr3.dataset.lazy import Mapped
 from searchr3.embedding import backbone
 from searchr3.environment import CorpusEnvironment, RefreshPolicy, audit
 from searchr3.files import write_json
@@ -300,7 +300,7 @@ def train_stage2(
     check_installed(recipe.stage2.generation)
     on_first(group, lambda: check_server(recipe.stage2.generation))
     search.autocast = precision(recipe)
-    corpus = View(dataset.training_corpus(), change=lambda document: document.content)  # it may lie on disk
+    corpus = Mapped(dataset.training_corpus(), lambda document: document.content)  # it may lie on disk
     settings = recipe.stage2
     environment = CorpusEnvironment(
         corpus,
