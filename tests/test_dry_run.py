@@ -143,7 +143,7 @@ def test_memory_is_that_of_the_longest_texts_of_a_mixture(here: Path, toy: Retri
     alone, mixed = look(*GIVEN), look(*GIVEN, "data.mixture=[{source: long}]")
     assert column(mixed, "activations")[0] > 1.3 * column(alone, "activations")[0]
     assert column(mixed, "activations")[1] == column(alone, "activations")[1]
-    assert "mixture: long, 150 documents (" in mixed
+    assert "mixture: long, 150 documents, 150 queries; document " in mixed
 
 
 def test_only_the_first_process_speaks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

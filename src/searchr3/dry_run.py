@@ -206,8 +206,9 @@ def estimate(
     splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
     yield f"data: {len(dataset.corpus):,} documents; queries: {splits}"
     for asked, other, own in zip(recipe.data.mixture, others, theirs, strict=True):
-        texts = f"{len(other.corpus):,} documents ({own.document:.0f} tokens)"
-        yield f"mixture: {asked.label}, {texts}, {len(other.queries):,} queries ({own.direct:.0f} tokens)"
+        texts = f"{len(other.corpus):,} documents, {len(other.queries):,} queries"
+        tokens = f"document {own.document:.0f} tokens, query {own.direct:.0f}"
+        yield f"mixture: {asked.label}, {texts}; {tokens}"
     yield (
         f"tokens a text, with its conversation: document {lengths.document:.0f} (longest of a sample "
         f"{lengths.longest_document}), query {lengths.direct:.0f}, before thinking {lengths.prompt:.0f}, "
