@@ -753,12 +753,18 @@ def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
 
 
 @pytest.mark.parametrize(
-    ("mixed", "lora"),
-    [(False, "null"), (True, "null"), pytest.param(False, "{r: 4}", marks=pytest.mark.slow)],
+    ("mixed", "lora", "pairs"),
+    [
+        (False, "null", 33),  # the last batch of an epoch is dropped
+        (False, "null", 12),  # fewer than a batch
+        (True, "null", 33),
+        pytest.param(False, "{r: 4}", 33, marks=pytest.mark.slow),
+    ],
 )
 def test_processes_learn_what_one_does(
     mixed: bool,
     lora: str,
+    pairs: int,
     tmp_path: Path,
     tiny_base: Path,
     toy: RetrievalDataset,
@@ -773,9 +779,9 @@ def test_processes_learn_what_one_does(
         *("stage1.micro_tokens=300", "stage1.evaluate_every=7", "stage1.matryoshka=[8]"),
         f"model.lora={lora}",
     )
-    few = dict(list(toy.split("stage1").items())[:33])  # the last batch of an epoch is dropped
+    few = dict(list(toy.split("stage1").items())[:pairs])
     if mixed:
-        rest = dict(list(toy.split("stage1").items())[33:])
+        rest = dict(list(toy.split("stage1").items())[pairs:])
         replace(toy, qrels={"stage1": rest}, instruction="Answer.").save(tmp_path / "other-0")
     toy = replace(toy, qrels={**toy.qrels, "stage1": few})
     toy.save(tmp_path / "data")

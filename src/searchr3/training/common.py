@@ -24,6 +24,7 @@ from searchr3.errors import DataError, RecipeError
 from searchr3.generation import is_dealt
 from searchr3.group import Group
 from searchr3.model import SearchR3
+from searchr3.shared_search import SharedSearch
 from searchr3.training.checkpoints import BEST, WholeCheckpoints
 from searchr3.training.dev import DevSet
 from searchr3.training.precision import precision
@@ -182,7 +183,7 @@ class DevEvaluation(WholeCheckpoints):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         training = self.model.training
-        search = self.search_model()
+        search = SharedSearch.over(self.search_model(), self.group)
         figures = self.dev.score(search, self.recipe.model.max_new_tokens if self.think_on_dev else 0)
         figures |= {f"direct_{name}": dev.score(search)["direct"] for name, dev in self.other_dev.items()}
         # GPUs may round differently, but all must find the same checkpoint best, and stop at the same step

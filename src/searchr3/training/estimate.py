@@ -128,6 +128,15 @@ class Memory:
         return held + max(learning, self.generation, self.saving)
 
 
+def checkpoint_bytes(setting: Setting, vectors: int = 0) -> int:
+    """Bytes of a checkpoint on the disk: what learns, its two moments, the corpus's `vectors` in bytes.
+
+    Dealt weights are written twice: as accelerate reads them, and whole.
+    """
+    weights = setting.trained if setting.adapter else setting.parameters
+    return 4 * weights * (1 + setting.shard) + 8 * setting.trained + vectors
+
+
 def memory(shape: Shape, setting: Setting, passes: Passes) -> Memory:
     """What one process needs, without the device's own overhead (CUDA: 1 to 2 GiB).
 

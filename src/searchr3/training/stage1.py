@@ -83,12 +83,10 @@ class Stage1Trainer(DevEvaluation, Trainer):
         }
         self.base = base
         args = on_one_device(
-            TrainingArguments(
-                **arguments(recipe, self.stage, folder),
-                dataloader_drop_last=len(self.mixed) >= self.stage.batch_size,
-            )
+            TrainingArguments(**arguments(recipe, self.stage, folder), dataloader_drop_last=True)
         )
-        args.per_device_train_batch_size = share_of(self.stage.batch_size, args.world_size)
+        share = share_of(self.stage.batch_size, args.world_size, len(self.mixed))
+        args.per_device_train_batch_size = share
         self.group = start_group()
         super().__init__(
             model=search.model,
