@@ -21,7 +21,7 @@ from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning
 from searchr3.losses import allowed_negatives, info_nce, sft, triplet_margin
 from searchr3.model import SearchR3
-from searchr3.training import stage1, stage1_batch
+from searchr3.training import language, stage1, stage1_batch
 from searchr3.training.adapter import add_adapter
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
@@ -70,7 +70,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
         return call
 
     for name in seen:
-        monkeypatch.setattr(stage1, name, spy(name, getattr(stage1, name)))
+        place = language if name == "sft" else stage1
+        monkeypatch.setattr(place, name, spy(name, getattr(place, name)))
     return seen
 
 
@@ -258,7 +259,7 @@ def labels_of_sft(
     monkeypatch.setattr(stage1, "reason", lambda model, chat, prompts, *_: [SAID] * len(prompts))
     calls["sft"].clear()
     loss_of(trainer, [0, 1, 2])
-    return Counter(label for _, labels in calls["sft"] for label in labels.tolist())
+    return Counter(label for _, labels, weights in calls["sft"] for label in labels[weights > 0].tolist())
 
 
 @pytest.mark.parametrize("source", ["noisy_traces", "own_samples"])
@@ -314,10 +315,11 @@ def test_reasoning_keeps_its_share_of_the_language_loss(
         trainer = make_trainer(*overrides, "stage1.noisy_traces=0", "stage1.own_samples=0")
         calls["sft"].clear()
         loss_of(trainer, [0, 1, 2])
-        losses = [sft(*arguments).item() for arguments in calls["sft"]]
-        weights = [1 - share, share] if share else [1]
-        expected = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
-        assert trainer._parts["sft"][-1] == pytest.approx(expected)
+        weights = torch.cat([arguments[2] for arguments in calls["sft"]])
+        totals = [float(weights[weights == one].sum()) for one in weights.unique() if one]
+        assert sorted(totals) == pytest.approx(sorted([1 - share, share] if share else [1]))
+        total = sum(sft(*arguments).item() for arguments in calls["sft"])
+        assert trainer._parts["sft"][-1] == pytest.approx(total)
 
 
 # KL

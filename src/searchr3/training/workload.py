@@ -19,6 +19,7 @@ from searchr3.training.estimate import LOGITS, LOGITS_KL, TILE, Passes, Shape, W
 from searchr3.training.forward import Item
 from searchr3.training.mixture import Source, shares, sources_of
 from searchr3.training.parallel import share_of
+from searchr3.training.pieces import AT_ONCE
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker
 
@@ -174,13 +175,14 @@ def stage1_passes(recipe: Recipe, lengths: Lengths, shape: Shape, processes: int
         learnt = min(learnt, max(stage.micro_tokens, longest))
         share = (most + 2) / reasoned if thoughts else ANSWER / lengths.direct
         spoken = min(spoken, learnt * share)
-    wide = LOGITS_KL if stage.kl else LOGITS
+    kept, at_work = LOGITS_KL if stage.kl else LOGITS
+    logits = spoken * shape.vocabulary
     vectors = pairs * (3 + stage.hard_negatives)
     own = min(pairs, recipe.model.batch_size) if stage.own_samples and thoughts else 0
     scores = stage.batch_size**2 * (1 + stage.hard_negatives) * 2  # of both forms of the queries
     return Passes(
         learnt=round(learnt),
-        logits=round(spoken * shape.vocabulary * wide),
+        logits=round(kept * logits + at_work * min(logits, AT_ONCE)),
         vectors=4 * (2 * vectors * shape.hidden + 4 * scores),
         spoken_to=own * (lengths.longest_prompt + most),
     )
