@@ -45,7 +45,7 @@ def spoken(logits_of: int) -> Outputs:
 @pytest.mark.parametrize("at_once", [1, 3 * WORDS, 10**6])
 @pytest.mark.parametrize("kl", [0.0, 0.4])
 def test_it_is_what_the_definition_says(at_once: int, kl: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces.in_pieces, "__defaults__", (at_once,))
+    monkeypatch.setattr(pieces, "AT_ONCE_CPU", at_once)
     stage = Stage1Recipe(sft=0.7, kl=kl, sft_reasoning=0.8)
     outputs, base = spoken(0), spoken(1)
     anchored = torch.tensor([item.anchor for item in ITEMS])[outputs.item]

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**22  # numbers in a piece
+AT_ONCE = 2**23  # numbers in a piece: enough work for each kernel of a GPU
+AT_ONCE_CPU = 2**20  # what caches hold
 
 
-def in_pieces(loss: Callable[[Tensor, slice], Tensor], rows: Tensor, at_once: int = AT_ONCE) -> Tensor:
+def in_pieces(loss: Callable[[Tensor, slice], Tensor], rows: Tensor, at_once: int | None = None) -> Tensor:
     """`Σ loss(rows[piece], piece)` over pieces of consecutive rows.
 
     Gradients of first order flow to `rows` alone: whatever else the loss hangs on is a constant to it.
@@ -24,11 +25,13 @@ def in_pieces(loss: Callable[[Tensor, slice], Tensor], rows: Tensor, at_once: in
         loss: scalar of some rows, float32, and of which they are. It is called once for each piece, with
             gradients enabled where `rows` wants one.
         rows: shape (t, v).
-        at_once: most numbers in a piece, which has at least one row.
+        at_once: most numbers in a piece, which has at least one row; by default what the device likes.
 
     Returns:
         scalar; 0 where there are no rows.
     """
+    if at_once is None:
+        at_once = AT_ONCE_CPU if rows.device.type == "cpu" else AT_ONCE
     wanted = torch.is_grad_enabled() and rows.requires_grad
     found: Tensor = _InPieces.apply(rows, loss, max(1, at_once // max(1, rows.shape[1])), wanted)
     return found
