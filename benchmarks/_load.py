@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 CONNECTIONS = 300  # more than the server takes at once, so that it has to say so
+ROWS, TOKENS = 32, 16  # clients that wait for their answers, and tokens of a thought
 EVERY = 2.0  # seconds between looks at the server's memory
 
 
@@ -153,3 +154,38 @@ class Load:
             watching.cancel()
         outcome.elapsed = time.perf_counter() - start
         return outcome
+
+
+def server_figures(model: Path, texts: list[str], size: dict[str, float]) -> dict[str, float]:
+    """What a server sustains, and what becomes of twice that."""
+    with server(model) as (url, process):
+        load = Load(url, process, texts, TOKENS)
+        load.closed(ROWS, size["warm"])
+        calm = load.closed(ROWS, size["warm"])
+        stormy = load.open(2 * calm.rate, 60 * size["minutes"])
+    return {
+        "sustained_a_second": calm.rate,
+        "sustained_p50_ms": 1000 * calm.percentile(50),
+        "sustained_p95_ms": 1000 * calm.percentile(95),
+        **loaded(stormy, 2 * calm.rate),
+    }
+
+
+def loaded(found: Outcome, rate: float) -> dict[str, float]:
+    """The figures of a server under more load than it bears."""
+    statuses = found.statuses
+    return {
+        "load_minutes": found.elapsed / 60,
+        "load_offered_a_second": rate,
+        "load_answered_a_second": found.rate,
+        "load_requests": statuses.total(),
+        "load_answered": statuses[200],
+        "load_refused_429": statuses[429],
+        "errors_other_than_429": statuses.total() - statuses[200] - statuses[429],
+        "accepted_unanswered": statuses[0],
+        "load_p50_ms": 1000 * found.percentile(50),
+        "load_p95_ms": 1000 * found.percentile(95),
+        "memory_mb_at_half": next(size for when, size in found.memory if when >= found.memory[-1][0] / 2),
+        "memory_mb": found.memory[-1][1],
+        "memory_growth": found.growth(),
+    }

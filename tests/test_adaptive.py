@@ -96,6 +96,12 @@ def test_scores_of_another_shape_are_refused() -> None:
             uncertainty(scores, "margin")
 
 
+def test_where_nothing_is_found_there_is_nothing_to_think_about() -> None:
+    """A store that is empty, or of which filters leave nothing."""
+    rule = Adaptive("margin", 0.0)
+    assert not rule.thinks_about(np.ones((2, 3)), lambda vectors, k: np.ones((len(vectors), 0))).any()
+
+
 @pytest.mark.parametrize("threshold", [0.25, None])
 def test_a_rule_is_saved_beside_the_weights(threshold: float | None, tmp_path: Path) -> None:
     assert load_rule(tmp_path) is None

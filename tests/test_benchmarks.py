@@ -289,3 +289,33 @@ def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> No
     young = benchmark("reference").young_figures(found)
     assert young["young_direct2"] == flat["direct2"]
     assert young["young_reasoned2_minus_direct1_low"] == flat["reasoned2_minus_direct1_low"]
+
+
+def test_the_cost_of_indexing_is_that_of_slices_that_were_measured_both_ways(benchmark) -> None:
+    costs = benchmark("_indexing").costs
+    slices = [
+        {"chunks": 100.0, "indexing": 11.0, "encoding": 10.0},
+        {"chunks": 100.0, "indexing": 50.0},  # the machine did something else
+        {"chunks": 50.0, "indexing": 6.0, "encoding": 5.0},
+    ]
+    found = costs([*slices, {"chunks": 0.0, "settling": 1.0}])
+    assert found["encoding_seconds"] == pytest.approx(15 / 0.6)
+    assert found["indexing_over_encoding"] == pytest.approx(17 / 15 + 1 / 25)
+    assert found["indexing_seconds"] == pytest.approx(68)
+    assert (found["indexing_over_encoding_least"], found["indexing_over_encoding_most"]) == (1.1, 1.2)
+    with pytest.raises(SearchR3Error, match="begin anew"):
+        costs(slices)
+
+
+def test_parts_of_serving_that_are_known_are_not_measured_again(benchmark, monkeypatch, tmp_path) -> None:
+    serving, asked = benchmark("serving"), []
+    options = SimpleNamespace(work=tmp_path, model=None, size={"rounds": 1}, parts=["engine", "api"])
+    options.folder = serving.folder_of(options)
+    monkeypatch.setattr(serving, "measured", lambda part, _: asked.append(part) or {f"{part}_figure": 1.0})
+    first = serving.figures_of(options)
+    assert asked == ["engine", "api"] and {"engine_figure", "api_figure"} < set(first)
+    options.parts = ["load"]
+    assert serving.figures_of(options) == {**first, "load_figure": 1.0}
+    assert asked == ["engine", "api", "load"]
+    monkeypatch.setattr(serving, "code", lambda: "another")
+    assert serving.folder_of(options) != options.folder

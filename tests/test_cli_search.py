@@ -102,7 +102,10 @@ def test_what_cannot_be_is_told_in_one_line(tiny_model: Path) -> None:
     assert refused("search", "x", "--store", "http://localhost/").startswith(
         "http://localhost/: give Qdrant's"
     )
-    assert "Qdrant does not do it" in refused("search", "x", "--store", "http://127.0.0.1:9/notes")
+    for place in ("http://localhost:port/notes", "http://localhost:99999/notes", "http://[::1/notes"):
+        assert refused("search", "x", "--store", place).startswith(f"{place}: give Qdrant's address")
+    for place in ("http://127.0.0.1:9/notes", "http://[::1]:9/notes"):
+        assert f"{place}: Qdrant does not do it" in refused("search", "x", "--store", place)
     assert "--hybrid, --path, --type" in refused("search", "x", "--run", "r", "--hybrid")
     assert refused("search", "x", "--store", "s", "--type", "exe").startswith(
         "--type exe: not known; choose of"

@@ -120,6 +120,13 @@ def test_sampling_hangs_on_the_seed_alone(search: SearchR3) -> None:
     assert len(many) > 1
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-39, 5e-324])
+def test_next_to_no_temperature_is_greedy_and_fails_nobody(search: SearchR3, temperature: float) -> None:
+    greedy = run(Engine(search), tasks_for(search, QUERIES))
+    cold = run(Engine(search), tasks_for(search, QUERIES, temperature=temperature))
+    assert [task.said for task in cold] == [task.said for task in greedy]
+
+
 def test_chat_ends_with_the_turn_and_has_no_vector(search: SearchR3) -> None:
     prompts = search.conversation.chat_prompts(QUERIES)
     eos = search.tokenizer.eos_token_id

@@ -36,3 +36,8 @@ def test_loses_no_letter_and_leaves_nothing_in_upper_case(text):
 def test_splitting_the_joined_words_changes_nothing(text):
     words = split_identifiers(text)
     assert split_identifiers(" ".join(words)) == words
+
+
+@given(st.text(alphabet=st.characters(codec="ascii")))
+def test_a_letter_of_another_alphabet_elsewhere_changes_nothing(text):
+    assert split_identifiers(f"{text} é") == [*split_identifiers(text), "é"]

@@ -135,7 +135,8 @@ class Adaptive:
         if not len(vectors) or self.threshold is None:
             return np.zeros(len(vectors), dtype=bool)
         if callable(documents):
-            return self.thinks(documents(vectors, DEPTH))
+            scores = documents(vectors, DEPTH)
+            return self.thinks(scores) if scores.shape[1] else np.zeros(len(vectors), dtype=bool)
         if not len(documents):
             raise ValueError('reasoning="auto" needs the vectors of at least one document')
         return self.thinks(top_k(vectors, documents, DEPTH)[0])

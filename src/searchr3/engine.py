@@ -20,7 +20,7 @@ from torch import Tensor
 
 from searchr3.embedding import WORTH_SHARING, Beginning, Embedder, backbone, tokens_per_pass
 from searchr3.errors import ModelError
-from searchr3.generation import pad_ids, padding_id, without_wrapper
+from searchr3.generation import COLDEST, pad_ids, padding_id, without_wrapper
 from searchr3.tasks import Runner, Task
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Engine(Runner):
             tokens = logits.argmax(dim=-1).tolist()
             for row, task in enumerate(tasks):
                 if task._draw is not None:
-                    chances = (logits[row] / task.temperature).softmax(dim=-1)
+                    chances = (logits[row] / max(task.temperature, COLDEST)).softmax(dim=-1)
                     tokens[row] = int(torch.multinomial(chances, 1, generator=task._draw))
         for task, token in zip(tasks, tokens, strict=True):
             self._take(task, token, stops)

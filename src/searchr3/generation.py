@@ -13,6 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from searchr3.conversation import Conversation
 
+COLDEST = 1e-4  # a lower temperature samples at this one: scores over less would not be numbers any more
+
 
 @dataclass(frozen=True)
 class Reasoning:
@@ -76,7 +78,7 @@ def generate_ids(
     ids, mask = pad_ids(prompts, pad_id, left=True)
     device = next(model.parameters()).device
     sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        {"do_sample": True, "temperature": max(temperature, COLDEST), "top_k": 0, "top_p": 1.0}
         if temperature
         else {"do_sample": False}
     )

@@ -20,6 +20,8 @@ def split_identifiers(text: str) -> list[str]:
     >>> split_identifiers("getFileName_v2(HTTPServer)")
     ['get', 'file', 'name', 'v2', 'http', 'server']
     """
+    if text.isascii():  # the pattern itself never crosses from one run to the next
+        return [part.lower() for part in _ASCII_PART.findall(text)]
     words: list[str] = []
     for run in _RUN.findall(text):
         pattern = _ASCII_PART if run.isascii() else _OTHER_PART

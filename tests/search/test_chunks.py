@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from searchr3.errors import SearchR3Error
 from searchr3.search.chunks import chunks_of, fitted
+from searchr3.search.headings import headings
 from searchr3.search.kinds import kind_of
 from searchr3.search.readers import Section, read
 
@@ -82,6 +83,22 @@ def test_markdown_knows_its_headings_and_no_comment_in_code_is_one() -> None:
     )
     headings = [chunk.heading for chunk in chunks_of(section(text), KINDS["md"], 200)]
     assert list(dict.fromkeys(headings)) == ["Guide", "Guide > Install", "Guide > Use"]
+
+
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [
+        ("# One", "One"),
+        ("  ## Two ## ", "Two"),
+        ("# C#", "C#"),
+        ("# #", ""),
+        ("# a" + " " * 200_000 + "b", None),
+    ],
+)
+def test_headings_as_they_are_written(line: str, heading: str | None) -> None:
+    """The last one is a trap for a regular expression that goes back."""
+    found = headings(f"{line}\ntext", KINDS["md"])(len(line) + 1, len(line) + 5)
+    assert found == heading if heading is not None else found.startswith("a ")
 
 
 def test_what_is_left_over_goes_with_its_neighbour() -> None:

@@ -200,3 +200,15 @@ def test_one_writer_at_a_time(desk) -> None:
     ):
         desk.index("a.md")
     assert desk.index("a.md").unchanged == 1
+
+
+def test_chunks_of_like_length_are_encoded_together(desk) -> None:
+    """So that little is padded; and still each is written in its own place, batch by batch."""
+    for i in range(16):
+        desk.write(f"docs/{i:02}.md", "word " * (1 if i % 2 else 30))
+    batches: list[list[int]] = []
+    real = desk.model.encode
+    desk.model.encode = lambda rendered: batches.append([*map(len, rendered)]) or real(rendered)
+    desk.index("docs", batch=4)
+    assert [len({*batch}) for batch in batches] == [1, 1, 1, 1]
+    assert all(len(text.split()) == (1 if int(path[5:7]) % 2 else 30) for path, text in desk.texts().items())

@@ -65,6 +65,40 @@ def test_broken_html_is_read_as_far_as_it_goes(html: str) -> None:
     assert lines == sorted(lines)
 
 
+def test_comments_and_stray_brackets_hide_no_text_and_no_line() -> None:
+    html = """<p>one <!-- <b>hidden
+--> if a < b and <a title="x > y <z>">then</a>
+<p>two <3 <img alt="never closed"""
+    assert html_text(html) == (
+        'one if a < b and then\n\ntwo <3 <img alt="never closed',
+        [1, 3, 3],
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<",
+        "<a ",
+        "<a b='",
+        '<a b="',
+        "<!--",
+        "<!",
+        "<![",
+        "<?",
+        "</",
+        "</a <",
+        "<script>",
+        "<a/",
+        "&#",
+        "<pre>x",
+    ],
+)
+def test_a_page_of_nothing_but_beginnings_is_read_in_no_time(part: str) -> None:
+    """Of which the parser of some Pythons would need hours."""
+    html_text(part * 50_000)
+
+
 def pdf(*pages: str) -> bytes:
     """A PDF of these pages, written by hand, so that no other library is needed for it."""
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))

@@ -12,7 +12,7 @@ from searchr3.search.qdrant_store import QdrantStore
 from searchr3.search.search import StoreSearch, chosen_paths, known_kinds
 from searchr3.search.snippet import marked, snippet
 from searchr3.search.store import Row
-from searchr3.search.words import fused, index_words
+from searchr3.search.words import _stem, fused, index_words
 
 from desk import Desk, WordModel  # isort: skip
 
@@ -173,6 +173,12 @@ def test_patterns(pattern: str) -> None:
 
 def test_words_are_split_and_stemmed() -> None:
     assert index_words("The HTTPServers of read_lines2") == ["http", "server", "read", "lines2"]
+
+
+def test_no_word_is_so_long_that_it_fills_the_memory() -> None:
+    before = _stem.cache_info().currsize
+    assert index_words("x" * 100_000) == ["x" * 100_000]
+    assert _stem.cache_info().currsize == before
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefg"), unique=True), min_size=1, max_size=3))

@@ -83,9 +83,11 @@ class Shelf:
     instruction = None
     filters = False
 
-    def find(self, asked: Question) -> list[Hit]:
-        if asked.types:
+    def check(self, hybrid: bool, paths: Any, types: Any) -> None:
+        if types:
             raise Refused("no types here")
+
+    def find(self, asked: Question) -> list[Hit]:
         order = np.argsort(-asked.vector[:3], kind="stable")[: asked.k]
         return [
             Hit(rank, float(asked.vector[row]), f"d{row}", "<b>", f"{asked.thought}\ud800", {"line": "3"})

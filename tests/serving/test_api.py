@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from fastapi.exceptions import RequestValidationError
 
 from searchr3.embedding import shorten
 from searchr3.generation import generate_ids
@@ -264,6 +265,15 @@ def test_a_search_finds_and_tells(serving: Callable[..., Any], patient: Patient)
             assert message in told and place == param
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_search_that_cannot_be_is_refused_before_anything_is_thought(
+    serving: Callable[..., Any], patient: Patient, stream: bool
+) -> None:
+    with serving(patient, searcher=Shelf()) as client:
+        told, _ = fault(client, 422, "/search", {"query": "x", "types": ["md"], "stream": stream})
+        assert told == "no types here" and patient.entered == 0
+
+
 def test_without_documents_there_is_nothing_to_search(tiny: httpx2.Client) -> None:
     for more in ({}, {"stream": True}):
         told, _ = fault(tiny, 404, "/search", {"query": "x", **more})
@@ -303,7 +313,7 @@ def test_health_metrics_and_pages(tiny: httpx2.Client) -> None:
     lines = dict(line.rsplit(" ", 1) for line in tiny.get("/metrics").text.splitlines() if line[0] != "#")
     assert float(lines['searchr3_requests_total{route="/v1/embeddings",status="200"}']) >= 1
     assert float(lines['searchr3_said_tokens_total{what="thinking"}']) >= 1
-    assert float(lines["searchr3_active_requests"]) == 0
+    assert float(lines["searchr3_active_requests"]) == 0 and float(lines["searchr3_steps_total"]) >= 1
     page = tiny.get("/docs")
     assert "/v1/embeddings" in page.text and "EmbeddingRequest" in page.text and "<script" not in page.text
     assert "style-src 'sha256-" in page.headers["content-security-policy"]
@@ -317,6 +327,35 @@ def test_health_metrics_and_pages(tiny: httpx2.Client) -> None:
 def test_what_there_is_not(tiny: httpx2.Client, method: str, path: str, status: int) -> None:
     response = tiny.request(method, path)
     assert response.status_code == status and set(response.json()) == {"error"}
+
+
+MANY = ",".join(f'"k{number}":1' for number in range(20_000))
+FAULTY = [
+    ("/v1/embeddings", f'{{"model":"tiny","input":["x"{",1" * 20_000}]}}'),
+    ("/v1/embeddings", f'{{"model":"tiny","input":"x",{MANY}}}'),
+    (
+        "/v1/chat/completions",
+        '{"model":"tiny","messages":[{"role":"user","content":[%s1]}]}' % ("1," * 20_000),
+    ),
+    ("/search", f'{{"query":"x","reasoning":{{{MANY}}},{MANY}}}'),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), FAULTY)
+def test_a_request_that_is_wrong_throughout_costs_as_one_that_is_wrong_once(
+    tiny: httpx2.Client, monkeypatch: pytest.MonkeyPatch, path: str, body: str
+) -> None:
+    """A fault is some hundred bytes of error each; a body of 8 MB has room for millions."""
+    counts: list[int] = []
+    real = RequestValidationError.__init__
+
+    def counted(self: Any, errors: Any, **more: Any) -> None:
+        counts.append(len(errors))
+        real(self, errors, **more)
+
+    monkeypatch.setattr(RequestValidationError, "__init__", counted)
+    response = tiny.post(path, content=body.encode(), headers={"content-type": "application/json"})
+    assert response.status_code == 422 and counts == [1]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b'{"input": ' + b"9" * 5000 + b"}"])

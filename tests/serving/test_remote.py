@@ -234,6 +234,12 @@ def test_health_tells_what_is_wrong(remote: Callable[..., Remote], chat_server: 
             assert (health.json()["ready"], health.json()["trouble"]) == (trouble is None, trouble)
 
 
+def test_what_nobody_counts_is_no_figure(client: httpx2.Client) -> None:
+    embed(client, "x", "tiny:think", max_thinking_tokens=2)
+    figures = client.get("/metrics").text
+    assert "searchr3_said_tokens_total" in figures and "searchr3_steps" not in figures
+
+
 def test_a_server_that_is_not_there(tiny_model: Path) -> None:
     nobody = "http://127.0.0.1:9"
     with running(Remote(VLLMModel(tiny_model, nobody))) as client:

@@ -30,6 +30,9 @@ class Files(Shelf):
 
     filters = True
 
+    def check(self, hybrid: bool, paths: Any, types: Any) -> None:
+        """All of it can be asked."""
+
     def find(self, asked: Question) -> list[Hit]:
         paths = [f"docs/{EVIL}.md", "src/parse.py", LONG]
         return [
@@ -47,7 +50,7 @@ class Files(Shelf):
                     "text": f"{EVIL}\n" + "x" * 500,
                 },
             )
-            for hit in super().find(replace(asked, thought="", types=()))
+            for hit in super().find(replace(asked, thought=""))
             for path in [paths[int(hit.document_id[1:])]]
         ]
 
@@ -280,7 +283,8 @@ def test_an_error_in_a_stream_and_a_server_that_is_gone(serving: Any, patient: P
 FAILURES = [
     ({"status": 413}, "too long for this server; shorten it", False),
     ({"status": 422, "json": {"error": {"message": "k: too large"}}}, "this: k: too large.", False),
-    ({"status": 503, "headers": {"Retry-After": "5"}}, "is shutting down. Try again", True),
+    ({"status": 503, "headers": {"Retry-After": "5"}}, "may be shutting down. Try again", True),
+    ({"status": 503, "json": {"error": {"message": "no files; later"}}}, "now: no files. Try again", True),
     ({"status": 502, "body": "<html>"}, "could not do this: status 502.", False),
     ({"body": 'event: reasoning\ndata: {"text":"so"}\n\nevent: an'}, "lost in the middle", True),
 ]

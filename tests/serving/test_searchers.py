@@ -1,6 +1,9 @@
 """What a server searches: the same hits as the command finds."""
 
+import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from searchr3.search.store import open_store
 from searchr3.search.work import opened_for_writing
 from searchr3.serving.searchers import RunSearcher, StoreSearcher
 from searchr3.serving.worker import Worker
+
+from .conftest import Doubt, Patient, Shelf
 
 
 @pytest.fixture
@@ -60,6 +65,42 @@ def test_a_server_of_a_store_finds_what_the_command_finds(
         assert refused.status_code == 422 and "not known; choose of" in refused.json()["error"]["message"]
         nothing = client.post("/search", json={"query": "x", "paths": ["/etc/passwd", "../*"]})
         assert nothing.json()["hits"] == []
+
+
+def test_a_store_that_cannot_be_read_is_unavailable_and_tells_nothing(
+    notes: str, reference: SearchR3, patient: Patient, serving: Callable[..., Any]
+) -> None:
+    patient.go.set()
+    patient.dimension = reference.dimension
+    opened = open_store(notes)
+    with serving(patient, searcher=StoreSearcher(StoreSearch(opened, reference)), rule=Doubt()) as client:
+        shutil.rmtree(Path(notes) / "chunks.lance")
+        for more in ({"reasoning": "off"}, {"reasoning": "auto"}, {"reasoning": "off", "hybrid": True}):
+            response = client.post("/search", json={"query": "parse a date", **more})
+            assert response.status_code == 503 and "retry-after" in response.headers
+            assert "the documents cannot be searched now" in response.text and notes not in response.text
+        health = client.get("/health")
+        assert health.status_code == 503 and health.json()["documents"] is None
+        assert health.json()["trouble"].startswith("the documents cannot be searched now")
+
+
+def test_counting_documents_holds_nobody_up(patient: Patient, serving: Callable[..., Any]) -> None:
+    """As where they are in a cluster that takes its time."""
+    counting, go = threading.Event(), threading.Event()
+
+    class Far(Shelf):
+        @property
+        def documents(self) -> int:
+            counting.set()
+            assert go.wait(30)
+            return 3
+
+    with serving(patient, searcher=Far()) as client, ThreadPoolExecutor(1) as pool:
+        health = pool.submit(client.get, "/health")
+        assert counting.wait(30)
+        assert client.get("/health/live").status_code == 200
+        go.set()
+        assert health.result().json()["documents"] == 3
 
 
 def test_scores_are_the_best_cosines(notes: str, reference: SearchR3) -> None:

@@ -14,7 +14,8 @@ from searchr3.search.kinds import Kind
 Place = Callable[[int, int], str]
 """The heading of the characters from one offset to another."""
 
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")
+_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)")
+_CLOSED = re.compile(r"(?:^|[ \t])#+$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _DEFINES = ("definition", "declaration", "declarator", "item", "class", "module", "method", "specifier")
 
@@ -51,7 +52,8 @@ def _markdown(text: str) -> Place:
                 fence = ""
         elif not fence and (found := _ATX.match(line)):
             level = len(found[1])
-            open_ = [(depth, title) for depth, title in open_ if depth < level] + [(level, found[2])]
+            said = _CLOSED.sub("", found[2].strip()).strip()
+            open_ = [(depth, title) for depth, title in open_ if depth < level] + [(level, said)]
             starts.append(offset)
             paths.append(" > ".join(title for _, title in open_ if title))
         offset += len(line) + 1

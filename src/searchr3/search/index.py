@@ -22,6 +22,7 @@ from searchr3.search.summary import Summary, counted
 Progress = Callable[[str, int, int], None]
 
 BATCH = 256  # chunks that are encoded and written together: what Ctrl-C loses at most
+_WINDOW = 4  # batches that are looked at, so that those of a batch are of like length: less is padded
 _COPIED = 100  # files whose rows are copied together
 _READING = 1  # version of how files are read and chunked: another one means that all are read anew
 
@@ -218,7 +219,7 @@ class _Indexing:
                 self._finish([job])
             for place, chunk, rendered in todo:
                 self._buffer.append((job, place, chunk, rendered))
-                if len(self._buffer) >= self.batch:
+                if len(self._buffer) >= _WINDOW * self.batch:
                     self._flush()
         self._flush()
         if jobs:
@@ -229,10 +230,14 @@ class _Indexing:
             yield from fitted(section, file.kind, self.facts.size, self.encoder.render)
 
     def _flush(self) -> None:
-        """Encode and write what has come together; files whose chunks are all there now are searched so."""
-        if not self._buffer:
-            return
-        waiting, self._buffer = self._buffer, []
+        """Encode and write what has come together, batch by batch."""
+        waiting = sorted(self._buffer, key=lambda one: len(one[2].text))
+        self._buffer = []
+        for start in range(0, len(waiting), self.batch):
+            self._write(waiting[start : start + self.batch])
+
+    def _write(self, waiting: Sequence[tuple[_Job, int, Chunk, Any]]) -> None:
+        """One batch; files whose chunks are all there now are searched so."""
         vectors = self.encoder.encode([rendered for *_, rendered in waiting])
         jobs = list({id(job): job for job, *_ in waiting}.values())
         self._mark(jobs)

@@ -50,15 +50,17 @@ class QdrantStore:
         Raises:
             SearchR3Error: the URL names no collection, or nothing answers there.
         """
-        parts = urlsplit(url)
-        collection = parts.path.strip("/")
-        if not parts.hostname or not collection or "/" in collection:
+        try:
+            parts = urlsplit(url)
+            host, port, collection = parts.hostname, parts.port, parts.path.strip("/")
+        except ValueError:  # no such port, half an IPv6 address
+            host = port = collection = None
+        if not host or not collection or "/" in collection:
             raise SearchR3Error(
                 f"{url}: give Qdrant's address and a collection, as http://localhost:6333/notes"
             )
-        server = (
-            f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 6333)}"
-        )
+        shown = f"[{host}]" if ":" in host else host
+        server = f"{parts.scheme}://{shown}:{port or (443 if parts.scheme == 'https' else 6333)}"
         client = QdrantClient(
             url=server, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60, check_compatibility=False
         )

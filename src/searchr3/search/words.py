@@ -10,6 +10,7 @@ from searchr3.words import split_identifiers
 
 T = TypeVar("T", bound=Hashable)
 
+LONGEST = 64  # characters of a word that has an English ending; longer ones are not kept in memory either
 RRF = 60  # as in the paper: how little the first rank counts for more than the next ones
 
 
@@ -21,7 +22,8 @@ def index_words(text: str) -> list[str]:
     >>> index_words("The getFileNames of parsers")
     ['get', 'file', 'name', 'parser']
     """
-    return [stem for word in split_identifiers(text) if (stem := _stem(word))]
+    words = split_identifiers(text)
+    return [stem for word in words if (stem := _stem(word) if len(word) <= LONGEST else word)]
 
 
 def fused(rankings: Sequence[Sequence[T]]) -> list[tuple[T, float]]:

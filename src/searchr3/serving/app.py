@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +30,8 @@ WORK = ("/v1/embeddings", "/v1/chat/completions", "/search")
 """Routes that use the model."""
 OPEN = ("/health", "/health/live", "/docs", "/openapi.json", *PAGE)
 """Routes that need no key: they tell nothing of documents or of use."""
+
+T = TypeVar("T", Vectors, Answer)
 
 router = APIRouter()
 
@@ -55,15 +58,8 @@ async def embeddings(request: Request, asked: schemas.EmbeddingRequest) -> Respo
         return Json(_embeddings(asked, await service.vectors(texts, how)))
     if len(texts) != 1:
         raise ApiError(422, f"a stream is of one input, got {len(texts)}", "input")
-
-    async def source() -> AsyncGenerator[Event, None]:
-        async for event in service.stream(texts[0], how):
-            if isinstance(event, str):
-                yield "reasoning", {"text": event}
-            else:
-                yield "embedding", _embeddings(asked, event)
-
-    return await events(source(), request.state.deadline, request.state.id)
+    source = _spoken(service.stream(texts[0], how), "embedding", partial(_embeddings, asked))
+    return await events(source, request.state.deadline, request.state.id)
 
 
 def _embeddings(asked: schemas.EmbeddingRequest, found: Vectors) -> dict[str, Any]:
@@ -87,19 +83,20 @@ def _embeddings(asked: schemas.EmbeddingRequest, found: Vectors) -> dict[str, An
 async def search(request: Request, asked: schemas.SearchRequest) -> Response:
     """Think about a query, embed it, and look for the nearest documents."""
     service = service_of(request)
-    if not asked.stream:
-        async for event in service.search(asked):
-            if isinstance(event, Answer):
-                return Json(_found(asked, event))
+    source = _spoken(service.search(asked), "answer", partial(_found, asked))
+    if asked.stream:
+        return await events(source, request.state.deadline, request.state.id)
+    ((_, answer),) = [event async for event in source]  # without a stream nothing comes before it
+    return Json(answer)
 
-    async def source() -> AsyncGenerator[Event, None]:
-        async for event in service.search(asked):
-            if isinstance(event, str):
-                yield "reasoning", {"text": event}
-            else:
-                yield "answer", _found(asked, event)
 
-    return await events(source(), request.state.deadline, request.state.id)
+async def _spoken(
+    said: AsyncGenerator[str | T, None], name: str, shape: Callable[[T], dict[str, Any]]
+) -> AsyncGenerator[Event, None]:
+    """Events of a thought, and of the answer behind it."""
+    async with aclosing(said) as pieces:
+        async for piece in pieces:
+            yield ("reasoning", {"text": piece}) if isinstance(piece, str) else (name, shape(piece))
 
 
 def _found(asked: schemas.SearchRequest, answer: Answer) -> dict[str, Any]:
@@ -142,12 +139,16 @@ async def health(request: Request) -> Response:
     """Ready, or not (any more)."""
     service, state = service_of(request), request.app.state
     trouble = "it is shutting down" if state.traffic.draining else await service.backend.trouble()
+    try:
+        documents = await service.documents()
+    except Unavailable as error:
+        documents, trouble = None, trouble or str(error)
     told_of = {
         "ready": trouble is None,
         "trouble": trouble,
         "model": service.name,
         "dimension": service.backend.dimension,
-        "documents": service.searcher.documents if service.searcher else None,
+        "documents": documents,
         "filters": service.searcher is not None and service.searcher.filters,
         "auto": service.searcher is not None and service.rule is not None,
         "version": __version__,

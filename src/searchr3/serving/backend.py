@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -89,7 +89,7 @@ class Figures:
     said_chat: int = 0
     read: int = 0
     texts: int = 0
-    steps: int = 0
+    steps: int = 0  # of the engine, where it is in this process
     rows: int = 0  # thoughts and chats in work
     waiting: int = 0  # texts and chats that nothing was done for yet
 
@@ -117,5 +117,5 @@ class Backend(Protocol):
     async def say(self, asks: Sequence[Ask]) -> list[Said]:
         """What comes of each."""
 
-    def stream(self, ask: Ask) -> AsyncIterator[str | Said]:
+    def stream(self, ask: Ask) -> AsyncGenerator[str | Said, None]:
         """Its text, piece by piece, and at last the whole."""

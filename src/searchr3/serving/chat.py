@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -41,17 +42,18 @@ async def chat(request: Request, asked: schemas.ChatRequest) -> Response:
 
     async def source() -> AsyncGenerator[Event, None]:
         first = {"role": "assistant"}
-        async for event in service.backend.stream(ask):
-            if isinstance(event, str):
-                yield chunk({**first, "content": event})
-                first = {}
-                continue
-            yield chunk({**first, "content": ""} if first else {}, _why(event))
-            if asked.stream_options and asked.stream_options.include_usage:
-                yield (
-                    None,
-                    {**shared, "object": "chat.completion.chunk", "choices": [], "usage": _usage(event)},
-                )
+        async with aclosing(service.backend.stream(ask)) as said:
+            async for event in said:
+                if isinstance(event, str):
+                    yield chunk({**first, "content": event})
+                    first = {}
+                    continue
+                yield chunk({**first, "content": ""} if first else {}, _why(event))
+                if asked.stream_options and asked.stream_options.include_usage:
+                    yield (
+                        None,
+                        {**shared, "object": "chat.completion.chunk", "choices": [], "usage": _usage(event)},
+                    )
         yield None, "[DONE]"
 
     return await events(source(), request.state.deadline, request.state.id)

@@ -75,7 +75,8 @@ class _Work:
         yield said
         yield CounterMetricFamily("searchr3_read_tokens", "Tokens of prompts and texts.", value=now.read)
         yield CounterMetricFamily("searchr3_texts", "Texts embedded without thinking.", value=now.texts)
-        yield CounterMetricFamily("searchr3_steps", "Steps, each a token for every row.", value=now.steps)
+        if now.steps:  # elsewhere nobody counts them
+            yield CounterMetricFamily("searchr3_steps", "Steps, each a token for every row.", value=now.steps)
         yield GaugeMetricFamily("searchr3_rows", "Thoughts and chats in work.", value=now.rows)
         yield GaugeMetricFamily("searchr3_waiting", "Texts and chats not yet begun.", value=now.waiting)
         yield GaugeMetricFamily(

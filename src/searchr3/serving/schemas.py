@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    model_validator,
+)
 
 from searchr3.answers import Hit
+
+FIELDS = 100  # of an object: more are refused at once, for each would be an error of its own
 
 
 def _whole(text: str) -> str:
@@ -43,6 +53,7 @@ def _parts(value: Any) -> Any:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
+Pattern = Annotated[str, Field(max_length=1000), AfterValidator(_whole)]
 Instruction = Annotated[str, Field(max_length=4000), AfterValidator(_whole)]
 Name = Annotated[str, Field(max_length=300), AfterValidator(_whole)]
 Thinking = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -54,6 +65,13 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > FIELDS:
+            raise ValueError(f"has {len(value)} fields, more than any request")
+        return value
+
 
 class EmbeddingRequest(Request):
     """OpenAI's, and what is special to a model that may think first."""
@@ -61,6 +79,7 @@ class EmbeddingRequest(Request):
     input: Annotated[
         list[Text],
         Field(min_length=1),
+        FailFast(),
         BeforeValidator(_texts, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
     ] = Field(description="One text or several.")
     model: Name = Field(
@@ -101,6 +120,7 @@ class Message(Request):
     content: Annotated[
         list[TextPart],
         Field(min_length=1),
+        FailFast(),
         BeforeValidator(_parts, json_schema_input_type=str | Annotated[list[TextPart], Field(min_length=1)]),
     ]
     name: str | None = Field(default=None, description="Ignored.")
@@ -161,10 +181,10 @@ class SearchRequest(Request):
         default=False, description="The reasoning as events while it is said, then the answer."
     )
     hybrid: bool = Field(default=False, description="Fuse with full text.")
-    paths: list[Text] = Field(
+    paths: list[Pattern] = Field(
         default=[], max_length=100, description="Only files below or like one of these."
     )
-    types: list[Text] = Field(
+    types: list[Name] = Field(
         default=[], max_length=100, description="Only files of these types, such as md."
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -10,11 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from searchr3.errors import SearchR3Error
-from searchr3.serving.backend import Refused
+from searchr3.serving.backend import Refused, Unavailable
 
 if TYPE_CHECKING:
     from searchr3.answers import Hit
     from searchr3.search.search import StoreSearch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ class Question:
 
 
 class Searcher(Protocol):
-    """Documents, and their vectors by the served model. Called from several threads at once."""
+    """Documents, and their vectors by the served model. Called from several threads at once.
+
+    Where they cannot be reached now, all but `instruction` and `filters` raise `Unavailable`.
+    """
 
     @property
     def documents(self) -> int:
@@ -53,12 +60,15 @@ class Searcher(Protocol):
     def filters(self) -> bool:
         """Whether it has full text, paths and types."""
 
-    def find(self, asked: Question) -> Sequence[Hit]:
-        """The best, best first.
+    def check(self, hybrid: bool, paths: Sequence[str], types: Sequence[str]) -> None:
+        """Before anything is thought: whether it can be asked so.
 
         Raises:
-            Refused: it has no full text, or nothing like paths and types.
+            Refused: it has no full text, paths or types, or a type is not known.
         """
+
+    def find(self, asked: Question) -> Sequence[Hit]:
+        """The best, best first."""
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
         """The `k` best cosines, (n, k), falling, of query vectors (n, d)."""
@@ -91,12 +101,14 @@ class RunSearcher:
     def instruction(self) -> str | None:
         return self.corpus.dataset.instruction
 
-    def find(self, asked: Question) -> Sequence[Hit]:
-        if asked.hybrid or asked.paths or asked.types:
+    def check(self, hybrid: bool, paths: Sequence[str], types: Sequence[str]) -> None:
+        if hybrid or paths or types:
             raise Refused(
                 "a run's corpus has no full text, paths or types; leave out hybrid, paths and types, "
                 "or serve a store made by `searchr3 index`"
             )
+
+    def find(self, asked: Question) -> Sequence[Hit]:
         return self.corpus.hits(asked.vector, asked.k)
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
@@ -114,18 +126,36 @@ class StoreSearcher:
 
     @property
     def documents(self) -> int:
-        return self.search.store.count()
+        with _told():
+            return self.search.store.count()
+
+    def check(self, hybrid: bool, paths: Sequence[str], types: Sequence[str]) -> None:
+        from searchr3.search.search import known_kinds
+
+        try:
+            known_kinds(types)
+        except SearchR3Error as error:
+            raise Refused(str(error).removeprefix("--")) from None
 
     def find(self, asked: Question) -> Sequence[Hit]:
         from searchr3.search.search import as_hits
 
-        try:
+        with _told():
             rows = self.search.rows(
                 asked.query, asked.vector, asked.k, asked.hybrid, asked.paths, asked.types
             )
-        except SearchR3Error as error:
-            raise Refused(str(error).removeprefix("--")) from None
         return as_hits(rows, f"{asked.query} {asked.thought}")
 
     def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
-        return self.search.scores(vectors, k)
+        with _told():
+            return self.search.scores(vectors, k)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with a store stands in the log; a client is told neither its place nor its words."""
+    try:
+        yield
+    except SearchR3Error as error:
+        log.error("the store cannot be searched: %s", error)
+        raise Unavailable("the documents cannot be searched now; ask again later") from None

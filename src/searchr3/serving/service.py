@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -194,12 +195,22 @@ class Service:
         if how.reasoning != "on":
             found, thinking = await self._direct([text], how)
         if thinking:
-            async for event in self.backend.stream(Ask(text, how.max_new_tokens, how.instruction)):
-                if isinstance(event, str):
-                    yield event
-                else:
-                    found = _with(found, 0, event)
+            ask = Ask(text, how.max_new_tokens, how.instruction)
+            async with aclosing(self.backend.stream(ask)) as events:
+                async for event in events:
+                    if isinstance(event, str):
+                        yield event
+                    else:
+                        found = _with(found, 0, event)
         yield found
+
+    async def documents(self) -> int | None:
+        """How many documents can be searched, None without any; they may be far away, so a thread counts.
+
+        Raises:
+            Unavailable: they cannot be reached now.
+        """
+        return await asyncio.to_thread(getattr, self.searcher, "documents") if self.searcher else None
 
     async def search(self, request: SearchRequest) -> AsyncGenerator[str | Answer, None]:
         """The reasoning about a query as it is said, if `stream`, and at last what was found.
@@ -213,14 +224,16 @@ class Service:
         if request.k > self.settings.hits:
             raise ApiError(422, f"must be at most {self.settings.hits} here", "k")
         self.check_texts([request.query], "query")
+        searcher.check(request.hybrid, request.paths, request.types)
         how = self._how("query", request.reasoning, request.instruction, request.max_thinking_tokens)
         started = time.perf_counter()
         if request.stream:
-            async for event in self.stream(request.query, how):
-                if isinstance(event, str):
-                    yield event
-                else:
-                    found = event
+            async with aclosing(self.stream(request.query, how)) as events:
+                async for event in events:
+                    if isinstance(event, str):
+                        yield event
+                    else:
+                        found = event
         else:
             found = await self.vectors([request.query], how)
         embedded = time.perf_counter()

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
@@ -100,7 +100,7 @@ class Worker:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         return await self._wait(Asks(poster(settle, answer), len(asks), asks=asks), answer)
 
-    async def stream(self, ask: Ask) -> AsyncIterator[str | Said]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[str | Said, None]:
         events: asyncio.Queue[Any] = asyncio.Queue()
         post = poster(events.put_nowait)
         job = Asks(post, 1, asks=[ask], heard=post)
@@ -140,6 +140,8 @@ class Worker:
                 self.engine = self._engine()
                 for job in failed:
                     job.settle(error)
+            self.figures.rows = len(self._owners)
+            self.figures.waiting = sum(job.left - len(getattr(job, "tasks", ())) for job in self._jobs())
 
     def _receive(self) -> bool:
         """Take in new requests; waits while there is nothing to do. False once all is done for good."""
@@ -168,7 +170,6 @@ class Worker:
             self._think()
         seconds = time.perf_counter() - start
         self._ahead += seconds if encodes else -seconds
-        self.figures.waiting = sum(job.left - len(getattr(job, "tasks", ())) for job in self._jobs())
 
     def _jobs(self) -> list[Job]:
         return [*self.encoding, *self.thinking]
@@ -226,7 +227,6 @@ class Worker:
         self.figures.steps += 1
         for task in took_part:
             self._hear(self._owners[task], task)
-        self.figures.rows = len(self._owners)
 
     def _feed(self) -> None:
         while len(self._owners) < self.rows:

@@ -19,7 +19,7 @@ function problem(status, said, wait) {
     413: "The question is too long for this server; shorten it.",
     429: `The server has too much to do. Try again in ${wait || 1} s.`,
     499: "The connection was lost in the middle of the answer. Try again.",
-    503: "The server is shutting down. Try again once it is back.",
+    503: `The server cannot answer now: ${said?.split(";")[0] || "it may be shutting down"}. Try again later.`,
   };
   return new Problem(status, lines[status] || `The server could not do this: ${said || `status ${status}`}.`);
 }

@@ -304,9 +304,9 @@ async function greet() {
     at("server").textContent = "The server does not answer. Is it still running?";
     return;
   }
-  const { model, documents, filters, auto, ready } = health;
+  const { model, documents, filters, auto, trouble } = health;
   const held = documents == null ? "no documents" : count(documents, filters ? "passage" : "document");
-  at("server").textContent = `${model} · ${held}${ready ? "" : " · shutting down"}`;
+  at("server").textContent = `${model} · ${held}${trouble ? ` · ${trouble}` : ""}`;
   at("nothing").hidden = documents != null;
   at("hits").hidden = documents == null;
   at("more").hidden = !filters;

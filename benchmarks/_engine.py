@@ -1,0 +1,100 @@
+"""What one pass costs and saves, and what batching gives: the engine against two passes, and with one row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median, quantiles
+
+import torch
+from _timing import in_turn, now, ratio
+
+from searchr3.engine import Engine
+from searchr3.generation import reason
+from searchr3.model import SearchR3
+from searchr3.tasks import Task
+
+TOKENS, ROWS = 64, 32
+
+
+@contextlib.contextmanager
+def no_stops(search: SearchR3) -> Iterator[None]:
+    """No token that would end a thought is ever said."""
+    stops = torch.tensor(search.conversation.stop_ids, device=search.device)
+
+    def forbid(_: object, __: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, stops, -torch.inf)
+
+    hook = search.model.get_output_embeddings().register_forward_hook(forbid)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def continuous(engine: Engine, prompts: Sequence[list[int]], embeds: bool = True) -> list[float]:
+    """Seconds of each request; as many as there are rows are always on their way."""
+    beginning = engine.conversation.reasoning_start()
+    waiting = [Task(prompt, TOKENS, embeds=embeds, beginning=beginning) for prompt in reversed(prompts)]
+    started: dict[Task, float] = {}
+    seconds = []
+    while waiting or engine.busy:
+        while waiting and len(started) < engine.rows:
+            task = engine.submit(waiting.pop())
+            started[task] = now()
+        for task in engine.step():
+            if task.done:
+                seconds.append(now() - started.pop(task))
+                assert len(task.said) == TOKENS and (task.vector is not None) == embeds
+    return seconds
+
+
+def two_passes(search: SearchR3, prompts: Sequence[list[int]]) -> list[float]:
+    """Seconds of each request: a batch thinks, then it is embedded, then the next one comes."""
+    chat, seconds = search.conversation, []
+    for start in range(0, len(prompts), ROWS):
+        batch, begun = prompts[start : start + ROWS], now()
+        thoughts = reason(search.model, chat, batch, TOKENS, 0.0, ROWS)
+        search.encode_rendered([chat.close(p, t.token_ids) for p, t in zip(batch, thoughts, strict=True)])
+        seconds += [now() - begun] * len(batch)
+    return seconds
+
+
+def engine_figures(search: SearchR3, texts: list[str], size: dict[str, float]) -> dict[str, float]:
+    """What one pass and batching are worth."""
+    count = int(size["requests"])
+    prompts = search.conversation.reasoning_prompts(texts[:count])
+    latencies: dict[str, list[float]] = {"one": [], "two": []}
+
+    def timed(call: Callable[[], list[float]], kept: str | None = None, requests: int = count) -> float:
+        start = now()
+        seconds = call()
+        if kept:
+            latencies[kept] += seconds
+        return requests / (now() - start)
+
+    batched, alone = Engine(search, ROWS), Engine(search, 1)
+    few = prompts[: max(2, count // 16)]
+    continuous(batched, prompts[:ROWS]), continuous(alone, few[:1]), two_passes(search, prompts[:ROWS])
+    found = in_turn(
+        {
+            "one": lambda: timed(lambda: continuous(batched, prompts), "one"),
+            "thinking": lambda: timed(lambda: continuous(batched, prompts, embeds=False)),
+            "two": lambda: timed(lambda: two_passes(search, prompts), "two"),
+            "single": lambda: timed(lambda: continuous(alone, few), requests=len(few)),
+        },
+        int(size["rounds"]),
+    )
+    figures = {
+        "thinking_tokens": TOKENS,
+        "concurrent": ROWS,
+        "one_pass_overhead": median(found["thinking"]) / median(found["one"]) - 1,
+        **ratio("throughput_vs_two_pass", found["one"], found["two"]),
+        **ratio("batched_vs_single", found["one"], found["single"]),
+        "requests_a_second": median(found["one"]),
+        "tokens_a_second": median(found["one"]) * TOKENS,
+    }
+    for name, label in (("one", ""), ("two", "_two_pass")):
+        cuts = quantiles(latencies[name], n=100)
+        figures |= {f"p50_ms{label}": 1000 * cuts[49], f"p95_ms{label}": 1000 * cuts[94]}
+    return {**figures, "p95_vs_two_pass": figures["p95_ms"] / figures["p95_ms_two_pass"]}
