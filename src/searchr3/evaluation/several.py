@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "suite.json"
 _ANYHOW = ("cache", "progress", "key_variable")  # options that change no figure
-_CANDIDATES = 1000  # hits a query where candidates are ordered anew: p-MRR looks at all of them
+_CANDIDATES = 1000  # hits a query where p-MRR is the measure, which looks at all candidates
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,13 @@ class Plan:
 
     def measure(self, model: Embedder, source: str, dataset: RetrievalDataset) -> Results:
         """`evaluate`, how it was asked, and the metric of the task's own where there is one."""
-        few = any(not one.others for one in dataset.eligible.values())
-        depth = {"depth": _CANDIDATES} if few else {}
+        from searchr3.evaluation.mteb_adapter import judged_by_change, own_scores
+
+        depth = {"depth": _CANDIDATES} if judged_by_change(source) else {}
         results = evaluate(model, dataset, self.split, name=self.model, **{**depth, **self.options})
         told = {"options": self.told(source), "digest": digest_of(model)}
         results = replace(results, extras={**results.extras, **told})
-        if source.startswith(MTEB):
-            from searchr3.evaluation.mteb_adapter import own_scores
-
-            results = replace(results, scores=own_scores(source, dataset, results))
-        return results
+        return replace(results, scores=own_scores(source, dataset, results))
 
 
 def evaluate_several(
