@@ -73,7 +73,7 @@ def make_dataset(recipe: Recipe) -> RetrievalDataset:
     refuse_a_base_that_knows(recipe, dataset)
     if not (recipe.stage1.steps and data.trace_words):
         return dataset
-    return make_traces(dataset, ("stage1",), data.trace_words)
+    return make_traces(dataset, ("stage1",), data.trace_words, data.trace)
 
 
 def limited(dataset: RetrievalDataset, recipe: Recipe) -> RetrievalDataset:
@@ -126,7 +126,7 @@ def make_sources(
         if asked.dev_queries:
             dataset.split("dev")
         words = recipe.data.trace_words
-        found.append(make_traces(dataset, splits, words) if words else dataset)
+        found.append(make_traces(dataset, splits, words, recipe.data.trace) if words else dataset)
     return found
 
 
