@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py --packs DIR --output benchmarks/results/evidence.json
     python benchmarks/evidence.py --packs DIR --parts tldr mixed --output …       these parts alone
+    python benchmarks/evidence.py --packs DIR --from BASE --output …              a base that goes on from it
 
 DIR holds a BEIR folder for each of tldr, nl2bash, medquad, and, to be tested on alone, scifact, cosqa and
 mbxp_code. Without it only the part on installed Python code is made. What is done is kept in the work folder;
@@ -9,7 +10,9 @@ what was interrupted goes on where it was.
 
 base      one base for all: causal pretraining on the installed Python code, the documents of the four data
           sets and, as conversations, training queries with their answers, as a large model has read many.
-          "Few labels" is therefore about the contrastive loss alone. Nothing of the three other packs
+          "Few labels" is therefore about the contrastive loss alone. Nothing of the three other packs. 3,000
+          steps from nothing; with --from 1,500 from the weights of a base that was made before, such as one
+          of Python code: whatever that one has read was read, and its `base.json` is part of this one's
 python, tldr, nl2bash, medquad   both stages and control (a), each on its own data, tested there
 mixed     the same on the four data sets as one, of each a part, tested on all seven packs as they are:
           on three of them zero-shot
@@ -77,6 +80,7 @@ FULL = {
 QUICK = {
     "documents": 600,
     "base": ("--steps=2", "--tokens=1024", "--width=64", "--layers=1", "--heads=2", "--vocabulary=2048"),
+    "continued": ("--steps=2", "--tokens=1024"),
     "share": 0.4,
     "of_each": 200,
     "stage1_of_each": 50,
@@ -137,6 +141,8 @@ def make_base(options: Namespace) -> Path:
         ]
         python = ["--no-python"] if options.quick else ["--python"]  # to read all code takes minutes
         share = options.size["share"] / len(own(options))
+        start = options.start
+        training = [f"--from={start}", *options.size["continued"]] if start else options.size["base"]
         shares = [f"--share={name}-pairs={share}" for name in own(options)]
         make(
             [
@@ -147,7 +153,7 @@ def make_base(options: Namespace) -> Path:
                 *shares,
                 "--dev-share=0.01",
                 "--resume",
-                *options.size["base"],
+                *training,
             ]
         )
     return place
@@ -282,6 +288,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--packs", type=Path, help="folder of the packs, a BEIR folder each")
     parser.add_argument("--work", type=Path, help="default runs/benchmark-evidence, with -quick if short")
+    parser.add_argument(
+        "--from", dest="start", type=Path, metavar="BASE", help="base that the base of all parts goes on from"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="only these")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe")
     options = parser.parse_args()
