@@ -23,7 +23,8 @@ Arms, nDCG@10 on the test split with the whole corpus searched; one seed:
 direct1, reasoned1, direct2, reasoned2   both stages, without and with a thought
 auto        stage 2 thinking where its direct ranking is unsure, by a rule chosen on the dev queries of the
             part's own data
-control_a   stage 1 continued on the queries of stage 2 by InfoNCE alone, for as many gradient tokens
+control_a   stage 1 continued on the queries of stage 2 by InfoNCE alone, for as many gradient tokens, at the
+            learning rate of stage 2 or of stage 1, whichever is better on dev
 st_mnrl     the base trained by sentence-transformers (MultipleNegativesRankingLoss, its own trainer, batches
             without duplicates, last token pooled): stage 1's pairs, steps, batch, temperature, conversations
             and schedule. Its learning rate is the best of three on the first part's dev queries, ours was
@@ -57,6 +58,7 @@ from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
 from searchr3.evidence import Plan, gather
 from searchr3.files import write_json
+from searchr3.findings import chosen_direct_only
 from searchr3.progress import hush_transformers
 from searchr3.training.recipe_file import load_recipe
 
@@ -65,13 +67,12 @@ OWN = ("python", "tldr", "nl2bash", "medquad")
 FOREIGN = ("scifact", "cosqa", "mbxp_code")
 PARTS = (*OWN, "mixed", "checks")
 LENGTHS = {"python": 128, "tldr": 96, "nl2bash": 96, "medquad": 192, "mixed": 160}
-MODELS = {"stage1": "stage1", "stage2": "stage2", "control_a": "direct_only/stage1"}  # in the seed's folder
-RESULTS = {"control_a": "direct_only"}
 RATES = (0.5, 1.0, 2.0)  # times the recipe's
 
 FULL = {
     "documents": 16_000,  # of the Python code
-    "base": ("--steps=4000", "--size=5m"),
+    "base": ("--steps=3000", "--size=5m"),
+    "continued": ("--steps=1500",),  # the base, where it goes on from another one
     "share": 0.4,  # of the base's rows, conversations
     "of_each": 8_000,  # documents, in the mixed data set
     "stage1_of_each": 500,
@@ -215,11 +216,13 @@ def train_rival(part: str, options: Namespace) -> Path:
 def measured(part: str, test: str, options: Namespace) -> dict[str, Path]:
     """Model of a part → what `evaluate` found on a test set; what is there is kept."""
     seed = train(part, options) / "seed-0"
-    models = {name: seed / place for name, place in MODELS.items()} | {"st_mnrl": train_rival(part, options)}
+    direct_only = chosen_direct_only(seed)
+    models = {name: seed / name for name in ("stage1", "stage2")}
+    models |= {"control_a": seed / direct_only / "stage1", "st_mnrl": train_rival(part, options)}
     found = {}
     recipe = load_recipe(seed.parent / "recipe.yaml")
     for name, folder in models.items():
-        known = seed / "results" / f"{RESULTS.get(name, name)}.json"
+        known = seed / "results" / f"{direct_only if name == 'control_a' else name}.json"
         place = found[name] = options.work / "results" / f"{part}-{test}" / f"{name}.json"
         if part == test and name != "stage2" and known.is_file():
             found[name] = known  # measured when it was trained
