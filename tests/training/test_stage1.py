@@ -79,7 +79,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[float], weights: lis
     """Dev scores as told; the weights at each are kept."""
     left: Iterator[float] = iter(figures)
 
-    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
+    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0, cost: Any = None) -> dict[str, float]:
         weights.append({name: weight.clone() for name, weight in model.model.state_dict().items()})
         return {"direct": next(left), "reasoned": 0.0}
 
@@ -445,6 +445,24 @@ def test_training_learns_and_leaves_a_curve(
     assert [news["step"] for news in told if "loss" in news] == list(range(1, 9))
     assert all(news["stage"] == "stage1" and news["steps"] == 8 for news in told)
     assert not search.model.training
+
+
+@pytest.mark.parametrize(
+    ("overrides", "thinks"),
+    [
+        (("stage1.own_samples=1",), True),  # every query gets a thought of the model's own
+        (("stage1.own_samples=0",), False),
+        (("stage1.own_samples=1", "stage1.reasoned_share=0"), False),
+    ],
+)
+def test_dev_is_reasoned_where_reasoned_queries_are_trained_without_a_trace(
+    make_trainer: Callable[..., Stage1Trainer],
+    toy: RetrievalDataset,
+    overrides: tuple[str, ...],
+    thinks: bool,
+) -> None:
+    trainer = make_trainer(*overrides, "stage1.noisy_traces=0", dataset=toy.without_reasoning())
+    assert ("eval_reasoned" in trainer.evaluate()) == thinks
 
 
 def test_data_on_disk_are_learnt_as_data_in_memory(

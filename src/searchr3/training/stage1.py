@@ -108,7 +108,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.maker = self.makers[0]
         if self.base is not None and self.is_fsdp_enabled:  # it is dealt among the processes too
             self.base = prepare_fsdp(self.base, self.accelerator)
-        self.think_on_dev = bool(self.maker.trace_pool) and self.stage.reasoned_share > 0
+        has_thoughts = self.stage.own_samples > 0 or bool(self.maker.trace_pool)
+        self.think_on_dev = has_thoughts and self.stage.reasoned_share > 0
         if self.group.rank:  # its dropout and the thoughts that it samples are not the first one's again
             set_seed(recipe.seed + self.group.rank)
 

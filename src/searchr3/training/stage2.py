@@ -84,6 +84,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         tell: Tell | None = None,
     ):
         self.recipe, self.stage = recipe, recipe.stage2
+        self.cost_on_dev = self.stage.reward.cost if self.stage.reward.length else None
         self.conversation = search.conversation
         self.pad_id = padding_id(search.conversation)
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
@@ -132,8 +133,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
 
     def dev_score(self, figures: Mapping[str, float]) -> float:
         """Half of what thinking tokens cost is taken off: of the two forms one thinks."""
-        cost = self.stage.reward.cost(figures["thinking_tokens"]) if "thinking_tokens" in figures else 0.0
-        return super().dev_score(figures) - cost / len(self.best_of)
+        return super().dev_score(figures) - figures.get("thinking_cost", 0.0) / len(self.best_of)
 
     def _get_train_sampler(self, dataset: Any = None) -> GenerationSampler:
         return GenerationSampler.of(len(self.qrels), self.args)
