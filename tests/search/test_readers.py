@@ -1,6 +1,7 @@
 """From bytes to text with lines or pages."""
 
 import io
+import time
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,28 @@ def test_what_is_no_text_is_told() -> None:
     with pytest.raises(DataError, match=r"^binary$"):
         read(b"\x7fELF\0\0", "text")
     assert read(b" \n ", "text") == []
+
+
+@pytest.mark.parametrize(
+    ("html", "seen"),
+    [
+        ("<p>one<![if !IE]><p>two<![endif]>", "one\n\ntwo"),
+        ("<p>one<![ <![foo]><p>two", "one\n\ntwo"),
+        ("<p>one<![CDATA[<p>]]>two", "onetwo"),
+        ("<head><meta name=a><title>A title</title><h1>Head</h1>seen", "A title\n\n# Head\nseen"),
+        ("<p>one</p>two & more<a href='", "one\ntwo & more"),
+        ("<p>one<!-- <p>two", "one"),
+    ],
+)
+def test_html_that_is_not_as_it_should_be_is_read_as_browsers_do(html: str, seen: str) -> None:
+    assert html_text(html)[0] == seen
+
+
+@pytest.mark.parametrize("part", ["<a ", "<!-- ", "<a x='\" ", "<b>a</b> ", "</a ", "<![ "])
+def test_no_html_takes_more_than_a_moment(part: str) -> None:
+    start = time.process_time()
+    html_text("<p>" + part * 30_000)
+    assert time.process_time() - start < 4  # where the time grows with the square: minutes
 
 
 def test_html_is_what_a_reader_sees_on_its_own_lines() -> None:
@@ -70,7 +93,7 @@ def test_comments_and_stray_brackets_hide_no_text_and_no_line() -> None:
 --> if a < b and <a title="x > y <z>">then</a>
 <p>two <3 <img alt="never closed"""
     assert html_text(html) == (
-        'one if a < b and then\n\ntwo <3 <img alt="never closed',
+        "one if a < b and then\n\ntwo <3",  # browsers show nothing of a tag that never ends
         [1, 3, 3],
     )
 

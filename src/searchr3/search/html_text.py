@@ -6,15 +6,14 @@ import re
 from html.parser import HTMLParser
 
 _UNSEEN = {"script", "style", "template", "noscript", "svg", "head"}
+_HEAD = {"base", "link", "meta", "noscript", "script", "style", "template", "title"}  # others end it
 _NAMES = """address article aside blockquote body br dd details div dl dt fieldset figcaption figure footer
 form h1 h2 h3 h4 h5 h6 header hr li main nav ol p pre section summary table tbody td tfoot th thead title
 tr ul"""
 _BLOCKS = set(_NAMES.split())
 _APART = {"h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table", "ul", "ol"}  # a blank line before them
 _SPACE = re.compile(r"\s+")
-# What begins no whole tag is only a character. HTMLParser would look for the tag's end again and again: in
-# some versions of Python it takes hours for a hundred kilobytes of `<a <a <a`.
-_STRAY = re.compile(r"""<(?![A-Za-z/!?](?:[^<>"']++|"[^"]*+"|'[^']*+')*+>)""")
+_SECTION = re.compile(r"<!(?=\[(?!CDATA\[))")  # of SGML; Python's parser fails at some of them
 
 
 def html_text(html: str) -> tuple[str, list[int]]:
@@ -26,21 +25,13 @@ def html_text(html: str) -> tuple[str, list[int]]:
     ('## A title\\n\\none two', [1, 2, 2])
     """
     reader = _Reader()
-    reader.feed(_STRAY.sub("&lt;", _without_comments(html)))
-    reader.close()
+    reader.feed(_SECTION.sub("<! ", html))
+    if not reader.rawdata.startswith("<"):  # else an element or comment that never ends: nobody sees it
+        reader.close()
     reader.end_line()
     while reader.lines and not reader.lines[-1]:
         reader.lines.pop()
     return "\n".join(reader.lines), reader.numbers[: len(reader.lines)]
-
-
-def _without_comments(html: str) -> str:
-    """`html` with as many lines."""
-    first, *parts = html.split("<!--")
-    for part in parts:
-        inside, end, rest = part.partition("-->")
-        first += "\n" * inside.count("\n") + rest if end else part
-    return first
 
 
 class _Reader(HTMLParser):
@@ -48,7 +39,7 @@ class _Reader(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.lines: list[str] = []
         self.numbers: list[int] = []
-        self._line, self._number, self._mark = "", 0, ""
+        self._line, self._number, self._mark = list[str](), 0, ""
         self._unseen: str | None = None  # the element whose end is waited for
         self._title = self._kept = False
 
@@ -56,7 +47,7 @@ class _Reader(HTMLParser):
         if tag == "title" and self._unseen == "head":
             self._title = True
         if self._unseen:
-            if self._unseen == "head" and tag == "body":
+            if self._unseen == "head" and tag not in _HEAD and not self._title:
                 self._unseen = None
             else:
                 return
@@ -105,18 +96,19 @@ class _Reader(HTMLParser):
 
     def end_line(self, blank: bool = False) -> None:
         """What comes next stands on a line of its own."""
-        text = self._line.rstrip() if self._kept else self._line.strip()
+        line = "".join(self._line)
+        text = line.rstrip() if self._kept else line.strip()
         if text or blank:
             self._put(self._mark + text, self._number or self.getpos()[0])
             self._mark = ""
-        self._line, self._number = "", 0
+        self._line, self._number = [], 0
 
     def _add(self, text: str, number: int) -> None:
-        if not self._kept and (not self._line or self._line.endswith(" ")):
+        if not self._kept and (not self._line or self._line[-1].endswith(" ")):
             text = text.lstrip()
-        if text and not self._line:
-            self._number = number
-        self._line += text
+        if text:
+            self._number = self._number if self._line else number
+            self._line.append(text)
 
     def _put(self, line: str, number: int) -> None:
         self.lines.append(line)
