@@ -25,9 +25,14 @@ def make(folder: Path, *names: str) -> None:
 def test_files_come_by_name_and_what_nobody_wrote_is_left_out(tmp_path: Path) -> None:
     make(tmp_path, "b.md", "a/z.py", "a/.secret.md", ".git/x.md", "node_modules/n.js", "env/pyvenv.cfg")
     make(tmp_path, "env/lib/y.py", "picture.png", "Makefile", "a.txt")
+    make(tmp_path, "my.index/files.sqlite", "my.index/chunks.lance/_versions/1.json")
     files, skipped = found(docs=tmp_path)
     assert files == ["docs/Makefile", "docs/a/z.py", "docs/a.txt", "docs/b.md"]
-    assert skipped == {"docs/env": "a Python environment", "docs/picture.png": "of no known kind (.png)"}
+    assert skipped == {
+        "docs/env": "a Python environment",
+        "docs/my.index": "a store",
+        "docs/picture.png": "of no known kind (.png)",
+    }
 
 
 def test_gitignore_is_followed_the_nearest_one_first(tmp_path: Path) -> None:

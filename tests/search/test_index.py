@@ -69,6 +69,7 @@ def test_a_folder_around_what_is_known_takes_it_over(desk) -> None:
     desk.index("docs")
     whole = desk.index(".")
     assert whole.encoded == 1 and set(desk.store.files()) == {"docs/a.md", "src/b.md"}
+    assert (whole.added, whole.changed, whole.unchanged, whole.reused) == (1, 0, 1, 0)
     assert desk.store.facts().roots == {".": str(desk.folder)}
     os.remove(desk.folder / "docs/a.md")
     assert desk.index("docs").removed == 1

@@ -171,6 +171,16 @@ def test_patterns(pattern: str) -> None:
     assert chosen_paths(["docs/a/x.md", "docs/ab.txt"], [pattern]) == {"docs/a/x.md"}
 
 
+def test_the_pattern_of_the_folder_one_stands_in() -> None:
+    assert chosen_paths(["docs/a.md", "b.md", "/far/c.md", "../d.md"], ["."]) == {"docs/a.md", "b.md"}
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_any_number_of_hits_may_be_asked_for(library, hybrid: bool) -> None:
+    search = StoreSearch(library.store, library.model)
+    assert search.ask("apple", 2**63, hybrid=hybrid).hits == search.ask("apple", 99, hybrid=hybrid).hits
+
+
 def test_words_are_split_and_stemmed() -> None:
     assert index_words("The HTTPServers of read_lines2") == ["http", "server", "read", "lines2"]
 

@@ -329,6 +329,30 @@ def test_what_there_is_not(tiny: httpx2.Client, method: str, path: str, status: 
     assert response.status_code == status and set(response.json()) == {"error"}
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+def test_a_head_is_that_of_a_get(tiny: httpx2.Client, path: str) -> None:
+    head, whole = tiny.head(path), tiny.get(path)
+    assert head.status_code == 200 and not head.content
+    assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "words"),
+    [
+        (b"{", "application/json", 400, "the body is no JSON: Expecting property name"),
+        (b"", "application/json", 422, "send a JSON object, with the header Content-Type: application/json"),
+        (b"[]", "application/json", 422, "send a JSON object"),
+        (b'{"input": "x"}', "application/x-www-form-urlencoded", 422, "send a JSON object"),
+    ],
+)
+def test_what_is_no_json_is_told_so(
+    tiny: httpx2.Client, body: bytes, kind: str, status: int, words: str
+) -> None:
+    response = tiny.post("/v1/embeddings", content=body, headers={"Content-Type": kind})
+    error = response.json()["error"]
+    assert response.status_code == status and words in error["message"] and error["param"] is None
+
+
 MANY = ",".join(f'"k{number}":1' for number in range(20_000))
 FAULTY = [
     ("/v1/embeddings", f'{{"model":"tiny","input":["x"{",1" * 20_000}]}}'),

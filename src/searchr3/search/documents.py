@@ -15,6 +15,7 @@ from searchr3.search.kinds import TEXT, Kind, kind_of
 LARGEST = {"pdf": 100_000_000}  # bytes of a file, by its form
 LARGEST_TEXT = 10_000_000
 _GENERATED = {"__pycache__", "node_modules"}  # folders that nobody wrote
+_MADE = {"a Python environment": {"pyvenv.cfg"}, "a store": {"files.sqlite", "chunks.lance"}}  # by names in it
 _RULES = ".gitignore"
 
 
@@ -49,8 +50,8 @@ def find_files(roots: Mapping[str, Path]) -> Iterator[File | Skipped]:
     """The files at and below each root (name → place), in the order of roots and of names.
 
     Below a folder these are left out: what is hidden, what a .gitignore names, folders of installed packages
-    and caches, links (so that there are no loops), kinds that are not known, and what is too large. A file
-    that is a root itself is taken whatever its name. Nothing that goes wrong with one file ends the search.
+    and caches, stores, links (so that there are no loops), kinds that are not known, and what is too large. A
+    file that is a root itself is taken whatever its name. Nothing that goes wrong with one file ends the search.
     """
     for name, place in roots.items():
         if place.is_dir():
@@ -77,9 +78,11 @@ def _below(root: str, name: str, folder: Path, rules: Rules) -> Iterator[File | 
     except OSError as error:
         yield Skipped(name, f"cannot be read ({error.strerror})", lost=True)
         return
-    if any(entry.name == "pyvenv.cfg" for entry in entries):
-        yield Skipped(name, "a Python environment")
-        return
+    names = {entry.name for entry in entries}
+    for what, marks in _MADE.items():
+        if marks <= names:
+            yield Skipped(name, what)
+            return
     rules = (*rules, *_rules_in(folder))
     for entry in entries:
         if entry.name.startswith("."):

@@ -13,7 +13,9 @@ tr ul"""
 _BLOCKS = set(_NAMES.split())
 _APART = {"h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table", "ul", "ol"}  # a blank line before them
 _SPACE = re.compile(r"\s+")
-_SECTION = re.compile(r"<!(?=\[(?!CDATA\[))")  # of SGML; Python's parser fails at some of them
+# What begins no whole tag is only a character. HTMLParser would look for the tag's end again and again: in
+# some versions of Python it takes hours for a hundred kilobytes of `<a <a <a`.
+_STRAY = re.compile(r"""<(?![A-Za-z/!?](?:[^<>"']++|"[^"]*+"|'[^']*+')*+>)""")
 
 
 def html_text(html: str) -> tuple[str, list[int]]:
@@ -25,13 +27,22 @@ def html_text(html: str) -> tuple[str, list[int]]:
     ('## A title\\n\\none two', [1, 2, 2])
     """
     reader = _Reader()
-    reader.feed(_SECTION.sub("<! ", html))
-    if not reader.rawdata.startswith("<"):  # else an element or comment that never ends: nobody sees it
-        reader.close()
+    html = _without_comments(html).replace("<![", "<! [")  # HTMLParser fails at some sections of SGML
+    reader.feed(_STRAY.sub("&lt;", html))
+    reader.close()
     reader.end_line()
     while reader.lines and not reader.lines[-1]:
         reader.lines.pop()
     return "\n".join(reader.lines), reader.numbers[: len(reader.lines)]
+
+
+def _without_comments(html: str) -> str:
+    """`html` with as many lines."""
+    first, *parts = html.split("<!--")
+    for part in parts:
+        inside, end, rest = part.partition("-->")
+        first += "\n" * inside.count("\n") + rest if end else part
+    return first
 
 
 class _Reader(HTMLParser):

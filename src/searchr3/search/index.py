@@ -44,6 +44,11 @@ class _Job:
     read: bool = False
     marked: bool = False
 
+    @property
+    def rerooted(self) -> bool:
+        """Whether only its root is another one."""
+        return self.old is not None and self.old.version == self.record.version
+
 
 def index(
     store: Store,
@@ -191,7 +196,7 @@ class _Indexing:
                     [replace(row, path=job.file.name, kind=kind) for row in held if row.number not in there]
                 )
                 job.record = replace(job.record, chunks=len(held))
-                self.summary.reused += len(held)
+                self.summary.reused += 0 if job.rerooted else len(held)
             self._finish(some)
             self.progress("files taken over", start + len(some), len(alike))
         return [job for job in jobs if job.record.version not in source]
@@ -267,7 +272,9 @@ class _Indexing:
         """From here on the new rows are searched."""
         self.store.put([replace(job.record, clean=job.old is None) for job in jobs])
         for job in jobs:
-            if job.old is None or not job.old.version:
+            if job.rerooted:
+                self.summary.unchanged += 1
+            elif job.old is None or not job.old.version:
                 self.summary.added += 1
             else:
                 self.summary.changed += 1

@@ -12,6 +12,7 @@ from searchr3.answers import Hit, SearchAnswer, Thinks
 from searchr3.errors import SearchR3Error
 from searchr3.ranking import exact_scores
 from searchr3.search.kinds import NAMES, kind_of
+from searchr3.search.roots import below
 from searchr3.search.snippet import snippet
 from searchr3.search.store import Filter, Found, Row, Store
 from searchr3.search.words import fused, index_words
@@ -100,6 +101,7 @@ class StoreSearch:
             chosen_paths(self.store.files(), paths) if paths else None,
             known_kinds(kinds) if kinds else None,
         )
+        k = min(k, self.store.count())
         depth = max(DEPTH, 5 * k) if hybrid else k
         found = visible(self.store, depth, lambda most: self.store.nearest(vector, most + _SPARE, among))
         rows = [one.row for one in found]
@@ -158,7 +160,7 @@ def chosen_paths(known: Sequence[str] | dict[str, Any], patterns: Sequence[str])
         if _GLOB & set(plain):
             chosen.update(name for name in known if fnmatchcase(name, plain))
         else:
-            chosen.update(name for name in known if name == plain or name.startswith(f"{plain}/"))
+            chosen.update(name for name in known if name == plain or below(name, plain))
     return chosen
 
 

@@ -237,6 +237,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """The first fault of a request; what it holds is not repeated."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return Json(ApiError(400, f"the body is no JSON: {first['ctx']['error']}").body(), 400)
+    if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
+        message = "send a JSON object, with the header Content-Type: application/json"
+        return Json(ApiError(422, message).body(), 422)
     place = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int | str))
     message = str(first["msg"]).removeprefix("Value error, ")
     return Json(ApiError(422, f"{place}: {message}" if place else message, place or None).body(), 422)

@@ -71,8 +71,9 @@ class Gate:
             self._check(visit)
             if visit.path in self.work and visit.method == "POST":
                 await self._serve(visit, receive)
-            else:
-                await self.app(scope, receive, visit.send)
+            else:  # HEAD is a GET whose body the server does not send
+                asked = {**scope, "method": "GET"} if visit.method == "HEAD" else scope
+                await self.app(asked, receive, visit.send)
         except Exception as error:
             answer = told(error, visit.id)
             if not visit.status:

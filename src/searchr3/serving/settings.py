@@ -87,7 +87,7 @@ def is_local(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host in LOCAL
+        return host.lower() in LOCAL
 
 
 def read_keys(environment: Mapping[str, str], file: Path | None = None) -> frozenset[bytes]:
