@@ -15,7 +15,8 @@ from searchr3.search.kinds import TEXT, Kind, kind_of
 LARGEST = {"pdf": 100_000_000}  # bytes of a file, by its form
 LARGEST_TEXT = 10_000_000
 _GENERATED = {"__pycache__", "node_modules"}  # folders that nobody wrote
-_MADE = {"a Python environment": {"pyvenv.cfg"}, "a store": {"files.sqlite", "chunks.lance"}}  # by names in it
+# by names in it
+_MADE = {"a Python environment": {"pyvenv.cfg"}, "a store": {"files.sqlite", "chunks.lance"}}
 _RULES = ".gitignore"
 
 
@@ -51,7 +52,7 @@ def find_files(roots: Mapping[str, Path]) -> Iterator[File | Skipped]:
 
     Below a folder these are left out: what is hidden, what a .gitignore names, folders of installed packages
     and caches, stores, links (so that there are no loops), kinds that are not known, and what is too large. A
-    file that is a root itself is taken whatever its name. Nothing that goes wrong with one file ends the search.
+    file that is a root itself is taken whatever its name. Nothing that goes wrong with one file ends it.
     """
     for name, place in roots.items():
         if place.is_dir():
