@@ -61,7 +61,7 @@ SIZE = {
     "audit_every": 10,
     "growth": (10_000, 100_000, 1_000_000),
     "growth_steps": 30,
-    "rows": (20, 40, 80, 160, 320, 640),
+    "rows": (20, 40, 80, 160, 320, 640, 1280, 2560, 5120),
     "closed_documents": 2000,
     "closed_steps": 30,
     "closed_seeds": 5,
@@ -156,14 +156,22 @@ def growth(options: Namespace) -> dict[str, Any]:
     checked = [step for step in audited(options) if step <= steps]
     for size in options.size["growth"]:
         print(f"growth: {size:,} documents", flush=True)
-        rows = [count for count in options.size["rows"] if count < size]
-        makers = [
-            lambda count=count: refresh_policy(
-                settings.model_copy(update={"budget": float(count)}), temperature
-            )
-            for count in rows
-        ]
-        found[str(size)] = list(fidelity(trajectory, steps, checked, size, makers))
+        places = {
+            count: options.made / f"growth-{size}-{count}.json"
+            for count in options.size["rows"]
+            if count <= size // 4
+        }
+        if left := [count for count, place in places.items() if not place.is_file()]:
+            makers = [
+                lambda count=count: refresh_policy(
+                    settings.model_copy(update={"budget": float(count)}), temperature
+                )
+                for count in left
+            ]
+            measured = fidelity(trajectory, steps, checked, size, makers)
+            for count, point in zip(left, measured, strict=True):
+                write_json(places[count], point)
+        found[str(size)] = [json.loads(place.read_text(encoding="utf-8")) for place in places.values()]
         moved |= drift(trajectory, [0, *checked], size)
     return {"curves": found, "drift": moved, "document_seconds": trajectory.seconds_a_document()}
 

@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py --packs DIR --output benchmarks/results/evidence.json
     python benchmarks/evidence.py --packs DIR --parts tldr mixed --output …       these parts alone
+    python benchmarks/evidence.py --packs DIR --from BASE --output …              a base that goes on from it
 
 DIR holds a BEIR folder for each of tldr, nl2bash, medquad, and, to be tested on alone, scifact, cosqa and
 mbxp_code. Without it only the part on installed Python code is made. What is done is kept in the work folder;
@@ -9,7 +10,9 @@ what was interrupted goes on where it was.
 
 base      one base for all: causal pretraining on the installed Python code, the documents of the four data
           sets and, as conversations, training queries with their answers, as a large model has read many.
-          "Few labels" is therefore about the contrastive loss alone. Nothing of the three other packs
+          "Few labels" is therefore about the contrastive loss alone. Nothing of the three other packs. 3,000
+          steps from nothing; with --from 1,500 from the weights of a base that was made before, such as one
+          of Python code: whatever that one has read was read, and its `base.json` is part of this one's
 python, tldr, nl2bash, medquad   both stages and control (a), each on its own data, tested there
 mixed     the same on the four data sets as one, of each a part, tested on all seven packs as they are:
           on three of them zero-shot
@@ -20,7 +23,8 @@ Arms, nDCG@10 on the test split with the whole corpus searched; one seed:
 direct1, reasoned1, direct2, reasoned2   both stages, without and with a thought
 auto        stage 2 thinking where its direct ranking is unsure, by a rule chosen on the dev queries of the
             part's own data
-control_a   stage 1 continued on the queries of stage 2 by InfoNCE alone, for as many gradient tokens
+control_a   stage 1 continued on the queries of stage 2 by InfoNCE alone, for as many gradient tokens, at the
+            learning rate of stage 2 or of stage 1, whichever is better on dev
 st_mnrl     the base trained by sentence-transformers (MultipleNegativesRankingLoss, its own trainer, batches
             without duplicates, last token pooled): stage 1's pairs, steps, batch, temperature, conversations
             and schedule. Its learning rate is the best of three on the first part's dev queries, ours was
@@ -54,6 +58,7 @@ from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
 from searchr3.evidence import Plan, gather
 from searchr3.files import write_json
+from searchr3.findings import chosen_direct_only
 from searchr3.progress import hush_transformers
 from searchr3.training.recipe_file import load_recipe
 
@@ -62,13 +67,12 @@ OWN = ("python", "tldr", "nl2bash", "medquad")
 FOREIGN = ("scifact", "cosqa", "mbxp_code")
 PARTS = (*OWN, "mixed", "checks")
 LENGTHS = {"python": 128, "tldr": 96, "nl2bash": 96, "medquad": 192, "mixed": 160}
-MODELS = {"stage1": "stage1", "stage2": "stage2", "control_a": "direct_only/stage1"}  # in the seed's folder
-RESULTS = {"control_a": "direct_only"}
 RATES = (0.5, 1.0, 2.0)  # times the recipe's
 
 FULL = {
     "documents": 16_000,  # of the Python code
-    "base": ("--steps=4000", "--size=5m"),
+    "base": ("--steps=3000", "--size=5m"),
+    "continued": ("--steps=1500",),  # the base, where it goes on from another one
     "share": 0.4,  # of the base's rows, conversations
     "of_each": 8_000,  # documents, in the mixed data set
     "stage1_of_each": 500,
@@ -77,6 +81,7 @@ FULL = {
 QUICK = {
     "documents": 600,
     "base": ("--steps=2", "--tokens=1024", "--width=64", "--layers=1", "--heads=2", "--vocabulary=2048"),
+    "continued": ("--steps=2", "--tokens=1024"),
     "share": 0.4,
     "of_each": 200,
     "stage1_of_each": 50,
@@ -137,6 +142,8 @@ def make_base(options: Namespace) -> Path:
         ]
         python = ["--no-python"] if options.quick else ["--python"]  # to read all code takes minutes
         share = options.size["share"] / len(own(options))
+        start = options.start
+        training = [f"--from={start}", *options.size["continued"]] if start else options.size["base"]
         shares = [f"--share={name}-pairs={share}" for name in own(options)]
         make(
             [
@@ -147,7 +154,7 @@ def make_base(options: Namespace) -> Path:
                 *shares,
                 "--dev-share=0.01",
                 "--resume",
-                *options.size["base"],
+                *training,
             ]
         )
     return place
@@ -209,11 +216,13 @@ def train_rival(part: str, options: Namespace) -> Path:
 def measured(part: str, test: str, options: Namespace) -> dict[str, Path]:
     """Model of a part → what `evaluate` found on a test set; what is there is kept."""
     seed = train(part, options) / "seed-0"
-    models = {name: seed / place for name, place in MODELS.items()} | {"st_mnrl": train_rival(part, options)}
+    direct_only = chosen_direct_only(seed)
+    models = {name: seed / name for name in ("stage1", "stage2")}
+    models |= {"control_a": seed / direct_only / "stage1", "st_mnrl": train_rival(part, options)}
     found = {}
     recipe = load_recipe(seed.parent / "recipe.yaml")
     for name, folder in models.items():
-        known = seed / "results" / f"{RESULTS.get(name, name)}.json"
+        known = seed / "results" / f"{direct_only if name == 'control_a' else name}.json"
         place = found[name] = options.work / "results" / f"{part}-{test}" / f"{name}.json"
         if part == test and name != "stage2" and known.is_file():
             found[name] = known  # measured when it was trained
@@ -282,6 +291,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--packs", type=Path, help="folder of the packs, a BEIR folder each")
     parser.add_argument("--work", type=Path, help="default runs/benchmark-evidence, with -quick if short")
+    parser.add_argument(
+        "--from", dest="start", type=Path, metavar="BASE", help="base that the base of all parts goes on from"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="only these")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe")
     options = parser.parse_args()

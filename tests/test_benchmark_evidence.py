@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from searchr3.dataset import Document, Query, RetrievalDataset
+from searchr3.training.base import parser
 
 Import = Callable[[str], ModuleType]
 
@@ -142,3 +143,21 @@ def test_the_test_sets_of_a_part(benchmark: Import, tmp_path: Path) -> None:
     assert set(evidence.tests_of("mixed", options)) == {*evidence.OWN, *evidence.FOREIGN}
     options.packs = None
     assert evidence.tests_of("mixed", options) == ("python",)
+
+
+@pytest.mark.parametrize("start", [None, Path("mine")])
+def test_the_base_goes_on_from_another_if_one_is_named(
+    benchmark: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Path | None
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("searchr3.training.base.main", asked.append)
+    evidence = benchmark("evidence")
+    options = evidence.arguments("").parse_args(["--output", "x"])
+    options.size, options.packs, options.work, options.start = evidence.FULL, None, tmp_path, start
+    evidence.make_base(options)
+    ((place, *told),) = asked
+    assert place == str(tmp_path / "base")
+    found = parser().parse_args([place, *told])
+    assert (found.start, found.steps) == ((start, 1500) if start else (None, 3000))
+    assert found.size == (None if start else "5m")  # a base keeps its shape
+    assert found.pairs and found.python and found.resume

@@ -116,12 +116,12 @@ def test_a_dry_run_gets_settings_and_machine_and_trains_nothing(
     given = ("--shard", "--tflops", "400", "--tokens-per-second", "5000")
 
     assert run("train", "mine.yaml", "seed=1", "--dry-run", "--output", "full").exit_code == 0
-    assert calls["dry_run"] == ("mine.yaml", ["seed=1"], Machine())
+    assert calls["dry_run"] == ("mine.yaml", ["seed=1"], Machine(), Path("full"), False)
     assert run("train", "mine.yaml", "--dry-run", "--processes", "8", *given).exit_code == 0
-    assert calls["dry_run"] == ("mine.yaml", [], Machine(8, True, 400, 5000))
+    assert calls["dry_run"] == ("mine.yaml", [], Machine(8, True, 400, 5000), None, False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # as a launcher says it
     assert run("train", "mine.yaml", "--dry-run").exit_code == 0
-    assert calls["dry_run"] == ("mine.yaml", [], Machine(4))
+    assert calls["dry_run"] == ("mine.yaml", [], Machine(4), None, False)
     assert "train" not in calls
 
 

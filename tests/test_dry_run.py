@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +117,35 @@ def test_more_processes_share_the_work(here: Path) -> None:
     assert "buckets of DDP" in two and "buckets of DDP" not in alone + dealt
 
 
+def test_the_place_of_the_run_is_looked_at_and_its_disk(here: Path) -> None:
+    output = look(*GIVEN, "--output", "mine")
+    (line,) = [line for line in output.splitlines() if line.startswith("# disk: ")]
+    assert "MiB in mine: base and two models of " in line and not (here / "mine").exists()
+    assert "TOO LITTLE" not in line
+    assert fault("--output", "toy") == "toy: exists and is not a run; choose another folder with --output"
+    (here / "mine").mkdir()
+    shutil.copy("recipe.yaml", "mine/recipe.yaml")
+    assert fault("--output", "mine").startswith("mine: holds an interrupted run; continue it with --resume")
+    assert "# disk: " in look(*GIVEN, "--output", "mine", "--resume")
+    assert "had another recipe" in fault("--output", "mine", "--resume", "stage1.steps=7")
+    (here / "mine" / "report.html").touch()
+    assert fault("--output", "mine").startswith("mine: holds a finished run")
+
+
+def test_a_disk_that_is_too_small_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    assert "TOO LITTLE" in look(*GIVEN)
+
+
+def test_memory_is_that_of_the_longest_texts_of_a_mixture(here: Path, toy: RetrievalDataset) -> None:
+    long = {key: one._replace(text=f"{one.text} " * 5) for key, one in toy.corpus.items()}
+    replace(toy, corpus=long).save(here / "long")
+    alone, mixed = look(*GIVEN), look(*GIVEN, "data.mixture=[{source: long}]")
+    assert column(mixed, "activations")[0] > 1.3 * column(alone, "activations")[0]
+    assert column(mixed, "activations")[1] == column(alone, "activations")[1]
+    assert "mixture: long, 150 documents, 150 queries; document " in mixed
+
+
 def test_only_the_first_process_speaks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -151,6 +182,10 @@ def test_a_run_refuses_what_only_a_dry_run_heeds(here: Path, option: tuple[str, 
         (("model.lora={target_modules: [q_prj]}",), "model.lora: "),
         (("model.max_length=9",), "max_length 9 leaves no room"),
         (("--processes", "3"), "stage1.batch_size: 8 pairs cannot be divided among 3 processes"),
+        (
+            ("--processes", "3", "stage1.batch_size=300", "stage2.queries=3"),
+            "stage1.batch_size: the 64 training pairs are fewer than a batch of 300",
+        ),
         (
             ("--processes", "4"),
             "stage2.queries: 2 queries cannot be divided among 4 processes; set it to a multiple of 4",

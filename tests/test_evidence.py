@@ -41,11 +41,13 @@ class Stage:
     Attributes:
         done: what was trained or measured, in order.
         left: so many may still be done, then the next is interrupted.
+        dev: what is trained and seed → its dev score.
     """
 
     def __init__(self, toy: RetrievalDataset) -> None:
         self.done: list[tuple[Any, ...]] = []
         self.left = 10**9
+        self.dev: dict[tuple[str, int], float] = {}
         self.ids = tuple(toy.qrels["test"])
 
     def _one(self, *what: Any) -> None:
@@ -61,7 +63,8 @@ class Stage:
         self._one(what, recipe.seed, labels, round(weight[0].item(), 2))
         with torch.no_grad():
             weight[0] = {"stage1": 2.0, "stage2": 3.0}[stage] + 0.1 * recipe.seed
-        return [{"step": 1, "gradient_tokens": 10_000}]
+        dev = self.dev.get((what, recipe.seed), 0.5)
+        return [{"step": 1, "gradient_tokens": 10_000, "eval_direct": dev}]
 
     def train_stage1(self, model: SearchR3, dataset: Any, recipe: Recipe, *_: Any, **__: Any) -> list[Any]:
         return self._train("stage1", model, dataset, recipe)
@@ -115,6 +118,7 @@ def test_every_arm_begins_with_the_seeds_own_stage_1(here: Path, stage: Stage) -
             ("stage1", seed, 40, start),
             ("stage2", seed, 40, of_stage1),
             ("direct_only", seed, 43, of_stage1),  # all 43 queries of stage 2
+            ("direct_only_stage1_rate", seed, 43, of_stage1),
             ("no_policy", seed, 40, of_stage1),
             ("no_contrastive", seed, 40, of_stage1),
         ]
@@ -127,6 +131,7 @@ def test_every_arm_begins_with_the_seeds_own_stage_1(here: Path, stage: Stage) -
         ),
         *((f"seed-{seed} stage2", "both", CONTROLS) for seed in (0, 1)),
         *((f"seed-{seed} direct_only", "off", ()) for seed in (0, 1)),
+        *((f"seed-{seed} direct_only_stage1_rate", "off", ()) for seed in (0, 1)),
     }
     assert load_recipe("out/seed-1/recipe.yaml").seed == 1
     assert load_recipe("out/seed-1/no_policy/recipe.yaml").stage2.policy_gradient == 0
@@ -151,6 +156,24 @@ def test_the_figures_are_those_of_the_right_runs(here: Path, stage: Stage) -> No
     assert found["verdict"]["sentences"][0] in Path("out/evidence.html").read_text(encoding="utf-8")
 
 
+def test_control_a_is_at_the_rate_that_is_better_on_dev_seed_by_seed(here: Path, stage: Stage) -> None:
+    stage.dev = {("direct_only", 0): 0.4, ("direct_only_stage1_rate", 1): 0.3}  # the others: 0.5
+
+    found = gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=2))
+
+    slow, fast = found["control_a_rates"]
+    assert (slow["learning_rate"], fast["learning_rate"]) == (0.001, 0.003)
+    assert (slow["dev"], fast["dev"]) == ([0.4, 0.5], [0.5, 0.3])
+    assert (slow["chosen"], fast["chosen"]) == ([False, True], [True, False])
+    assert found["control_a"] == pytest.approx((fast["ndcg@10"][0] + slow["ndcg@10"][1]) / 2)
+    assert fast["ndcg@10"][0] != slow["ndcg@10"][0]
+
+    stage.done.clear()
+    alone = gather("recipe.yaml", output=Path("alone"), plan=Plan(seeds=1, both_rates=False))
+    assert "direct_only_stage1_rate" not in {one[0] for one in stage.done}
+    assert [one["chosen"] for one in alone["control_a_rates"]] == [[True]]
+
+
 def test_killed_at_every_turn_it_does_everything_once(here: Path, stage: Stage) -> None:
     plan = Plan(seeds=1)
     expected = without_clock(gather("recipe.yaml", output=Path("whole"), plan=plan))
@@ -165,7 +188,7 @@ def test_killed_at_every_turn_it_does_everything_once(here: Path, stage: Stage) 
         except KeyboardInterrupt:
             killed += 1
 
-    assert killed == len(everything) - 1 == 9
+    assert killed == len(everything) - 1 == 11
     assert stage.done == everything
     assert without_clock(found) == expected
 
@@ -184,7 +207,7 @@ def test_more_may_be_asked_for_later(here: Path, stage: Stage) -> None:
 
 
 def test_evidence_so_far_is_told_after_every_seed(here: Path, stage: Stage) -> None:
-    stage.left = 12
+    stage.left = 14
     with pytest.raises(KeyboardInterrupt):
         gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=3))
     found = json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))

@@ -369,10 +369,15 @@ def test_traces_are_made_where_the_queries_bring_none(here: Path, toy_recipe: Ma
     made = make_dataset(toy_recipe("data.source=bare"))
     none = make_dataset(toy_recipe("data.source=bare", "data.trace_words=0"))
     theirs = make_dataset(toy_recipe("data.source=toy"))
+    drafts = make_dataset(toy_recipe("data.source=bare", "data.trace=beginning", "data.trace_words=2"))
 
     with_trace = {key for key, query in made.queries.items() if query.reasoning}
     assert with_trace == set(made.split("stage1"))
     assert all(len(made.queries[key].reasoning.split()) <= 3 for key in with_trace)  # type: ignore[union-attr]
+    for key, judged in drafts.split("stage1").items():
+        assert (
+            drafts.queries[key].reasoning == bare.corpus[next(iter(judged))].title
+        )  # two words, at its head
     assert none.queries == bare.queries
     assert theirs.queries == data.queries
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,32 @@ def test_a_fault_is_told_once_and_leaves_nothing(folder: Path) -> None:
     assert outcome.stderr.count("nowhere: ") == 1
     assert "the first process failed" in outcome.stderr
     assert not (folder / "bad").exists()
+
+
+def test_a_fault_of_any_process_ends_all() -> None:
+    """Also where no launcher ends the others. Each says one line, and one of them what it was."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {**ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("failing.py"), "train"],
+            env={**meeting, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [process.communicate(timeout=LONGEST)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert all(process.returncode for process in running)
+    told = [[line for line in one.splitlines() if line.startswith("error")] for one in said]
+    assert told[1] == ["error: process 1: data.jsonl:17: no text; give it one"]
+    assert told[0] == [
+        "error: process 0: another process of the run has ended, or does not answer; its own message says why"
+    ]
+    assert not any(word in text for text in said for word in ("Traceback", "gloo"))

@@ -68,6 +68,24 @@ def test_each_thinks_for_its_part(
     assert sorted(asked) == [3, 4]
 
 
+def test_where_weights_are_dealt_all_think_as_often(
+    search: SearchR3, on_ranks: OnRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    copies = [own(search) for _ in range(3)]
+    alone, generate = search.generate(TEXTS, 2), SearchR3.generate
+
+    def counted(self: SearchR3, batch: Sequence[str], *rest: Any) -> Any:
+        asked.append(len(batch))
+        return generate(self, batch, *rest)
+
+    monkeypatch.setattr(SearchR3, "generate", counted)
+    monkeypatch.setattr("searchr3.shared_search.is_dealt", lambda model: True)
+    found = on_ranks(3, lambda group: SharedSearch.over(copies[group.rank], group).generate(TEXTS, 2))
+    assert asked == [3, 3, 3]
+    assert found == [alone] * 3
+
+
 def test_each_rank_has_a_seed_of_its_own(
     search: SearchR3, on_ranks: OnRanks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,13 @@
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr3 import sharing
 from searchr3.embedding import length_batches
-from searchr3.sharing import dealt, encode_shared
+from searchr3.sharing import dealt, document_lengths, encode_shared
 
 
 @given(st.lists(st.lists(st.integers(), min_size=1, max_size=9), max_size=5), st.integers(1, 6))
@@ -55,3 +58,22 @@ def test_rows_that_no_batch_names_are_left_out(search):
     vectors = search.encode_rendered(rendered, batches=[[2], [0]])
     np.testing.assert_allclose(vectors[[0, 2]], search.encode_rendered(rendered)[[0, 2]], atol=1e-5)
     assert not vectors[1].any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_lengths_are_counted_in_parts_and_known_to_all(search, on_ranks, size, monkeypatch):
+    """A part of the texts is held at a time. Ranks take turns here: a tokenizer is not made for threads."""
+    monkeypatch.setattr(sharing, "_SOME", 3)
+    texts = {f"d{number}": "parse the date " * (number % 5) for number in range(11)}
+    held, lock = [], threading.Lock()
+
+    class Alone:
+        def documents(self, some):
+            with lock:
+                held.append(len(some))
+                return search.conversation.documents(some)
+
+    expected = [len(one.ids) for one in search.conversation.documents([*texts.values()])]
+    found = on_ranks(size, lambda group: document_lengths(Alone(), [*texts], texts, group))
+    assert [lengths.tolist() for lengths in found] == [expected] * size
+    assert max(held) <= 3 and sum(held) == len(texts)

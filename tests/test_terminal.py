@@ -34,3 +34,28 @@ def test_a_full_disk_names_the_place_and_the_way_on(
 
 def test_other_errors_do_not_speak_of_resuming() -> None:
     assert one_line(SearchR3Error("x.jsonl:1: empty; fill it"), "train") == "error: x.jsonl:1: empty; fill it"
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch's is."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore follows."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_full_memory_is_told_with_the_keys_that_mend_it(error: Exception) -> None:
+    said = one_line(error, "train")
+    assert said.startswith("error: the memory is full (") and "stage1.micro_tokens" in said
+    assert "More follows" not in said and "traceback" not in said
+    assert "stage1" not in one_line(error, "encode")
+
+
+def test_of_several_processes_each_says_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert one_line(SearchR3Error("x.jsonl:1: empty")) == "error: process 1: x.jsonl:1: empty"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr3.words import split_identifiers
+from searchr3.words import beginning, split_identifiers
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,29 @@ def test_splitting_the_joined_words_changes_nothing(text):
 @given(st.text(alphabet=st.characters(codec="ascii")))
 def test_a_letter_of_another_alphabet_elsewhere_changes_nothing(text):
     assert split_identifiers(f"{text} é") == [*split_identifiers(text), "é"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "cut"),
+    [
+        ("def parse_date(text):\n    return text", 3, "def parse_date"),
+        ("A dog, a cat. A bird", 4, "A dog, a cat"),
+        ("getFileName(x)", 2, "getFile"),
+        ("getFile日本", 1, "get"),
+        ("删除文件 now", 2, "删除"),
+        (" whole (text) ", 9, "whole (text)"),
+        ("none", 0, ""),
+    ],
+)
+def test_a_beginning_ends_with_its_last_word(text, words, cut):
+    assert beginning(text, words) == cut
+
+
+@given(st.text(), st.integers(0, 12))
+def test_a_beginning_is_the_texts_own_and_has_no_word_too_many(text, words):
+    cut = beginning(text, words)
+    assert text.lstrip().startswith(cut) or text.startswith(cut)
+    assert len(split_identifiers(cut)) <= words
+    assert beginning(cut, words) == cut
+    if text.isascii():
+        assert split_identifiers(cut) == split_identifiers(text)[:words]

@@ -33,6 +33,9 @@ def evidence(
         str | None,
         typer.Option(help="A rival, beside BM25: any of `searchr3 evaluate --baseline` but rewrite:."),
     ] = None,
+    one_rate: Annotated[
+        bool, typer.Option("--one-rate", help="Train control (a) at stage 2's learning rate alone.")
+    ] = False,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
@@ -43,7 +46,8 @@ def evidence(
     """
     from searchr3.evidence import Plan, gather
 
-    plan = Plan(seeds, tuple(sorted({*numbers(labels, "--labels", 1)})), label_seeds, baseline)
+    points = tuple(sorted({*numbers(labels, "--labels", 1)}))
+    plan = Plan(seeds, points, label_seeds, baseline, both_rates=not one_rate)
     found = gather(recipe, settings or [], output, plan, resume)
     if as_json:
         print(json_text(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ def traces(
     words: Annotated[
         int | None, typer.Option(min=1, help="Most words in a trace.  [default: 8; with --endpoint 64]")
     ] = None,
+    kind: Annotated[
+        Literal["words", "beginning"],
+        typer.Option(help="The most telling words of the document, or its beginning; not with --endpoint."),
+    ] = "words",
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask the OpenAI-compatible server there.")
     ] = None,
@@ -61,8 +65,8 @@ def traces(
 ) -> None:
     """Write reasoning traces into a data set.
 
-    A trace is made of the most telling words of the relevant document, or written by a model: of any server
-    that speaks OpenAI's chat completions. Then an estimate comes first. Answers are kept beside the output as
+    A trace is made of the relevant document, or written by a model: of any server that speaks OpenAI's chat
+    completions. Then an estimate comes first. Answers are kept beside the output as
     they come, so that the same command goes on after an interruption. Traces that are there stay.
     """
     refuse_occupied(output)
@@ -72,11 +76,13 @@ def traces(
         from searchr3 import load_dataset
         from searchr3.dataset.traces import make_traces
 
-        dataset = make_traces(load_dataset(data, split_by=split_by), names(split), words or 8)
+        dataset = make_traces(load_dataset(data, split_by=split_by), names(split), words or 8, kind)
         dataset.save(output)
         made = sum(query.reasoning is not None for query in dataset.queries.values())
         print(f"{output}: {made} of {len(dataset.queries)} queries have a trace")
         return
+    if kind != "words":
+        raise SearchR3Error(f"--kind {kind}: a server is asked with --prompt; leave one out")
     if model is None:
         raise SearchR3Error("--endpoint needs --model: the server's name of the model to ask")
     if (price_in is None) != (price_out is None):

@@ -54,7 +54,8 @@ def train(
         from searchr3.dry_run import Machine
         from searchr3.dry_run import dry_run as look
 
-        look(recipe, settings or [], Machine(processes, shard, tflops, tokens_per_second))
+        machine = Machine(processes, shard, tflops, tokens_per_second)
+        look(recipe, settings or [], machine, output, resume)
         return
     for name in OF_DRY_RUNS:
         source = context.get_parameter_source(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import SearchR3Error
+from searchr3.pipeline import may_run, run_folder
 from searchr3.preparation import (
     check_names,
     limited,
@@ -31,6 +33,7 @@ from searchr3.training.estimate import (
     Shape,
     Work,
     activations,
+    checkpoint_bytes,
     hours,
     memory,
     operations,
@@ -86,10 +89,19 @@ class Machine:
             )
 
 
-def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine = Machine()) -> None:
+def dry_run(
+    recipe: Path | str,
+    overrides: Sequence[str] = (),
+    machine: Machine = Machine(),
+    output: Path | None = None,
+    resume: bool = False,
+) -> None:
     """Check a recipe as far as that goes without training, and print it with an estimate.
 
     What is printed is YAML; the estimate stands in comments.
+
+    Args:
+        output, resume: as of `searchr3.pipeline.train`: whether the run may go there is looked at too.
 
     Raises:
         SearchR3Error: whatever would end the run before or at its first step.
@@ -99,10 +111,12 @@ def dry_run(recipe: Path | str, overrides: Sequence[str] = (), machine: Machine 
     settings = load_recipe(recipe, overrides)
     refuse_a_base_that_knows(settings)
     check_batches(settings, machine.processes)
+    folder = run_folder(recipe, output)
+    may_run(folder, settings, resume)
     hush_transformers()
     dataset = limited(make_dataset(settings), settings)
     check_names(settings)
-    lines = list(estimate(settings, dataset, machine, make_sources(settings, dataset)))
+    lines = list(estimate(settings, dataset, machine, make_sources(settings, dataset), folder))
     print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
     for line in lines:
         print(f"# {line}".rstrip())
@@ -160,12 +174,17 @@ def needs(
 
 
 def estimate(
-    recipe: Recipe, dataset: RetrievalDataset, machine: Machine, others: Sequence[RetrievalDataset] = ()
+    recipe: Recipe,
+    dataset: RetrievalDataset,
+    machine: Machine,
+    others: Sequence[RetrievalDataset] = (),
+    folder: Path = Path(),
 ) -> Iterator[str]:
-    """Lines on the data, the model, the memory of a process, tokens, operations and hours.
+    """Lines on the data, the model, memory, disk, tokens, operations and hours.
 
     Args:
         others: the data sets of `data.mixture`.
+        folder: of the run.
 
     Raises:
         SearchR3Error: the base model cannot be had, or the recipe does not fit it.
@@ -182,17 +201,21 @@ def estimate(
 
     search = make_base_model(recipe, weights=False)
     model = trained_shape(search, recipe)
-    shape, lengths = Shape.of(model.config), Lengths.measured(dataset, search.conversation, recipe)
+    shape, chat = Shape.of(model.config), search.conversation
+    lengths, *theirs = (Lengths.measured(one, chat, recipe) for one in (dataset, *others))
     splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.qrels.items())
     yield f"data: {len(dataset.corpus):,} documents; queries: {splits}"
-    for asked, other in zip(recipe.data.mixture, others, strict=True):
-        yield f"mixture: {asked.label}, {len(other.corpus):,} documents, {len(other.queries):,} queries"
+    for asked, other, own in zip(recipe.data.mixture, others, theirs, strict=True):
+        texts = f"{len(other.corpus):,} documents, {len(other.queries):,} queries"
+        tokens = f"document {own.document:.0f} tokens, query {own.direct:.0f}"
+        yield f"mixture: {asked.label}, {texts}; {tokens}"
     yield (
         f"tokens a text, with its conversation: document {lengths.document:.0f} (longest of a sample "
         f"{lengths.longest_document}), query {lengths.direct:.0f}, before thinking {lengths.prompt:.0f}, "
         f"thought {lengths.thought:.0f}"
     )
-    found = {stage: needs(recipe, model, stage, lengths, machine) for stage in STAGES}
+    of_stage = {"stage1": Lengths.greatest([lengths, *theirs]), "stage2": lengths}
+    found = {stage: needs(recipe, model, stage, of_stage[stage], machine) for stage in STAGES}
     one, _ = found["stage1"]
     yield f"model: {one.parameters:,} parameters, {one.trained:,} learn; {_precision(one)}"
     if model.config.model_type not in KNOWN:
@@ -206,9 +229,10 @@ def estimate(
     documents = len(dataset.training_corpus())
     vectors = environment_bytes(recipe, documents, shape.hidden, machine.processes)
     yield f"  {'vectors of the corpus (main memory)':<38}{_size(vectors, unit)}"
+    yield _disk(folder, one, environment_bytes(recipe, documents, shape.hidden, 1), unit)
     yield ""
     work = {
-        "stage1": stage1_work(dataset, search.conversation, recipe, lengths, machine.processes, others),
+        "stage1": stage1_work(dataset, chat, recipe, lengths, machine.processes, others, theirs),
         "stage2": stage2_work(recipe, lengths, documents),
         "measuring": measuring_work(dataset, recipe, lengths),
     }
@@ -224,6 +248,18 @@ def estimate(
         yield f"stage 2 encodes at most {refreshed(recipe, documents):,.0f} documents again each generation"
     yield ""
     yield from _time(recipe, dataset, machine, one, found, work, costs)
+
+
+def _disk(folder: Path, setting: Setting, vectors: int, unit: str) -> str:
+    """What a run writes at most, its copy of the data left out."""
+    model, checkpoint = 4 * setting.parameters, checkpoint_bytes(setting, vectors)
+    there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    wanted, free = 3 * model + 3 * checkpoint + vectors, shutil.disk_usage(there).free
+    sizes = (_size(one, unit).strip() for one in (wanted, model, checkpoint, free))
+    line = "disk: {} {unit} in {}: base and two models of {} each, three checkpoints of {}; {} are free"
+    total, *rest, left = sizes
+    line = line.format(total, folder, *rest, left, unit=unit)
+    return line if free > wanted else f"{line}, TOO LITTLE"
 
 
 def _time(

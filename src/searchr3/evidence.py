@@ -4,6 +4,7 @@
     DIR/results/                       bm25, and a rival if one is named
     DIR/seed-K/stage1/, stage2/        the recipe with seed K, and what belongs to a run
     DIR/seed-K/direct_only/            arm (a): a run folder of its own with its `stage1/`
+    DIR/seed-K/direct_only_stage1_rate/      the same at stage 1's learning rate; the better by dev is weighed
     DIR/seed-K/no_policy/, no_contrastive/   arms (b) and (c), each with its `stage2/`
     DIR/seed-K/results/                NAME.json of each model, and the values of each query beside it
     DIR/labels-N/seed-K/               stage 1 on N labelled queries, and stage 2, for the curve over labels
@@ -57,6 +58,7 @@ class Plan:
         label_seeds: seeds of each point of that curve.
         rival: a model to compare with, as `evaluate --baseline` takes one.
         stage2_arms: train arms (b) and (c), too.
+        both_rates: train arm (a) at stage 1's learning rate, too.
     """
 
     seeds: int = 3
@@ -64,6 +66,7 @@ class Plan:
     label_seeds: int = 1
     rival: str | None = None
     stage2_arms: bool = True
+    both_rates: bool = True
 
 
 def gather(
@@ -197,7 +200,8 @@ class Evidence:
         from searchr3.findings import findings
 
         plan = self.plan
-        found = findings(self.path, self.recipe, self.label_folders, plan.rival is not None, plan.stage2_arms)
+        asked = plan.rival is not None, plan.stage2_arms, plan.both_rates
+        found = findings(self.path, self.recipe, self.label_folders, *asked)
         shown = was_shown_pairs(facts_of_base(self.recipe))
         found = {"recipe": self.recipe.name, "complete": complete, "base_was_shown_pairs": shown, **found}
         if "reasoned2" in found:
@@ -255,20 +259,22 @@ class Chain:
         )
 
     def _direct_only(self) -> None:
-        """Arm (a), for as many gradient tokens as stage 2 had."""
+        """Arm (a) at its learning rates, for as many gradient tokens as stage 2 had."""
         from searchr3.training import arms
         from searchr3.training.stage1 import train_stage1
 
         data, model = arms.direct_only_data(self.dataset), self.whole.model
         curve = json.loads((self.path / "checkpoints" / "stage2.curve.json").read_text(encoding="utf-8"))
         tokens, unsized = arms.gradient_tokens(curve), arms.direct_only(self.recipe, 1)
-        recipe = arms.direct_only(self.recipe, arms.steps_for(tokens, data, model.conversation, unsized))
-        folder, tell = self._arm(arms.DIRECT_ONLY, recipe), self.whole.screen.training
+        steps = arms.steps_for(tokens, data, model.conversation, unsized)
+        tell = self.whole.screen.training
+        for name, recipe in arms.direct_only_arms(self.recipe, steps, self.whole.plan.both_rates).items():
+            folder = self._arm(name, recipe)
 
-        def train(place: Path) -> Curve:
-            return train_stage1(model, data, recipe, place, tell, start_counts=True)
+            def train(place: Path, recipe: Recipe = recipe) -> Curve:
+                return train_stage1(model, data, recipe, place, tell, start_counts=True)
 
-        self._made(arms.DIRECT_ONLY, folder, "stage1", self.path / "stage1", train, reasoning="off")
+            self._made(name, folder, "stage1", self.path / "stage1", train, reasoning="off")
 
     def _made(
         self,

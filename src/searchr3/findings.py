@@ -11,7 +11,16 @@ import numpy as np
 
 from searchr3.evaluation.evidence import RUNS, STAGES, WITHOUT_REWARD, label_point, weigh
 from searchr3.evaluation.saved import read_queries, read_results
-from searchr3.training.arms import DIRECT_ONLY, NO_CONTRASTIVE, NO_POLICY, gradient_tokens, stage2_arms
+from searchr3.training.arms import (
+    AT_STAGE1_RATE,
+    DIRECT_ONLY,
+    NO_CONTRASTIVE,
+    NO_POLICY,
+    best_dev,
+    direct_only_arms,
+    gradient_tokens,
+    stage2_arms,
+)
 from searchr3.training.recipe import Recipe
 
 CURVES = {
@@ -32,6 +41,7 @@ def findings(
     labels: Mapping[int, Path] | None = None,
     rival: bool = False,
     arms: bool = True,
+    both_rates: bool = True,
 ) -> dict[str, Any]:
     """The figures of all seeds whose results are there, see `docs/evidence.md`.
 
@@ -40,11 +50,13 @@ def findings(
         labels: number of labelled queries → the folder of its seeds, for the curve over labels.
         rival: one was named.
         arms: (b) and (c) are trained.
+        both_rates: (a) is trained at stage 1's learning rate, too.
 
     Returns:
         `{"seeds", "labels"}`, and from the first whole seed on all of `weigh`, sizes and costs.
     """
-    models = ["stage1", "stage2", DIRECT_ONLY, *(stage2_arms(recipe) if arms else ())]
+    direct_only = direct_only_arms(recipe, 1, both_rates)
+    models = ["stage1", "stage2", *direct_only, *(stage2_arms(recipe) if arms else ())]
     seeds = _seeds(path, models)
     found: dict[str, Any] = {"seeds": [int(folder.name.removeprefix("seed-")) for folder in seeds]}
     if seeds:
@@ -53,6 +65,7 @@ def findings(
         baselines = {name: _runs(_results(path, name)) for name in ("bm25", "rival")[: 1 + rival]}
         found |= weigh(_values([_models(folder, models) for folder in seeds], baselines, recipe))
         found |= _costs(seeds)
+        found["control_a_rates"] = _rates(direct_only, seeds)
     points = [_label_point(number, place, recipe) for number, place in sorted((labels or {}).items())]
     return found | {"labels": [point for point in points if point]}
 
@@ -72,8 +85,35 @@ def _runs(place: Path) -> dict[str, dict[str, float]]:
 
 
 def _models(folder: Path, models: Sequence[str]) -> dict[str, Runs]:
-    """Model → its runs, of one seed."""
-    return {name: _runs(_results(folder, name)) for name in models}
+    """Model → its runs, of one seed; of (a) those at the better learning rate."""
+    places = {name: name for name in models}
+    if DIRECT_ONLY in places:
+        places[DIRECT_ONLY] = chosen_direct_only(folder, models)
+    return {name: _runs(_results(folder, place)) for name, place in places.items()}
+
+
+def chosen_direct_only(seed: Path, among: Sequence[str] = (DIRECT_ONLY, AT_STAGE1_RATE)) -> str:
+    """The name of arm (a) in a seed's folder: of those `among` and there, the better on dev."""
+    wanted = (name for name in (DIRECT_ONLY, AT_STAGE1_RATE) if name in among)
+    return max((name for name in wanted if _results(seed, name).is_file()), key=lambda name: _dev(seed, name))
+
+
+def _dev(seed: Path, name: str) -> float:
+    return best_dev(_read(seed / name / "checkpoints" / "stage1.curve.json"))
+
+
+def _rates(arms: Mapping[str, Recipe], seeds: Sequence[Path]) -> list[dict[str, Any]]:
+    """What arm (a) came to at each learning rate, seed by seed."""
+    chosen = [chosen_direct_only(folder, [*arms]) for folder in seeds]
+    return [
+        {
+            "learning_rate": arm.stage1.learning_rate,
+            "dev": [_dev(folder, name) for folder in seeds],
+            "ndcg@10": [_mean([*_runs(_results(folder, name))["direct"].values()]) for folder in seeds],
+            "chosen": [one == name for one in chosen],
+        }
+        for name, arm in arms.items()
+    ]
 
 
 def _values(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = timedelta(days=2)  # others wait while the first evaluates; who dies is noticed anyway
 _WRITING = timedelta(hours=2)  # so long may the first write a checkpoint, while the others' GPUs wait
+_FAREWELL = 10  # seconds for an orderly end
+_LOST = ("gloo/transport", "closed by peer", "reset by peer", "remote process exited", "likely closed")
 
 
 class Group(Protocol):
@@ -175,3 +179,24 @@ def on_first(group: Group, work: Callable[[], None]) -> None:
         first = group.gather(failed)[0]
     if group.rank and first.any():
         raise SearchR3Error("the first process failed; its own message says why")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error only says that another process does not answer any more."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and isinstance(error, getattr(distributed, "DistNetworkError", ())):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+
+
+def end_in_time() -> None:
+    """See to it that this process, which is about to end with a fault, has ended in ten seconds.
+
+    While others wait for it, libraries may wait for them in turn, and the launcher ends the others only when
+    this one has ended. Does nothing in a run of one process.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    started = distributed and distributed.is_available() and distributed.is_initialized()
+    if started and hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the system's own: it needs no interpreter
+        signal.alarm(_FAREWELL)

@@ -91,19 +91,22 @@ def prefix(vectors: Tensor, width: int) -> Tensor:
     return vectors if width == vectors.shape[1] else F.normalize(vectors[:, :width], dim=-1)
 
 
-def sft(logits: Tensor, labels: Tensor) -> Tensor:
+def sft(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Next-token cross-entropy over assistant tokens, mean over tokens; 0 when there are none.
 
     Args:
         logits: shape (t, vocabulary), each predicting the label of its row.
         labels: int64, shape (t,).
+        weights: of the tokens, shape (t,), for a weighted sum instead of the mean.
     """
     if not len(labels):
         return logits.sum() * 0.0
-    return F.cross_entropy(logits.float(), labels)
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, reduction="none") @ weights
 
 
-def kl_to_base(logits: Tensor, base_logits: Tensor) -> Tensor:
+def kl_to_base(logits: Tensor, base_logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """`KL(π ‖ π_base) = Σ_v π(v) · (log π(v) − log π_base(v))`, mean over tokens, in nats.
 
     0 when there are no tokens. The direction is ours (the paper names none): it punishes the policy for
@@ -111,12 +114,15 @@ def kl_to_base(logits: Tensor, base_logits: Tensor) -> Tensor:
 
     Args:
         logits, base_logits: shape (t, vocabulary), at the same positions of the same sequences.
+        weights: of the tokens, shape (t,), for a weighted sum instead of the mean.
     """
     if not len(logits):
         return logits.sum() * 0.0
     policy = F.log_softmax(logits.float(), dim=-1)
     base = F.log_softmax(base_logits.float(), dim=-1)
-    return F.kl_div(base, policy, log_target=True, reduction="batchmean")
+    if weights is None:
+        return F.kl_div(base, policy, log_target=True, reduction="batchmean")
+    return F.kl_div(base, policy, log_target=True, reduction="none").sum(dim=-1) @ weights
 
 
 def allowed_negatives(document_ids: list[str], relevant: list[set[str]]) -> Tensor:

@@ -70,10 +70,46 @@ def train(
     """
     settings = load_recipe(recipe, overrides)
     refuse_a_base_that_knows(settings)
-    output = output or Path("runs") / recipe_path(recipe).stem
+    output = run_folder(recipe, output)
     group = start_group()
     with Screen(silent=group.rank > 0) as screen:
         RunFolder(output, settings, screen, group).run(resume)
+
+
+def run_folder(recipe: Path | str, output: Path | None) -> Path:
+    """Where a recipe's run goes: `output`, else runs/RECIPE."""
+    return output or Path("runs") / recipe_path(recipe).stem
+
+
+def may_run(path: Path, recipe: Recipe, resume: bool) -> bool:
+    """Let a new run into a new folder only, and a resumed one only into its own; nothing is written.
+
+    Returns:
+        whether an interrupted run goes on there.
+
+    Raises:
+        SearchR3Error: the run may not go there, or the folder cannot be written.
+    """
+    place = path / "recipe.yaml"
+    elsewhere = "choose another folder with --output"
+    if not place.is_file():
+        if occupied(path):
+            raise SearchR3Error(f"{path}: exists and is not a run; {elsewhere}")
+        check_writable(place)
+        return False
+    if (path / "evidence.json").exists():
+        raise SearchR3Error(f"{path}: holds what `searchr3 evidence` gathers; {elsewhere}")
+    if (path / "report.html").exists():
+        mend = "there is nothing to resume" if resume else elsewhere
+        raise SearchR3Error(f"{path}: holds a finished run; {mend}")
+    if not resume:
+        raise SearchR3Error(f"{path}: holds an interrupted run; continue it with --resume or {elsewhere}")
+    if not recipe.trains_as(load_recipe(place)):
+        raise RecipeError(
+            f"{place}: the interrupted run had another recipe; resume with the same keys or {elsewhere}"
+        )
+    check_writable(place)
+    return True
 
 
 @dataclass
@@ -97,28 +133,8 @@ class RunFolder:
         on_first(self.group, lambda: self._finish(dataset, {"stage1": stage1, "stage2": stage2}))
 
     def _admit(self, resume: bool) -> None:
-        """Let a new run into a new folder only, and a resumed one only into its own."""
-        place = self.path / "recipe.yaml"
-        elsewhere = "choose another folder with --output"
-        if not place.is_file():
-            if occupied(self.path):
-                raise SearchR3Error(f"{self.path}: exists and is not a run; {elsewhere}")
-            check_writable(self.path / "recipe.yaml")
-            return
-        if (self.path / "evidence.json").exists():
-            raise SearchR3Error(f"{self.path}: holds what `searchr3 evidence` gathers; {elsewhere}")
-        if (self.path / "report.html").exists():
-            mend = "there is nothing to resume" if resume else elsewhere
-            raise SearchR3Error(f"{self.path}: holds a finished run; {mend}")
-        if not resume:
-            raise SearchR3Error(
-                f"{self.path}: holds an interrupted run; continue it with --resume or {elsewhere}"
-            )
-        if not self.recipe.trains_as(load_recipe(place)):
-            raise RecipeError(
-                f"{place}: the interrupted run had another recipe; resume with the same keys or {elsewhere}"
-            )
-        self.take_up()
+        if may_run(self.path, self.recipe, resume):
+            self.take_up()
 
     def take_up(self) -> None:
         """Remove what a run was killed in the middle of writing, and go on with its clock."""

@@ -13,7 +13,7 @@ from searchr3.dataset.lazy import View
 from searchr3.dataset.splits import first_of, query_key
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.training.base_facts import HELD_OUT, MAKE, python_split, read_facts, was_taught
+from searchr3.training.base_facts import HELD_OUT, MAKE, python_splits, read_facts, was_taught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,7 @@ def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = 
     """
     data, name, facts = recipe.data, recipe.model.base, facts_of_base(recipe)
     base = "the bundled base" if name == "bundled" else f"the base {name}"
-    if data.source == "python" and python_split(facts) not in (None, data.split_by):
+    if data.source == "python" and python_splits(facts) - {data.split_by}:
         raise RecipeError(
             f"data.split_by: {base} has seen functions that the split by {data.split_by} holds out; make a "
             f"base with `{MAKE} --split-by {data.split_by}` and set model.base to it"
@@ -73,7 +73,7 @@ def make_dataset(recipe: Recipe) -> RetrievalDataset:
     refuse_a_base_that_knows(recipe, dataset)
     if not (recipe.stage1.steps and data.trace_words):
         return dataset
-    return make_traces(dataset, ("stage1",), data.trace_words)
+    return make_traces(dataset, ("stage1",), data.trace_words, data.trace)
 
 
 def limited(dataset: RetrievalDataset, recipe: Recipe) -> RetrievalDataset:
@@ -126,7 +126,7 @@ def make_sources(
         if asked.dev_queries:
             dataset.split("dev")
         words = recipe.data.trace_words
-        found.append(make_traces(dataset, splits, words) if words else dataset)
+        found.append(make_traces(dataset, splits, words, recipe.data.trace) if words else dataset)
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from searchr3.conversation import Rendered
-from searchr3.generation import Reasoning
+from searchr3.generation import Reasoning, is_dealt
 from searchr3.group import Group, joined
 from searchr3.model import Progress, SearchR3
 from searchr3.sharing import encode_shared
@@ -64,7 +64,10 @@ class SharedSearch(SearchR3):
         group, texts = self.group, list(batch)
         seed = None if seed is None else seed * group.size + group.rank
         part = texts[group.rank :: group.size]
-        own = super().generate(part, max_new_tokens, temperature, instruction, seed)
+        # dealt weights are gathered in every forward: all make as many, and a repeated text fills up
+        missing = -(-len(texts) // group.size) - len(part) if is_dealt(self.model) else 0
+        asked = part + texts[-1:] * missing
+        own = super().generate(asked, max_new_tokens, temperature, instruction, seed)[: len(part)]
         # as bytes: what is gathered has one dtype, and a text may hold any character
         said = [np.frombuffer(one.text.encode(), dtype=np.uint8) for one in own]
         ids = [np.array(one.token_ids, dtype=np.int64) for one in own]

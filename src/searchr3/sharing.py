@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from searchr3.conversation import Rendered
+from searchr3.conversation import Conversation, Rendered
 from searchr3.embedding import length_batches, tokens_per_pass
-from searchr3.group import Group, most
+from searchr3.group import Group, bounds, joined, most
 from searchr3.model import SearchR3
+
+_SOME = 1024  # texts that are read and tokenized at once
 
 
 def dealt(batches: Iterable[Sequence[int]], size: int) -> list[list[list[int]]]:
@@ -55,3 +57,16 @@ def encode_own(search: SearchR3, rendered: Sequence[Rendered], group: Group) -> 
     batches = list(length_batches(rendered, search.batch_size, tokens_per_pass(search.device)))
     missing = most(group, len(batches)) - len(batches)
     return search.encode_rendered(rendered, batches=batches + batches[-1:] * missing)
+
+
+def document_lengths(
+    conversation: Conversation, ids: Sequence[str], documents: Mapping[str, str], group: Group
+) -> np.ndarray:
+    """Tokens of each document's conversation, int64 (len(ids),). Each rank counts a part; collective."""
+    start, end = bounds(len(ids), group.size)[group.rank : group.rank + 2].tolist()
+    own = np.empty(end - start, dtype=np.int64)
+    for first in range(start, end, _SOME):
+        some = [documents[key] for key in ids[first : min(first + _SOME, end)]]
+        counts = [len(one.ids) for one in conversation.documents(some)]
+        own[first - start : first - start + len(some)] = counts
+    return joined(group, own)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from searchr3.errors import SearchR3Error
+from searchr3.errors import SearchR3Error, first_line
 from searchr3.files import NO_SPACE, full_disk
 
 if TYPE_CHECKING:
@@ -31,14 +31,28 @@ RESUMABLE = {
 """Commands that go on where they stopped, and how."""
 
 
+_FULL_MEMORY = ("OutOfMemoryError", "MemoryError")  # torch's own, which is not imported for this
+_SMALLER = "lower stage1.micro_tokens and model.batch_size, raise stage2.accumulation (--dry-run estimates)"
+
+
 def one_line(error: BaseException, command: str | None = None) -> str:
-    """What the person at the keyboard reads of an error: place, fault and mend, never more than one line."""
+    """What the person at the keyboard reads of an error: place, fault and mend, never more than one line.
+
+    Of several processes it says which one speaks.
+    """
+    from searchr3.group import is_lost
+
     again = f"the same command{RESUMABLE[command]} continues" if command in RESUMABLE else None
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted; {again}" if again else "interrupted"
     full = full_disk(error)
     if isinstance(error, SearchR3Error):
         text = str(error)
+    elif is_lost(error):
+        text = "another process of the run has ended, or does not answer; its own message says why"
+    elif type(error).__name__ in _FULL_MEMORY or "can't allocate memory" in str(error):
+        trains = command in ("train", "quickstart")
+        text = f"the memory is full ({first_line(error)}); {_SMALLER if trains else 'use smaller batches'}"
     elif full:
         place = f"{full.filename}: " if isinstance(full, OSError) and full.filename else ""
         text = f"{place}{NO_SPACE}"
@@ -46,6 +60,8 @@ def one_line(error: BaseException, command: str | None = None) -> str:
         text = f"internal {type(error).__name__}: {error}; rerun with --debug for the traceback"
     if full and again:
         text += f"; once there is room, {again}"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        text = f"process {os.environ.get('RANK', '?')}: {text}"
     return "error: " + " ".join(text.split())
 
 
@@ -74,7 +90,10 @@ class OneLineErrors(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             else:
-                print(one_line(error, ctx.invoked_subcommand), file=sys.stderr)
+                print(one_line(error, ctx.invoked_subcommand), file=sys.stderr, flush=True)
+            from searchr3.group import end_in_time
+
+            end_in_time()
             raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 

@@ -1,8 +1,10 @@
-"""Words of a text or of code: identifiers split, all lower case; and texts cut to be shown."""
+"""Words of a text or of code: identifiers split, all lower case; and texts cut, to be learnt or shown."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 _RUN = re.compile(r"[^\W_]+")
 _ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+\d*|[A-Z]+\d*|\d+")
@@ -24,9 +26,31 @@ def split_identifiers(text: str) -> list[str]:
         return [part.lower() for part in _ASCII_PART.findall(text)]
     words: list[str] = []
     for run in _RUN.findall(text):
-        pattern = _ASCII_PART if run.isascii() else _OTHER_PART
-        words.extend(part.lower() for part in pattern.findall(run))
+        words.extend(part.lower() for part in _part(run).findall(run))
     return words
+
+
+def beginning(text: str, words: int) -> str:
+    """The text up to the end of its first `words` words, counted as `split_identifiers` splits them.
+
+    >>> beginning("def getFileName(self): ...", 3)
+    'def getFile'
+    """
+    ends = [0, *islice(_ends(text), words + 1)]
+    if len(ends) <= words + 1:
+        return text.strip()
+    return beginning(text[: ends[words]], words)  # what is cut off may change how the last run is split
+
+
+def _part(run: str) -> re.Pattern[str]:
+    return _ASCII_PART if run.isascii() else _OTHER_PART
+
+
+def _ends(text: str) -> Iterator[int]:
+    """Where each word ends."""
+    for run in _RUN.finditer(text):
+        for part in _part(run.group()).finditer(run.group()):
+            yield run.start() + part.end()
 
 
 def shortened(text: str, most: int) -> str:

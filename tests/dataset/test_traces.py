@@ -50,10 +50,47 @@ def test_only_missing_traces_of_the_given_splits_are_made():
     assert traced.corpus == data().corpus and traced.qrels == data().qrels
 
 
+@pytest.mark.parametrize("kind", ["words", "beginning"])
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_never_for_evaluation(split):
+def test_never_for_evaluation(split, kind):
     with pytest.raises(DataError, match=f"no traces for the split '{split}'"):
-        make_traces(data(), splits=("stage1", split))
+        make_traces(data(), splits=("stage1", split), kind=kind)
+
+
+def test_a_beginning_is_that_of_the_most_relevant_document():
+    traced = make_traces(data(), words=6, kind="beginning")
+    reasoning = {key: query.reasoning for key, query in traced.queries.items()}
+    assert reasoning == {
+        **dict.fromkeys(("q2", "q4", "q5", "q6")),
+        "q1": f"{COMMON} by parse",
+        "q3": "own words",
+    }
+
+
+GRADES = st.dictionaries(st.sampled_from([f"d{n}" for n in range(1, 6)]), st.integers(0, 3), min_size=1)
+
+
+@given(
+    judged=st.dictionaries(st.sampled_from([f"q{n}" for n in range(1, 7)]), GRADES, max_size=6),
+    held_out=st.frozensets(st.sampled_from([f"d{n}" for n in range(1, 6)])),
+    words=st.integers(1, 9),
+    kind=st.sampled_from(["words", "beginning"]),
+)
+def test_a_trace_is_of_a_relevant_training_document_alone(judged, held_out, words, kind):
+    splits = ["stage1", "stage2", "dev", "test"]
+    qrels = {split: {q: judged[q] for q in judged if int(q[1:]) % 4 == n} for n, split in enumerate(splits)}
+    before = data(qrels=qrels, held_out=held_out)
+    traced = make_traces(before, words=words, kind=kind)
+    for key, query in traced.queries.items():
+        if query == before.queries[key]:
+            continue
+        assert key in qrels["stage1"]
+        best = max((grade, -n) for n, (d, grade) in enumerate(judged[key].items()) if d not in held_out)
+        document = [*judged[key]][-best[1]]
+        assert best[0] > 0
+        own, content = split_identifiers(query.reasoning), before.corpus[document].content
+        assert 0 < len(own) <= words and set(own) <= set(split_identifiers(content))
+        assert kind == "words" or content.startswith(query.reasoning)
 
 
 def test_an_unknown_split_is_named():

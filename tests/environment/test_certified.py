@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from searchr3.environment import Certified, Frozen, Random, audit
-from searchr3.environment.certified import LEAST, _student
+from searchr3.environment.certified import LEAST, _Seen, _student
 
 
 def run(world, policy, steps=range(1, 9), **settings):
@@ -138,3 +140,29 @@ def test_settings_out_of_range_are_refused(wrong):
 @pytest.mark.parametrize("share", [0.1, 0.05, 0.025, 0.001])
 def test_the_interval_is_students(share: float, freedom: int) -> None:
     assert _student(share, freedom) == pytest.approx(stats.t.isf(share, freedom), rel=4e-3)
+
+
+@pytest.mark.parametrize("blind", [0, 1])
+def test_ranks_that_round_differently_encode_the_same_in_as_many_rounds(
+    on_ranks, make_world, monkeypatch, blind
+):
+    """To one of them no candidate looks stale: it would look for no sample."""
+    real = _Seen.of.__func__
+
+    def rounded(cls, store, *others):
+        seen = real(cls, store, *others)
+        return replace(seen, rows=seen.rows[:0]) if store.group.rank == blind else seen
+
+    monkeypatch.setattr(_Seen, "of", classmethod(rounded))
+    worlds = [make_world(size=300), make_world(size=300)]
+
+    def work(group):
+        world = worlds[group.rank]
+        environment = world.environment(certified(max_budget=80, correct=False), candidates=40, group=group)
+        world.step = 1
+        report = environment.refresh(*world.rollouts(1), 1)
+        return report.rows.tolist(), environment.store.take(np.arange(300)).tolist(), len(world.encoded)
+
+    first, second = on_ranks(2, work)
+    assert first == second
+    assert (first[2] > 8) == (blind == 1)

@@ -264,3 +264,22 @@ def test_a_state_of_which_a_part_is_lost_is_refused(make_world, part):
     del state[f"store.{part}"]
     with pytest.raises(DataError, match=f"lacks {part}"):
         make_world(size=50).environment(Full()).load_state_dict(state)
+
+
+def test_texts_are_looked_up_when_they_are_encoded(world):
+    """They may lie on the disk."""
+
+    asked = []
+
+    class Watched(dict):
+        def __getitem__(self, key):
+            asked.append(key)
+            return super().__getitem__(key)
+
+        def values(self):
+            raise AssertionError("all texts at once")
+
+    documents = Watched({key: str(row) for row, key in enumerate(world.ids)})
+    environment = CorpusEnvironment(documents, world.encode, Frozen(), vectors=world.at(0))
+    environment.encoded(np.array([5, 3]))
+    assert asked == ["d0005", "d0003"]

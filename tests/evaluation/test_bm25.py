@@ -1,6 +1,7 @@
 """BM25 against its formula; how words are read; tuning on dev alone."""
 
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from searchr3.dataset import Document, Query, RetrievalDataset
 from searchr3.errors import DataError
-from searchr3.evaluation.bm25 import BM25, Setting, _Read, _searched, as_run, tune
+from searchr3.evaluation.bm25 import BM25, Setting, _Read, _searched, _Words, as_run, tune
 
 PLAIN = Setting(stem=False)
 words = st.lists(st.sampled_from(["red", "green", "blue", "cyan", "pink"]), max_size=8)
@@ -131,9 +132,31 @@ def test_tuning_is_the_same_again_and_needs_a_split():
 def test_tuning_ranks_as_the_full_index_does(documents, query, k1, b, stem, whole):
     setting = Setting(k1, b, stem, whole)
     documents = [*documents, ["blue_cyan", "greens"] * 20]
-    read = _Read(documents, [query, ["blue_cyan", "Green"]], setting)
+    texts = [" ".join(document) for document in documents]
+    read = _Read(_Words(texts), [query, ["blue_cyan", "Green"]], setting)
     scores, rows = _searched(read.index(setting), read.queries, 9)
-    index = BM25([" ".join(document) for document in documents], setting)
+    index = BM25(texts, setting)
     expected_scores, expected_rows = index.search([" ".join(query), "blue_cyan Green"], 9)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
     np.testing.assert_array_equal(rows >= 0, expected_rows >= 0)
+
+
+def test_tuning_holds_numbers_not_words():
+    """A string takes sixty bytes; and a block of documents is counted at once."""
+    words = [f"word{number}" for number in range(500)]
+
+    class Made(dict):  # texts that nobody holds
+        def __getitem__(self, key):
+            row = int(key[1:])
+            return Document("", " ".join(words[(row * place) % 500] for place in range(100)))
+
+        def values(self):
+            return map(self.__getitem__, self)
+
+    corpus = Made.fromkeys(f"d{row}" for row in range(1500))
+    data = RetrievalDataset("made", corpus, {"q": Query("word3 word7")}, {"dev": {"q": {"d7": 1}}})
+    tracemalloc.start()
+    tune(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / (1500 * 100) < 45

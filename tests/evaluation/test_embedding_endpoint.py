@@ -10,6 +10,7 @@ import pytest
 from searchr3.errors import EndpointError, ModelError
 from searchr3.evaluation import check_baselines, evaluate
 from searchr3.evaluation.baselines import rewritten
+from searchr3.evaluation.cache import Cache
 from searchr3.evaluation.embedding_endpoint import ServedModel, Spec
 
 SECRET = "sk-very-secret-0123456789"
@@ -100,7 +101,33 @@ def test_texts_that_are_too_long_are_cut_and_counted(embedding_server, model):
     rival = served(embedding_server)
     vectors = rival.encode_document(texts)
     np.testing.assert_allclose(vectors, model.vectors([*TEXTS[:5], long[:80], *TEXTS[5:9]]), atol=1e-6)
-    assert rival.cut == 1
+    assert rival.shortened == {hash(long)}
+
+
+def test_what_was_cut_is_told_again_from_the_cache(embedding_server, model, data, tmp_path):
+    def short_sighted(number, body):
+        if max(map(len, body["input"])) > most:
+            says = {"message": "This model's maximum context length is 25 tokens"}
+            return {"status": 400, "json": {"error": says}}
+        return embedding_server.good(number, body)
+
+    most = sorted(len(one.content) for one in data.corpus.values())[-3] - 1
+    long = {one.content for one in data.corpus.values() if len(one.content) > most}
+    long |= {
+        one.text for key, one in data.queries.items() if len(one.text) > most and key in data.qrels["test"]
+    }
+    embedding_server.script = short_sighted
+    spec = f"{embedding_server.url}#bag"
+    runs, requests = [], []
+    for _ in range(2):
+        with Cache(tmp_path) as cache:
+            runs.append(evaluate(model, data, reasoning="off", baselines=(spec,), cache=cache).run(spec))
+        requests.append(len(embedding_server.requests))
+    first, again = runs
+    assert requests[0] == requests[1] > 0  # all of the second came from the cache
+    assert first.setting == f"{len(long)} texts were too long for the server and cut"
+    assert (again.setting, again.values) == (first.setting, first.values)
+    assert np.array_equal(again.query_vectors, first.query_vectors)
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,14 @@ def test_thinking_must_be_above_every_control(make: Callable[..., Values], missi
 
 
 def test_a_good_outcome_in_words(make: Callable[..., Values]) -> None:
-    thinking, reinforcement = weigh(make(**{OWN: 0.1}))["verdict"]["sentences"]
+    thinking, reinforcement, seeds = weigh(make(**{OWN: 0.1}))["verdict"]["sentences"]
     assert thinking.startswith(
         "Thinking helped: stage 2, reasoned is significantly above stage 1, direct (+0.1"
     )
     assert all(RUNS[name].name in thinking for name in TO_BEAT)
     assert reinforcement.startswith("Reinforcement helped: stage 2, reasoned is significantly above (b)")
+    assert seeds.startswith("All 3 seeds have one sign on stage 1, direct, ")
+    assert all(RUNS[name].name in seeds for name in (*TO_BEAT, WITHOUT_REWARD))
 
 
 def test_a_bad_outcome_is_said_as_plainly(make: Callable[..., Values]) -> None:
@@ -149,7 +151,8 @@ def test_what_is_not_measured_leaves_the_question_open(make: Callable[..., Value
     values = make(**{OWN: 0.1})
     for name in ("control_e", "control_f", WITHOUT_REWARD):
         del values[name]
-    thinking, reinforcement = weigh(values)["verdict"]["sentences"]
+    thinking, reinforcement, seeds = weigh(values)["verdict"]["sentences"]
+    assert "filler" not in seeds
     assert thinking == (
         "Whether thinking helped is open: not measured against (e) filler tokens and (f) the query repeated."
     )
@@ -164,6 +167,7 @@ def test_seeds_that_disagree_are_named(make: Callable[..., Values]) -> None:
 
     assert found["thinking_helped"] is True
     assert found["sentences"][-1] == "The seeds disagree on stage 2, direct: 1 of 3 have the other sign."
+    assert "stage 1, direct" in found["sentences"][-2] and "stage 2, direct" not in found["sentences"][-2]
 
 
 def test_seeds_of_one_sign_that_lie_far_apart_are_told(make: Callable[..., Values]) -> None:
@@ -174,6 +178,18 @@ def test_seeds_of_one_sign_that_lie_far_apart_are_told(make: Callable[..., Value
     assert found["sentences"][-1] == (
         "For other seeds the difference to stage 2, direct is open: −0.781 to +1.514 by Student's t."
     )
+
+
+@given(seeds=st.integers(1, 5), gains=st.lists(st.floats(-0.2, 0.2), min_size=5, max_size=5))
+@settings(max_examples=10)
+def test_seeds_agree_only_where_there_are_three_and_each_has_the_sign(seeds: int, gains: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    own = np.array(gains[:seeds])[:, None] + 1e-3 * rng.standard_normal((seeds, QUERIES))
+    found = weigh({OWN: own, "direct1": np.zeros((seeds, QUERIES))})
+    said = f"All {seeds} seeds have one sign on stage 1, direct." in found["verdict"]["sentences"]
+    one = row(found, "direct1")
+    significant = one["ci95"][0] > 0 or one["ci95"][1] < 0
+    assert said == (seeds >= 3 and significant and len({*np.sign(one["seeds"])}) == 1)
 
 
 @pytest.mark.parametrize(("seeds", "words"), [(1, "This is of 1 seed:"), (2, "This is of 2 seeds:")])

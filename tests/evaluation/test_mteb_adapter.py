@@ -143,15 +143,22 @@ def test_with_excluded_documents_and_without_itself(model, beir):
                 assert not {hit.document for hit in hits} & set(left_out[query])
 
 
-def test_p_mrr_is_mteb_s_own_for_every_run(model, data, tmp_path, monkeypatch):
-    """FollowIR's way: each query twice, with an instruction and a changed one, over few candidates."""
+@pytest.mark.parametrize("of_three", [1, 2, 3])  # a third of the corpus, more than half of it, all
+def test_p_mrr_is_mteb_s_own_for_every_run(model, data, tmp_path, monkeypatch, of_three):
+    """FollowIR's way: each query twice, with an instruction and a changed one, over some candidates."""
     chosen = [f"q{number}" for number in range(20, 30)]
     queries = {f"{q}-{way}": data.queries[q] for q in chosen for way in ("og", "changed")}
-    judged = {query: data.qrels["test"][query.split("-")[0]] for query in queries}
+    changed = {q: [f"d{int(q[1:])}", f"d{int(q[1:]) + 60}"] for q in chosen}
+    judged = {
+        query: {**data.qrels["test"][q], **dict.fromkeys(changed[q], int(query.endswith("-og")))}
+        for query in queries
+        for q in [query.split("-")[0]]
+    }
     replace(data, queries=queries, qrels={"test": judged}).save(tmp_path / "follow")
     instructions = {query: "red teal" if query.endswith("-changed") else "" for query in queries}
-    candidates = {query: [f"d{n}" for n in range(int(query[1:3]), 150, 3)] for query in queries}
-    changed = {q: [f"d{int(q[1:])}", f"d{int(q[1:]) + 60}"] for q in chosen}
+    candidates = {
+        query: [f"d{n}" for n in range(150) if (n - int(query[1:3])) % 3 < of_three] for query in queries
+    }
     traits = {"kind": "InstructionReranking", "main_score": "p-MRR", "changed": changed}
     traits |= {"instructions": instructions, "top_ranked": candidates}
 
@@ -164,8 +171,13 @@ def test_p_mrr_is_mteb_s_own_for_every_run(model, data, tmp_path, monkeypatch):
         assert_same(task, scores, results.run(name).values)
         assert results.scores[name]["p-mrr"] == pytest.approx(scores["p-MRR"], abs=1e-9)
         assert scores["p-MRR"] != 0
+        low, high = results.summary["runs"][reasoning]["ci95"]["p-mrr"]
+        assert -1 <= low < scores["p-MRR"] < high <= 1
     by_name = {run["name"]: run for run in results.summary["runs"]}
     assert by_name["bm25"]["p-mrr"] == own_scores(source, load_dataset(source), results)["bm25"]["p-mrr"]
+
+    traits["changed"] = {q: ["d1"] for q in chosen}  # not what the judgements show: no interval is invented
+    assert "ci95" not in own_scores(source, load_dataset(source), results)["direct"]
 
 
 def test_the_instruction_of_the_task_is_told_and_documents_do_not_think(model, beir):

@@ -144,9 +144,12 @@ def test_groups_and_their_own_metrics_are_shown(suite):
     (suite / "suite.json").write_text(json.dumps(content))
     one = json.loads((suite / "task0.json").read_text())
     one["runs"][1]["p-mrr"] = -0.0375
+    one["runs"][1]["ci95"]["p-mrr"] = [-0.0811, 0.0123]
+    one["runs"][0]["p-mrr"] = 0.5  # of files that are older than its interval
     (suite / "task0.json").write_text(json.dumps(one))
     text = page(suite).text
-    assert "those of a group" in text and text.count("p-MRR") == 1 and "−0.037" in text
+    assert "those of a group" in text and text.count("p-MRR") == 1
+    assert "−0.037 −0.081 to +0.012" in " ".join(text.split())
 
 
 def test_two_models_are_not_pooled_with_each_other(tmp_path):

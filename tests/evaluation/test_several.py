@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from searchr3.adaptive import Adaptive
 from searchr3.errors import SearchR3Error
 from searchr3.evaluation.several import (
     Plan,
@@ -99,6 +100,23 @@ def test_results_of_other_weights_are_not_taken_over(model, folders, tmp_path):
     assert not (out / "two.json").exists()
     model.digest = lambda: "before"
     assert len(evaluate_several(lambda: model, folders, out, PLAN, resume=True)["tasks"]) == 2
+
+
+def test_results_by_another_rule_of_when_to_think_are_not_taken_over(model, folders, tmp_path):
+    out, plan = tmp_path / "out", Plan("bag", options={"baselines": (), "reasoning": "auto"})
+    model.adaptive = Adaptive("margin", 0.25, "dev of one")
+    summary = evaluate_several(lambda: model, folders, out, plan)
+    model.adaptive = Adaptive("margin", 0.25, "the same rule, chosen elsewhere")
+    model.encoded = 0
+    assert evaluate_several(lambda: model, folders, out, plan, resume=True) == summary
+    for other in (Adaptive("margin", 0.5), Adaptive("score", 0.25), Adaptive("margin", None)):
+        model.adaptive = other
+        with pytest.raises(SearchR3Error, match=r"one.json: its run auto .*margin from 0.25.*--overwrite"):
+            evaluate_several(lambda: model, folders, out, plan, resume=True)
+    model.adaptive = None
+    with pytest.raises(SearchR3Error, match="has no rule of when to think"):
+        evaluate_several(lambda: model, folders, out, plan, resume=True)
+    assert model.encoded == 0
 
 
 def test_results_of_another_folder_of_that_name_are_not_taken_over(model, make_data, tmp_path):

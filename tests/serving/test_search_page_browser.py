@@ -58,6 +58,7 @@ class Files(Shelf):
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Closed with the module: its event loop would be in the way of others in this thread."""
+    playwright.expect.set_options(timeout=30_000)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM)
         yield browser
@@ -247,7 +248,7 @@ def test_the_key_is_asked_for_and_kept_nowhere(serving: Any, patient: Patient, v
         page.keyboard.type(KEY)
         page.keyboard.press("Enter")
         assert (ids(page, 0)[0], ids(page, 1)[0]) == ("d0", "d1")
-        assert not door.is_visible()
+        playwright.expect(door).not_to_be_visible()
         stores = "() => JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie])"
         assert page.evaluate(stores) == '[{},{},""]'
         assert KEY not in page.url and KEY not in page.content()

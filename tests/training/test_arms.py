@@ -11,9 +11,12 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.model import SearchR3
 from searchr3.training import stage2
 from searchr3.training.arms import (
+    DIRECT_ONLY,
     NO_CONTRASTIVE,
     NO_POLICY,
+    best_dev,
     direct_only,
+    direct_only_arms,
     direct_only_data,
     gradient_tokens,
     stage2_arms,
@@ -83,6 +86,22 @@ def test_direct_only_learns_as_stage_2_does_from_what_stage_2_has(
         key: toy.qrels[key] for key in ("dev", "test")
     }
     assert not any(query.reasoning for query in data.queries.values())
+
+
+def test_direct_only_is_also_tried_at_the_rate_of_stage_1(toy_recipe: MakeRecipe) -> None:
+    rates = ("stage1.learning_rate=0.01", "stage2.learning_rate=0.002", "stage2.schedule=cosine")
+    recipe = toy_recipe(*rates)
+    arms = direct_only_arms(recipe, 7)
+    assert [one.stage1.learning_rate for one in arms.values()] == [0.002, 0.01]
+    slow, fast = arms.values()
+    assert slow == direct_only(recipe, 7) == direct_only_arms(recipe, 7, both_rates=False)[DIRECT_ONLY]
+    assert {key for key, value in fast.stage1 if value != getattr(slow.stage1, key)} == {"learning_rate"}
+    assert [*direct_only_arms(toy_recipe("stage1.learning_rate=0.002", *rates[1:]), 7)] == [DIRECT_ONLY]
+
+
+def test_the_dev_score_of_an_arm_is_that_of_what_it_kept() -> None:
+    assert best_dev([{"step": 0, "eval_direct": 0.4}, {"step": 2, "eval_direct": 0.3}, {"loss": 1.0}]) == 0.4
+    assert best_dev([{"loss": 1.0}]) == 0.0
 
 
 # What they learn

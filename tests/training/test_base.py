@@ -2,9 +2,12 @@
 
 import json
 import random
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from searchr3.conversation import EMBED_TOKEN
-from searchr3.errors import DataError, SearchR3Error
+from searchr3.errors import DataError, ModelError, RecipeError, SearchR3Error
 from searchr3.model import SearchR3
+from searchr3.preparation import refuse_a_base_that_knows
 from searchr3.training import base
+from searchr3.training.base_facts import was_shown_pairs
 from searchr3.training.base_model import (
     CHATML,
     SIZES,
@@ -29,8 +34,10 @@ from searchr3.training.base_model import (
 )
 from searchr3.training.base_rows import all_shares, as_chat, pack, pack_talks, schedule
 from searchr3.training.base_sources import Source
+from searchr3.training.base_start import Start
 from searchr3.training.base_training import BaseTrainer, Settings, make_base
 from searchr3.training.checkpoints import last_checkpoint
+from searchr3.training.recipe_file import load_recipe
 
 TEXTS = [
     f"def get_{name}Value(self, {name}): return self.{name}[{i}]"
@@ -221,7 +228,7 @@ def test_the_command_leaves_out_what_the_same_split_holds_out(
     base.main([str(tmp_path / "base"), *arguments])
 
     settings = Settings(steps=7) if arguments else Settings()
-    assert made == [([(split_by, False)], tmp_path / "base", settings, False)]
+    assert made == [([(split_by, False)], tmp_path / "base", settings, False, None)]
 
 
 def test_the_command_reads_python_code_alone_unless_other_sources_are_named(
@@ -232,7 +239,7 @@ def test_the_command_reads_python_code_alone_unless_other_sources_are_named(
     monkeypatch.setattr(base, "data_sources", lambda folders, pairs: [*folders, pairs] if folders else [])
     monkeypatch.setattr(base, "text_source", lambda path: path)
     monkeypatch.setattr(
-        base, "make_base", lambda sources, output, settings, resume: made.append((sources, settings))
+        base, "make_base", lambda sources, output, settings, resume, start: made.append((sources, settings))
     )
 
     base.main([*(str(tmp_path), "--data", "a", "--data", "b", "--text", "c", "--pairs")])
@@ -290,19 +297,20 @@ def test_a_wrong_source_is_one_clear_line(
 SOURCES = [Source("code", TEXTS * 20, talks(*"abcdefghijklmnop"), {"kind": "text"})]
 
 
-def made(folder: Path, settings: Settings, **options: bool) -> dict[str, torch.Tensor]:
+def made(folder: Path, settings: Settings, **options: Any) -> dict[str, torch.Tensor]:
     make_base(SOURCES, folder, settings, **options)
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("shares", [{}, {"code-pairs": 0.5}])
+@pytest.mark.parametrize(("shares", "goes_on"), [({}, False), ({"code-pairs": 0.5}, False), ({}, True)])
 def test_a_killed_base_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[str, float]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught: Path, shares: dict[str, float], goes_on: bool
 ) -> None:
     settings = Settings(**{**vars(SMALL), "shares": shares, "dev_share": 0.2})
     arguments = "searchr3.training.base_training.SAVE_EVERY"
     monkeypatch.setattr(arguments, 2)
-    whole = made(tmp_path / "whole", settings)
+    start = Start.read(taught) if goes_on else None
+    whole = made(tmp_path / "whole", settings, start=start)
     kill = monkeypatch.context()
     with kill as inside:
 
@@ -313,19 +321,19 @@ def test_a_killed_base_goes_on_to_the_same_weights(
 
         inside.setattr(BaseTrainer, "training_step", step, raising=False)
         with pytest.raises(KeyboardInterrupt):
-            made(tmp_path / "cut", settings)
+            made(tmp_path / "cut", settings, start=start)
     assert not (tmp_path / "cut").exists()
 
     with pytest.raises(SearchR3Error, match="go on with --resume"):
-        made(tmp_path / "cut", settings)
+        made(tmp_path / "cut", settings, start=start)
     with pytest.raises(SearchR3Error, match=r"differs in read, settings\.seed;"):
-        made(tmp_path / "cut", Settings(**{**vars(settings), "seed": 1}), resume=True)
-    again = made(tmp_path / "cut", settings, resume=True)
+        made(tmp_path / "cut", Settings(**{**vars(settings), "seed": 1}), resume=True, start=start)
+    again = made(tmp_path / "cut", settings, resume=True, start=start)
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
     facts = [json.loads((tmp_path / name / "base.json").read_text()) for name in ("whole", "cut")]
     assert facts[0] == facts[1]
 
-    more = made(tmp_path / "cut", Settings(**{**vars(settings), "steps": 6}), resume=True)
+    more = made(tmp_path / "cut", Settings(**{**vars(settings), "steps": 6}), resume=True, start=start)
     assert any(not torch.equal(more[name], again[name]) for name in more)
     assert last_checkpoint(tmp_path / "cut.checkpoints").name == "checkpoint-6"
 
@@ -341,6 +349,81 @@ def test_base_json_says_how_it_was_made(tmp_path: Path) -> None:
     (losses,) = facts["losses"]
     assert losses["step"] == 4
     assert 0 < losses["code"] < 7 and 0 < losses["code-pairs"] < 7  # ln 512 = 6.2
+
+
+# Going on from another base
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that has learnt something."""
+    settings = replace(SMALL, steps=40, learning_rate=0.02, dev_share=0.2)
+    facts = {"kind": "python", "split_by": "hash", "pairs": True}
+    sources = [Source("code", TEXTS * 20, talks(*"abcdefghijklmnop"), facts)]
+    return make_base(sources, tmp_path_factory.mktemp("taught") / "base", settings)
+
+
+def facts_of(folder: Path) -> dict:
+    return json.loads((folder / "base.json").read_text(encoding="utf-8"))
+
+
+OTHER = Source("other", [text.upper() for text in TEXTS] * 20, (), {"kind": "data", "pairs": False})
+
+
+def test_a_base_goes_on_where_another_one_was(tmp_path: Path, taught: Path) -> None:
+    settings = replace(SMALL, steps=2, learning_rate=1e-5, dev_share=0.2)
+    more = [*SOURCES, OTHER]
+    folder = make_base(more, tmp_path / "more", settings, start=Start.read(taught))
+    fresh = make_base(more, tmp_path / "fresh", settings)
+
+    tokenizers = [AutoTokenizer.from_pretrained(one).backend_tokenizer.to_str() for one in (taught, folder)]
+    assert tokenizers[0] == tokenizers[1]
+    before, after, anew = (facts_of(one)["losses"][-1]["code"] for one in (taught, folder, fresh))
+    assert after == pytest.approx(before, abs=0.03)
+    assert anew > before + 0.5
+    kept = facts_of(folder)
+    assert [one["name"] for one in kept["sources"]] == ["code", "other", "code"]
+    assert kept["sources"][2] == {**facts_of(taught)["sources"][0], "inherited": True}
+    assert kept["from"] == facts_of(taught) and "from" not in facts_of(fresh)
+    third = make_base([OTHER], tmp_path / "third", settings, start=Start.read(folder))
+    assert facts_of(third)["from"]["from"] == facts_of(taught)
+    assert [one["name"] for one in facts_of(third)["sources"]] == ["other", "code", "other", "code"]
+
+
+def test_a_continuation_in_the_making_goes_on_from_the_same_base_alone(tmp_path: Path, taught: Path) -> None:
+    make_base([OTHER], tmp_path / "base", SMALL, start=Start.read(taught))
+    with pytest.raises(SearchR3Error, match=r"differs in from, read, rows, sources;"):
+        make_base([OTHER], tmp_path / "base", SMALL, resume=True)
+
+
+@pytest.mark.parametrize("more", [{"kind": "python", "split_by": "package"}, {"kind": "text"}])
+def test_what_a_base_has_inherited_is_refused_as_what_it_has_read(
+    tmp_path: Path, taught: Path, more: dict
+) -> None:
+    source = Source("more", TEXTS * 20, (), more)
+    folder = make_base([source], tmp_path / "base", replace(SMALL, steps=1), start=Start.read(taught))
+    refused = {"package"} | ({"hash"} if more["kind"] == "python" else set())
+    for split_by in ("hash", "package"):
+        recipe = load_recipe({}, [f"model.base={folder}", f"data.split_by={split_by}"])
+        with pytest.raises(RecipeError, match="has seen functions") if split_by in refused else nullcontext():
+            refuse_a_base_that_knows(recipe)
+    assert was_shown_pairs(facts_of(folder))
+
+
+def test_a_base_keeps_its_shape(tmp_path: Path, taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "make_base", lambda *given: asked.append(given))
+        patch.setattr(base, "text_source", lambda path: OTHER)
+        base.main([str(tmp_path / "base"), "--from", str(taught), "--text", "x", "--steps", "3"])
+    ((_, _, settings, _, start),) = asked
+    assert (settings.shape, settings.vocabulary) == (SMALL.shape, SMALL.vocabulary)
+    assert (settings.steps, start.folder) == (3, taught)
+    with pytest.raises(SearchR3Error, match="keeps its shape and vocabulary; leave out --size"):
+        make_base([OTHER], tmp_path / "base", replace(SMALL, shape=Shape(32, 1, 2)), start=start)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ModelError, match=r"base.json: is missing.*this command has made"):
+        Start.read(tmp_path / "none")
 
 
 def test_a_size_has_about_the_parameters_of_its_name(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from searchr3.conversation import Rendered
 from searchr3.dataset import RetrievalDataset
-from searchr3.embedding import embed
+from searchr3.embedding import embed, tokens_per_pass
 from searchr3.environment import CorpusEnvironment, Frozen
 from searchr3.group import Group, bounds
 from searchr3.losses import allowed_negatives, info_nce
@@ -160,7 +160,10 @@ def test_every_text_is_learnt_once_in_as_many_passes_on_each_rank(
         passes = [list(term.passes(part, parts)) for term in terms]
         assert len({tuple(len(some) for some, _ in own) for own in passes}) == 1
         for some, gradients in (one for own in passes for one in own):
-            assert len(some) * max(len(text.ids) for text in some) <= 4096 or len(some) == 1
+            assert (
+                len(some) * max(len(text.ids) for text in some) <= tokens_per_pass(numbers.device)
+                or len(some) == 1
+            )
             for text, row in zip(some, gradients[:, 0].int().tolist(), strict=True):
                 assert not row or texts[row - 1] is text
                 learnt += [row] if row else []

@@ -11,6 +11,7 @@ import pytest
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError
 from searchr3.training.dev import DevSet
+from searchr3.training.rewards import RewardRecipe
 
 
 @dataclass
@@ -108,6 +109,20 @@ def test_the_model_is_told_the_instruction(toy: RetrievalDataset) -> None:
     DevSet.of(replace(toy, instruction="Find."), 10, 40).score(Told("date"), 4)  # type: ignore[arg-type]
 
     assert told == ["Find."] * 3
+
+
+@pytest.mark.parametrize("free", [0, 2, 9])
+def test_each_query_pays_for_its_own_thought(toy: RetrievalDataset, free: int) -> None:
+    """With free tokens the mean of the costs is more than the cost of the mean length."""
+    reward = RewardRecipe(length=0.01, free_tokens=free)
+
+    figures = DevSet.of(toy, 10, 40).score(Perfect(), 5, reward.cost)  # type: ignore[arg-type]
+
+    lengths = [1, 2, 3, 4, *[5] * 6]  # as `Perfect` thinks
+    assert figures["thinking_tokens"] == pytest.approx(sum(lengths) / 10)
+    owed = sum(max(0, length - free) for length in lengths)
+    assert figures["thinking_cost"] == pytest.approx(0.01 * owed / 10)
+    assert (figures["thinking_cost"] > reward.cost(figures["thinking_tokens"]) + 1e-9) == (free == 2)
 
 
 def test_thoughts_count_in_the_reasoned_score_only(toy: RetrievalDataset) -> None:

@@ -14,13 +14,15 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.embedding import backbone
 from searchr3.errors import RecipeError
-from searchr3.group import Group
+from searchr3.group import ALONE, Group
 from searchr3.model import SearchR3
 from searchr3.training import grpo, stage1
 from searchr3.training.checkpoints import BEST, is_whole
 from searchr3.training.common import DevEvaluation
-from searchr3.training.parallel import check_launcher
+from searchr3.training.dev import DevSet
+from searchr3.training.parallel import check_launcher, share_of
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Stage1Trainer
 
@@ -155,6 +157,51 @@ def test_what_cannot_be_divided_is_told_in_one_line(
         grpo.grpo_config(toy_recipe(*overrides), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("batch", "processes", "pairs", "said"),
+    [
+        (
+            8,
+            3,
+            None,
+            "stage1.batch_size: 8 pairs cannot be divided among 3 processes; set it to a multiple of 3",
+        ),
+        (16, 2, 13, "the 13 training pairs are fewer than a batch of 16, .* among 2 processes; set it to 12"),
+        (8, 4, 3, "the 3 training pairs are fewer .* among 4 processes; train in 3 or fewer"),
+    ],
+)
+def test_pairs_that_cannot_be_divided_are_told(
+    batch: int, processes: int, pairs: int | None, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        share_of(batch, processes, pairs)
+    assert share_of(batch, 1, pairs) == min(batch, pairs or batch)
+
+
+SUMMED = """
+import sys, torch, torch.distributed as dist
+from safetensors.torch import save_file
+from searchr3.training.parallel import sum_gradients, unsynced
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+layers = {name: torch.nn.Linear(3, 1, bias=False) for name in ("all", "second", "nowhere")}
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.ModuleDict(layers))
+with unsynced(model):
+    for name in ("all", "second")[: 1 + rank]:
+        (layers[name].weight.sum() * (1 + rank)).backward()
+sum_gradients(model)
+found = {name: layer.weight.grad for name, layer in layers.items() if layer.weight.grad is not None}
+save_file(found, f"{sys.argv[1]}/{rank}.safetensors")
+"""
+
+
+def test_gradients_are_summed_and_who_has_none_anywhere_stays_without(tmp_path: Path, launch: Launch) -> None:
+    launch(2, "-c", SUMMED, tmp_path)
+    for rank in (0, 1):
+        found = {name: one.tolist() for name, one in load_file(tmp_path / f"{rank}.safetensors").items()}
+        assert found == {"all": [[3.0] * 3], "second": [[2.0] * 3]}
+
+
 def test_a_process_that_sees_further_gpus_leaves_them_alone(
     toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,30 +234,52 @@ def test_each_process_draws_by_itself(
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-def test_all_processes_go_by_the_dev_figures_of_the_first(on_ranks: Callable[..., Any]) -> None:
+class Evaluated(DevEvaluation):
+    """What evaluates, of a trainer."""
+
+    best_of = ("direct",)
+    think_on_dev = True
+
+    def __init__(self, group: Group, dev: Any, search: SearchR3, recipe: Recipe):
+        self.group, self.dev, self.search, self.recipe = group, dev, search, recipe
+        self.model = search.model
+        self.callback_handler = Mock()
+        self.args = self.state = self.control = Mock()
+
+    def search_model(self) -> SearchR3:
+        return self.search
+
+    def log(self, *_: Any) -> None: ...
+
+
+def test_all_processes_go_by_the_dev_figures_of_the_first(
+    on_ranks: Callable[..., Any], tiny_model: Path, toy_recipe: MakeRecipe
+) -> None:
     """They may differ in rounding, but not in which checkpoint is best or when to stop."""
+    recipe, search = toy_recipe(), SearchR3(tiny_model)
 
-    class Scored:
-        def __init__(self, figure: float):
-            self.figure = figure
+    def work(group: Group) -> dict[str, float]:
+        dev = Mock(score=lambda *_: {"direct": 0.5 + group.rank})
+        return Evaluated(group, dev, search, recipe).evaluate()
 
-        def score(self, *_: Any) -> dict[str, float]:
-            return {"direct": self.figure}
+    assert on_ranks(2, work) == [{"eval_direct": 0.5, BEST: 0.5}] * 2
 
-    class Evaluated(DevEvaluation):
-        best_of = ("direct",)
-        think_on_dev = False
 
-        def __init__(self, group: Group):
-            self.group, self.dev = group, Scored(0.5 + group.rank)  # type: ignore[assignment]
-            self.model = torch.nn.Identity()
-            self.callback_handler = Mock()
-            self.args = self.state = self.control = Mock()
+def test_each_process_encodes_and_thinks_for_its_part_of_dev(
+    on_ranks: Callable[..., Any], tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe
+) -> None:
+    recipe, dev, rows = toy_recipe(), DevSet.of(toy, 8, 40), [0, 0, 0]
 
-        def search_model(self) -> Any:
-            return None
+    def counted(place: int) -> SearchR3:
+        def count(module: Any, hidden: tuple[Tensor, ...]) -> None:
+            rows[place] += len(hidden[0])
 
-        def log(self, *_: Any) -> None: ...
+        search = SearchR3(tiny_model)
+        backbone(search.model).layers[0].register_forward_pre_hook(count)
+        return search
 
-    found = on_ranks(2, lambda group: Evaluated(group).evaluate())
-    assert found == [{"eval_direct": 0.5, BEST: 0.5}] * 2
+    searches = [counted(place) for place in range(3)]
+    alone = Evaluated(ALONE, dev, searches[2], recipe).evaluate()
+    found = on_ranks(2, lambda group: Evaluated(group, dev, searches[group.rank], recipe).evaluate())
+    assert found[0] == found[1] == pytest.approx(alone, abs=1e-6)
+    assert max(rows[:2]) < 0.6 * rows[2]

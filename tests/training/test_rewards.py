@@ -1,7 +1,6 @@
 """What a rollout is paid under a length cost: silence where thinking does not pay, thought where it does."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,9 +121,9 @@ def test_the_best_checkpoint_is_chosen_by_what_the_reward_wants() -> None:
 
     def score(length: float, reasoned: float, tokens: float) -> float:
         trainer = Stage2Trainer.__new__(Stage2Trainer)
-        trainer.stage = SimpleNamespace(reward=RewardRecipe(length=length))
+        cost = RewardRecipe(length=length).cost(tokens)
         figures = {"direct": 0.4, "reasoned": reasoned, "thinking_tokens": tokens}
-        return trainer.dev_score(figures)
+        return trainer.dev_score(figures | ({"thinking_cost": cost} if length else {}))
 
     assert score(0.0, 0.50, 8.0) == pytest.approx(0.45)
     assert score(0.01, 0.50, 8.0) == pytest.approx(0.41)

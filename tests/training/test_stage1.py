@@ -21,7 +21,7 @@ from searchr3.errors import DataError, RecipeError
 from searchr3.generation import Reasoning
 from searchr3.losses import allowed_negatives, info_nce, sft, triplet_margin
 from searchr3.model import SearchR3
-from searchr3.training import stage1, stage1_batch
+from searchr3.training import language, stage1, stage1_batch
 from searchr3.training.adapter import add_adapter
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
@@ -70,7 +70,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
         return call
 
     for name in seen:
-        monkeypatch.setattr(stage1, name, spy(name, getattr(stage1, name)))
+        place = language if name == "sft" else stage1
+        monkeypatch.setattr(place, name, spy(name, getattr(place, name)))
     return seen
 
 
@@ -78,7 +79,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[float], weights: lis
     """Dev scores as told; the weights at each are kept."""
     left: Iterator[float] = iter(figures)
 
-    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
+    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0, cost: Any = None) -> dict[str, float]:
         weights.append({name: weight.clone() for name, weight in model.model.state_dict().items()})
         return {"direct": next(left), "reasoned": 0.0}
 
@@ -258,7 +259,7 @@ def labels_of_sft(
     monkeypatch.setattr(stage1, "reason", lambda model, chat, prompts, *_: [SAID] * len(prompts))
     calls["sft"].clear()
     loss_of(trainer, [0, 1, 2])
-    return Counter(label for _, labels in calls["sft"] for label in labels.tolist())
+    return Counter(label for _, labels, weights in calls["sft"] for label in labels[weights > 0].tolist())
 
 
 @pytest.mark.parametrize("source", ["noisy_traces", "own_samples"])
@@ -314,10 +315,11 @@ def test_reasoning_keeps_its_share_of_the_language_loss(
         trainer = make_trainer(*overrides, "stage1.noisy_traces=0", "stage1.own_samples=0")
         calls["sft"].clear()
         loss_of(trainer, [0, 1, 2])
-        losses = [sft(*arguments).item() for arguments in calls["sft"]]
-        weights = [1 - share, share] if share else [1]
-        expected = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
-        assert trainer._parts["sft"][-1] == pytest.approx(expected)
+        weights = torch.cat([arguments[2] for arguments in calls["sft"]])
+        totals = [float(weights[weights == one].sum()) for one in weights.unique() if one]
+        assert sorted(totals) == pytest.approx(sorted([1 - share, share] if share else [1]))
+        total = sum(sft(*arguments).item() for arguments in calls["sft"])
+        assert trainer._parts["sft"][-1] == pytest.approx(total)
 
 
 # KL
@@ -443,6 +445,24 @@ def test_training_learns_and_leaves_a_curve(
     assert [news["step"] for news in told if "loss" in news] == list(range(1, 9))
     assert all(news["stage"] == "stage1" and news["steps"] == 8 for news in told)
     assert not search.model.training
+
+
+@pytest.mark.parametrize(
+    ("overrides", "thinks"),
+    [
+        (("stage1.own_samples=1",), True),  # every query gets a thought of the model's own
+        (("stage1.own_samples=0",), False),
+        (("stage1.own_samples=1", "stage1.reasoned_share=0"), False),
+    ],
+)
+def test_dev_is_reasoned_where_reasoned_queries_are_trained_without_a_trace(
+    make_trainer: Callable[..., Stage1Trainer],
+    toy: RetrievalDataset,
+    overrides: tuple[str, ...],
+    thinks: bool,
+) -> None:
+    trainer = make_trainer(*overrides, "stage1.noisy_traces=0", dataset=toy.without_reasoning())
+    assert ("eval_reasoned" in trainer.evaluate()) == thinks
 
 
 def test_data_on_disk_are_learnt_as_data_in_memory(
@@ -753,12 +773,18 @@ def test_a_batch_comes_to_the_same_whatever_stands_beside_a_pair(
 
 
 @pytest.mark.parametrize(
-    ("mixed", "lora"),
-    [(False, "null"), (True, "null"), pytest.param(False, "{r: 4}", marks=pytest.mark.slow)],
+    ("mixed", "lora", "pairs"),
+    [
+        (False, "null", 33),  # the last batch of an epoch is dropped
+        (False, "null", 12),  # fewer than a batch
+        (True, "null", 33),
+        pytest.param(False, "{r: 4}", 33, marks=pytest.mark.slow),
+    ],
 )
 def test_processes_learn_what_one_does(
     mixed: bool,
     lora: str,
+    pairs: int,
     tmp_path: Path,
     tiny_base: Path,
     toy: RetrievalDataset,
@@ -773,9 +799,9 @@ def test_processes_learn_what_one_does(
         *("stage1.micro_tokens=300", "stage1.evaluate_every=7", "stage1.matryoshka=[8]"),
         f"model.lora={lora}",
     )
-    few = dict(list(toy.split("stage1").items())[:33])  # the last batch of an epoch is dropped
+    few = dict(list(toy.split("stage1").items())[:pairs])
     if mixed:
-        rest = dict(list(toy.split("stage1").items())[33:])
+        rest = dict(list(toy.split("stage1").items())[pairs:])
         replace(toy, qrels={"stage1": rest}, instruction="Answer.").save(tmp_path / "other-0")
     toy = replace(toy, qrels={**toy.qrels, "stage1": few})
     toy.save(tmp_path / "data")

@@ -579,7 +579,7 @@ def test_the_best_checkpoint_by_direct_and_reasoned_remains_the_start_included(
     figures: Iterator[tuple[float, float]] = iter(zip(direct, reasoned, strict=True))
     seen: list[dict[str, Tensor]] = []
 
-    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
+    def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0, cost: Any = None) -> dict[str, float]:
         assert max_new_tokens == 4
         seen.append({name: weight.clone() for name, weight in model.model.state_dict().items()})
         return dict(zip(("direct", "reasoned"), next(figures), strict=True))
@@ -683,6 +683,15 @@ def test_the_curve_holds_what_tells_a_collapse(train: Train, capsys: pytest.Capt
     assert {news["stage"] for news in told} == {"stage2"}
     assert "loss" not in capsys.readouterr().out
     assert not search.model.training
+
+
+def test_dev_charges_thoughts_that_cost_something(train: Train) -> None:
+    charged = ("stage2.reward.length=0.01", "stage2.scale_rewards=batch", "stage2.steps=1")
+    _, trainer, curve = train(*charged, "stage2.evaluate_every=1")
+    dev = {key.removeprefix("eval_"): value for key, value in curve[-1].items()}
+    assert dev["thinking_cost"] == pytest.approx(0.01 * dev["thinking_tokens"]) and dev["thinking_cost"] > 0
+    wanted = (dev["direct"] + dev["reasoned"] - dev["thinking_cost"]) / 2
+    assert trainer.dev_score(dev) == pytest.approx(wanted)
 
 
 def test_the_trained_model_carries_nothing_of_the_trainer(train: Train) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Lazy(Sequence[T]):
@@ -73,3 +74,23 @@ class View(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self.source) - len(self.hidden)
+
+
+class Mapped(Mapping[str, U], Generic[T, U]):
+    """A mapping whose values are made of those of another one.
+
+    >>> dict(Mapped({"a": 2}, lambda n: n * n))
+    {'a': 4}
+    """
+
+    def __init__(self, source: Mapping[str, T], make: Callable[[T], U]):
+        self.source, self._make = source, make
+
+    def __getitem__(self, key: str) -> U:
+        return self._make(self.source[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)

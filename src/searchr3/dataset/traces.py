@@ -1,7 +1,8 @@
 """Reasoning traces made from the data: the words that the wanted document is likely to hold.
 
 The published enrichment prompt asks a large model for the key terms, synonyms and topics of a query. For a
-tiny model, which cannot chat, the words of the relevant document stand in.
+tiny model, which cannot chat, the words of the relevant document stand in; or its beginning, so that the
+model learns to draft the document that it looks for (as HyDE lets a large model do, arXiv 2212.10496).
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from searchr3.dataset.disk import writable
 from searchr3.dataset.types import RetrievalDataset
 from searchr3.errors import DataError
-from searchr3.words import split_identifiers
+from searchr3.words import beginning, split_identifiers
+
+Kind = Literal["words", "beginning"]
+"""Of a trace: the most telling words of the relevant document, or its first ones as they stand there."""
 
 
 class TraceMaker:
@@ -51,7 +56,7 @@ def queries_without_trace(
 ) -> dict[str, list[str]]:
     """Queries of `splits` that have no reasoning → their relevant documents, the most relevant first.
 
-    A query without a relevant document is left out.
+    Documents that are held out are passed over; a query without a relevant one is left out.
 
     Raises:
         DataError: a split does not exist, or is dev or test: their answers must not be written down.
@@ -64,7 +69,9 @@ def _without_trace(dataset: RetrievalDataset, splits: Sequence[str]) -> Iterator
     for split in splits:
         for key, judged in dataset.split(split).items():
             relevant = sorted(
-                (one for one, grade in judged.items() if grade > 0), key=judged.__getitem__, reverse=True
+                (one for one, grade in judged.items() if grade > 0 and one not in dataset.held_out),
+                key=judged.__getitem__,
+                reverse=True,
             )
             if relevant and not dataset.queries[key].reasoning:
                 yield key, relevant
@@ -80,20 +87,25 @@ def _check_splits(dataset: RetrievalDataset, splits: Sequence[str]) -> None:
 
 
 def make_traces(
-    dataset: RetrievalDataset, splits: Sequence[str] = ("stage1",), words: int = 8
+    dataset: RetrievalDataset, splits: Sequence[str] = ("stage1",), words: int = 8, kind: Kind = "words"
 ) -> RetrievalDataset:
     """Give the queries of `splits` that have no reasoning a trace from their most relevant document.
 
     The corpus statistics come from the training corpus. Traces that are there stay.
 
+    Args:
+        words: most words of a trace.
+
     Raises:
         DataError: a split does not exist, or is dev or test.
     """
     _check_splits(dataset, splits)
-    maker = TraceMaker(document.content for document in dataset.training_corpus().values())
+    make = beginning
+    if kind == "words":
+        make = TraceMaker(document.content for document in dataset.training_corpus().values()).trace
     queries = writable(dataset.queries)
     for key, relevant in _without_trace(dataset, splits):
-        trace = maker.trace(dataset.corpus[relevant[0]].content, words)
+        trace = make(dataset.corpus[relevant[0]].content, words)
         queries[key] = replace(queries[key], reasoning=trace or None)
     return replace(dataset, queries=queries)
 

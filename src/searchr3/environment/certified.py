@@ -128,6 +128,7 @@ class Certified(RefreshPolicy):
         room = max(0, room - len(first))
         seen = _Seen.of(store, batch, step, self.candidates, self.temperature)
         sample = draw.choice(seen.rows, min(draws, room, len(seen.rows)), replace=False)
+        sample = store.group.gather(sample)[0]  # ranks may round differently, but must go on alike
         if not len(sample):  # nothing is stale, or nothing may be looked at
             rest = len(seen.rows)
             self.certificate = Certificate(np.inf if rest else 0.0, len(first), not rest)
@@ -163,7 +164,7 @@ class Certified(RefreshPolicy):
         Args:
             moved: (|U|, d), how far the sample's vectors were off.
         """
-        order, parts = seen.order(seen.errors(sample, moved))
+        order, parts = (store.group.gather(one)[0] for one in seen.order(seen.errors(sample, moved)))
         mine = np.isin(order, sample)
         effects = seen.effects(order[mine], store.take(order[mine]))
         most = min(room, len(order) - len(sample))

@@ -64,7 +64,7 @@ class CorpusEnvironment:
     `encode` is called on each with the same texts (see `searchr3.sharing`).
 
     Args:
-        documents: document id → text, in the order of the rows.
+        documents: document id → text, in the order of the rows; texts are looked up when they are encoded.
         encode: texts → (n, d) float32 vectors under the policy as it is at the time of the call.
         policy: which documents to encode again; it belongs to this environment alone.
         candidates: K, how many documents besides the relevant ones a rollout is ranked among.
@@ -94,7 +94,7 @@ class CorpusEnvironment:
         dtype: str = "float32",
         folder: str | Path | None = None,
         group: Group = ALONE,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         if not documents:
             raise DataError("the corpus holds no document; nothing can be ranked")
@@ -102,7 +102,7 @@ class CorpusEnvironment:
             raise ValueError(
                 f"candidates is {candidates}, at least 1; temperature is {temperature}, at least 0"
             )
-        self.ids, self.texts = list(documents), list(documents.values())
+        self.ids, self.documents = list(documents), documents
         self.encode, self.policy = encode, policy
         self.candidates, self.temperature = candidates, temperature
         self.group = group
@@ -250,7 +250,7 @@ class CorpusEnvironment:
         """Fresh vectors of `rows`, (len(rows), d), some at a time; the store is left alone."""
         parts = []
         for chunk in _chunks(rows):
-            vectors = self.encode([self.texts[row] for row in chunk])
+            vectors = self.encode([self.documents[self.ids[row]] for row in chunk])
             if vectors.ndim != 2 or len(vectors) != len(chunk):
                 raise ValueError(
                     f"encode returned {vectors.shape} for {len(chunk)} texts, expected ({len(chunk)}, d)"

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Iterable, Sequence
-from copy import copy
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import chain
+from functools import cache, lru_cache
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ _WORD = re.compile(r"\w+")
 K1 = (0.6, 0.9, 1.2, 1.6, 2.0, 3.0)
 B = (0.3, 0.5, 0.75, 0.9, 1.0)
 _TUNING_QUERIES = 400
+_BLOCK = 4_096  # documents that are counted at once
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class BM25:
     def __init__(self, texts: Iterable[str], setting: Setting = Setting()) -> None:
         self.setting = setting
         self._reader = _Reader(setting)
-        documents = [self._reader.read(_WORD.findall(text)) for text in texts]
+        documents = _Rows()
+        for text in texts:
+            documents.add(self._reader.read(_WORD.findall(text)))
         self._reader.learning = False
         self._size = len(documents)
         self._index = _indexed(documents, len(self._reader.terms), setting)
@@ -90,7 +93,7 @@ def tune(dataset: RetrievalDataset, split: str = "dev", seed: int = 0) -> Settin
     """The setting with the highest nDCG@10 on `split`, at most 400 of its queries.
 
     One choice after the other: how words are read (stems or not, identifiers also whole or not) at k1 1.2
-    and b 0.75, then b, then k1. The documents are read and indexed once for each way.
+    and b 0.75, then b, then k1. Of the documents only numbers of words are kept.
 
     Raises:
         DataError: the data set has no such split, or its qrels are empty.
@@ -99,10 +102,10 @@ def tune(dataset: RetrievalDataset, split: str = "dev", seed: int = 0) -> Settin
     ids = sorted(random.Random(seed).sample(sorted(qrels), min(_TUNING_QUERIES, len(qrels))))
     judged = {query: qrels[query] for query in ids}
     names = list(dataset.corpus)
-    documents = [_WORD.findall(document.content) for document in dataset.corpus.values()]
+    documents = _Words(document.content for document in dataset.corpus.values())
     queries = [_WORD.findall(dataset.queries[query].text) for query in ids]
 
-    @cache
+    @lru_cache(maxsize=1)  # large, and soon read again
     def read(stem: bool, whole: bool) -> _Read:
         return _Read(documents, queries, Setting(stem=stem, whole=whole))
 
@@ -128,32 +131,103 @@ def as_run(
     }
 
 
-class _Read:
-    """Documents and queries read in one way, for an index at any k1 and b without indexing again.
+class _Rows:
+    """Rows of numbers, four bytes each."""
 
-    Terms that no query holds share one id, which keeps the lengths of the documents.
+    def __init__(self) -> None:
+        self.numbers, self.ends = array("i"), array("q", [0])
+
+    def add(self, row: Iterable[int]) -> None:
+        self.numbers.extend(row)
+        self.ends.append(len(self.numbers))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.numbers[start:end].tolist() for start, end in pairwise(self.ends))
+
+
+class _Words:
+    """The words of texts as numbers.
+
+    Attributes:
+        number: of each word, in order of appearance.
+        rows: the numbers of each text's words.
     """
 
-    def __init__(self, documents: Iterable[list[str]], queries: Iterable[list[str]], way: Setting) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.number: dict[str, int] = {}
+        self.rows = _Rows()
+        for text in texts:
+            self.rows.add(self.number.setdefault(word, len(self.number)) for word in _WORD.findall(text))
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Some texts at a time: their rows, the numbers of their words, and the place among these rows of
+        the text that each word stands in.
+        """
+        numbers, ends = np.asarray(self.rows.numbers), np.asarray(self.rows.ends)
+        for start in range(0, len(self.rows), _BLOCK):
+            some = ends[start : start + _BLOCK + 1]
+            rows = np.arange(start, start + len(some) - 1)
+            yield rows, numbers[some[0] : some[-1]], np.repeat(rows - start, np.diff(some))
+
+
+class _Read:
+    """Documents and queries read in one way, for an index at any k1 and b.
+
+    It knows how often each document holds the terms of the queries, and how long it is.
+    """
+
+    def __init__(self, documents: _Words, queries: Iterable[list[str]], way: Setting) -> None:
         reader = _Reader(way)
         self.queries = [reader.read(words) for words in queries]
-        reader.learning, reader.other = False, len(reader.terms)
-        read = [reader.read(words) for words in documents]
-        self._lengths = np.array([len(terms) for terms in read])
-        self._base = _indexed(read, reader.other + 1, Setting(k1=1, b=0))
+        other = len(reader.terms)
+        reader.learning, reader.other = False, other
+        sizes, asked, terms = array("i"), array("i"), array("i")
+        for word in documents.number:
+            found = reader.read([word])
+            known = [term for term in found if term < other]
+            sizes.append(len(found))
+            asked.append(len(known))
+            terms.extend(known)
+        size, per_word = len(documents.rows), np.asarray(asked)
+        starts = np.cumsum(per_word, dtype=np.int64) - per_word
+        self._lengths = np.zeros(size, dtype=np.int64)
+        keys, counts = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int32)]
+        for rows, numbers, texts in documents.blocks():
+            self._lengths[rows] = np.bincount(texts, np.asarray(sizes)[numbers], len(rows))
+            count = per_word[numbers]
+            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            held = np.asarray(terms)[np.repeat(starts[numbers], count) + within].astype(np.int64)
+            key, count = np.unique(held * size + np.repeat(rows[texts], count), return_counts=True)
+            keys.append(key)
+            counts.append(count.astype(np.int32))
+        key = np.concatenate(keys)
+        order = np.argsort(key)
+        key = key[order]
+        self._tf = np.concatenate(counts)[order]
+        self._documents = (key % size).astype(np.int32)
+        self._starts = np.searchsorted(key, np.arange(other + 1) * size)
 
     def index(self, setting: Setting) -> bm25s.BM25 | None:
-        """What `_indexed` gives at the k1 and b of `setting`."""
-        if self._base is None:
+        """What `_indexed` gives at the k1 and b of `setting`, for the terms of the queries."""
+        import bm25s
+
+        if not self._lengths.any():
             return None
-        base, documents = self._base.scores, self._base.scores["indices"]
-        df = np.diff(base["indptr"])
+        df = np.diff(self._starts)
         idf = np.repeat(np.log1p((len(self._lengths) - df + 0.5) / (df + 0.5)), df)
-        saturated = np.minimum(base["data"] / idf, 1 - 1e-7)  # tf / (tf + 1), as k1 is 1 and b is 0
-        tf = np.rint(saturated / (1 - saturated))
         norm = setting.k1 * (1 - setting.b + setting.b * self._lengths / self._lengths.mean())
-        index = copy(self._base)
-        index.scores = base | {"data": (idf * tf / (tf + norm[documents])).astype(np.float32)}
+        data = (idf * self._tf / (self._tf + norm[self._documents])).astype(np.float32)
+        index = bm25s.BM25(method="lucene", backend="numpy")
+        index.scores = {
+            "data": data,
+            "indices": self._documents,
+            "indptr": self._starts,
+            "num_docs": len(self._lengths),
+        }
+        index.nonoccurrence_array = None
         return index
 
 
@@ -185,7 +259,7 @@ class _Reader(dict[str, tuple[int, ...]]):
             parts.append(word.lower())
         ids = [self._id(self._stem(part)) for part in parts if part not in self._stop]
         known = tuple(i for i in ids if i is not None)
-        if self.learning or self.other is not None:  # a finished index may be asked any number of new words
+        if self.learning:  # later it may be asked any number of new words
             self[word] = known
         return known
 
@@ -195,15 +269,17 @@ class _Reader(dict[str, tuple[int, ...]]):
         return self.terms.get(term, self.other)
 
 
-def _indexed(documents: list[list[int]], size: int, setting: Setting) -> bm25s.BM25 | None:
+def _indexed(documents: _Rows, size: int, setting: Setting) -> bm25s.BM25 | None:
     """A bm25s index of documents given as term ids below `size`; None when no document holds a term."""
     import bm25s
+    from bm25s.tokenization import Tokenized
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets itself to DEBUG
-    if not any(documents):
+    if not documents.numbers:
         return None
     index = bm25s.BM25(k1=setting.k1, b=setting.b, method="lucene", backend="numpy")
-    index.index((documents, {str(i): i for i in range(size)}), show_progress=False)
+    vocabulary = {str(i): i for i in range(size)}
+    index.index(Tokenized(documents, vocabulary), show_progress=False)
     return index
 
 

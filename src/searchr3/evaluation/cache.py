@@ -23,6 +23,8 @@ from searchr3.evaluation.results import Thought
 from searchr3.evaluation.shelf import Entry, Shelf
 from searchr3.files import check_writable
 
+_SHORTENED = b"s"  # behind the four bytes of each number of a vector: the model cut the text
+
 
 def default_folder() -> Path:
     """`SEARCHR3_CACHE`, else `searchr3` in the user's folder for caches (`XDG_CACHE_HOME`, `~/.cache`)."""
@@ -86,6 +88,7 @@ class Cached:
 
     What is returned is what was computed, bit for bit, whether it was kept or is new. Of each call the texts
     that are not known go to the model together, each once, and are on the disk before the call returns.
+    With a vector is kept whether its text was `shortened`, where the model tells that.
     Thoughts at a temperature, and vectors after `reasoning=True`, are no function of the text alone: such
     calls go through to the model, as does everything that is not named here.
 
@@ -112,7 +115,7 @@ class Cached:
         def encode(rows: list[int]) -> np.ndarray:
             return self.model.encode_document([texts[row] for row in rows], **options)
 
-        return self._vectors([_key("document", text, options) for text in texts], encode)
+        return self._vectors([_key("document", text, options) for text in texts], texts, encode)
 
     def encode_query(self, queries: Sequence[str], reasoning: Any = False, **options: Any) -> np.ndarray:
         texts = _listed(queries)
@@ -131,7 +134,7 @@ class Cached:
 
         pairs = zip(texts, thoughts, strict=True)
         keys = [_key("query", text, options, thought) for text, thought in pairs]
-        return self._vectors(keys, encode)
+        return self._vectors(keys, texts, encode)
 
     def generate(
         self, batch: Sequence[str], max_new_tokens: int = 128, temperature: float = 0.0, **options: Any
@@ -180,13 +183,24 @@ class Cached:
         spoken = [_key("thought", text, options | {"max_new_tokens": max_new_tokens}) for text in texts]
         thoughts = [_thought(value) for value in self._values(spoken, speak)]
         keys = behind(texts, thoughts)
-        return thoughts, self._vectors(keys, encode)
+        return thoughts, self._vectors(keys, texts, encode)
 
-    def _vectors(self, keys: Sequence[bytes], encode: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+    def _vectors(
+        self, keys: Sequence[bytes], texts: Sequence[str], encode: Callable[[list[int]], np.ndarray]
+    ) -> np.ndarray:
         if not keys:
             return encode([])
-        values = self._values(keys, lambda rows: (row.astype("<f4").tobytes() for row in encode(rows)))
-        return np.stack([np.frombuffer(value, dtype="<f4") for value in values], dtype=np.float32)
+        shortened: set[int] = getattr(self.model, "shortened", set())
+
+        def compute(rows: list[int]) -> Iterable[bytes]:
+            for row, vector in zip(rows, encode(rows), strict=True):
+                yield vector.astype("<f4").tobytes() + _SHORTENED * (hash(texts[row]) in shortened)
+
+        values = self._values(keys, compute)
+        pairs = zip(texts, values, strict=True)
+        shortened |= {hash(text) for text, value in pairs if len(value) % 4}
+        vectors = [np.frombuffer(value, "<f4", len(value) // 4) for value in values]
+        return np.stack(vectors, dtype=np.float32)
 
     def _values(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[bytes]]) -> list[bytes]:
         """The value of each key; `compute` gives those of rows, and is asked once, or not at all."""

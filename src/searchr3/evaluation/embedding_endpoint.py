@@ -75,14 +75,14 @@ class ServedModel:
         attempts: how often one request is tried.
 
     Attributes:
-        cut: how many texts were too long.
+        shortened: `hash`es of the texts that were too long.
     """
 
     def __init__(self, spec: str, key_variable: str | None = None, attempts: int = 7) -> None:
         self.spec = Spec.read(spec)
         self.key = find_key(self.spec.url, key_variable)
         self.attempts = attempts
-        self.cut = 0
+        self.shortened: set[int] = set()
 
     def digest(self) -> str:
         """A name of what a cache keeps of it: server and model. What stands behind them may change."""
@@ -124,7 +124,7 @@ class ServedModel:
         return vectors
 
     async def _shorter(self, endpoint: EmbeddingEndpoint, text: str) -> np.ndarray:
-        self.cut += 1
+        self.shortened.add(hash(text))
         while True:
             text = text[: len(text) // 2]
             try:

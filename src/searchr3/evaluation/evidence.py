@@ -205,6 +205,7 @@ def verdict(beside: Mapping[str, Mapping[str, Any]], queries: int) -> dict[str, 
     sentences = [
         *_claim("Thinking", thinking, beside, TO_BEAT, queries),
         *_claim("Reinforcement", reinforcement, beside, (WITHOUT_REWARD,), queries),
+        *_seeds_that_agree(beside),
         *_seeds_that_disagree(beside),
         *_few_seeds(beside),
     ]
@@ -251,14 +252,30 @@ def _claim(
     return [*sentences, f"What this says: {'; '.join(reasons)}."]
 
 
+def _significant(beside: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any], int]]:
+    """What was to be beaten and is not level: its name, its difference, how many seeds have another sign."""
+    rows = [(name, beside[name]) for name in (*TO_BEAT, WITHOUT_REWARD) if name in beside]
+    return [
+        (name, row, sum(seed * row["mean"] <= 0 for seed in row["seeds"]))
+        for name, row in rows
+        if not row["ci95"][0] <= 0 <= row["ci95"][1]
+    ]
+
+
+def _seeds_that_agree(beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where three seeds or more are of one sign; two may be so by chance every other time."""
+    of_one_sign = [(name, row) for name, row, wrong in _significant(beside) if not wrong]
+    names = [RUNS[name].name for name, row in of_one_sign if len(row["seeds"]) >= 3]
+    if not names:
+        return []
+    seeds = len(of_one_sign[0][1]["seeds"])
+    return [f"All {seeds} seeds have one sign on {_listed(names)}."]
+
+
 def _seeds_that_disagree(beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Significant over queries, but not over the seeds: of both signs, or too far apart."""
     sentences = []
-    for name in (*TO_BEAT, WITHOUT_REWARD):
-        row = beside.get(name)
-        if row is None or row["ci95"][0] <= 0 <= row["ci95"][1]:
-            continue
-        wrong = sum(seed * row["mean"] <= 0 for seed in row["seeds"])
+    for name, row, wrong in _significant(beside):
         if wrong:
             sentences.append(
                 f"The seeds disagree on {RUNS[name].name}: "

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from searchr3.dataset.mteb_task import document_from, find_task, subset_and_split, task_instruction
+from searchr3.dataset.mteb_task import MTEB, document_from, find_task, subset_and_split, task_instruction
 from searchr3.dataset.types import Task
 from searchr3.errors import DataError, first_line
 from searchr3.evaluation.bench import Embedder
+from searchr3.evaluation.p_mrr import p_mrr_of_queries
+from searchr3.evaluation.statistics import bootstrap_ci
 from searchr3.evaluation.thinking import think
 
 if TYPE_CHECKING:
@@ -100,7 +102,12 @@ class SearchR3Encoder:
         return (a * b).sum(axis=-1).astype(np.float32)
 
 
-def own_scores(source: str, dataset: RetrievalDataset, results: Results) -> dict[str, dict[str, float]]:
+def judged_by_change(source: str) -> bool:
+    """Whether a task of MTEB is judged by p-MRR, which looks at the ranks of all candidates."""
+    return source.startswith(MTEB) and find_task(source).metadata.main_score == _P_MRR
+
+
+def own_scores(source: str, dataset: RetrievalDataset, results: Results) -> dict[str, dict[str, Any]]:
     """p-MRR of every run, by MTEB's own code, for a task that is judged by it; nothing for others.
 
     Args:
@@ -108,17 +115,18 @@ def own_scores(source: str, dataset: RetrievalDataset, results: Results) -> dict
         results: with all hits of each query's candidates.
 
     Returns:
-        run → {"p-mrr": value}.
+        run → {"p-mrr": value, "ci95": {"p-mrr": [low, high]}}, a bootstrap interval over queries; none where
+        the judgements do not show which documents MTEB looks at.
 
     Raises:
         DataError: what MTEB needs for it cannot be had.
     """
-    task = find_task(source)
-    if task.metadata.main_score != _P_MRR:
+    if not judged_by_change(source):
         return {}
+    task = find_task(source)
     subset, split = subset_and_split(task)
     qrels = {query: dict(judged) for query, judged in dataset.split(results.split).items()}
-    scores = {}
+    scores: dict[str, dict[str, Any]] = {}
     for run in results.all_runs:
         hits = {query: {hit.document: hit.score for hit in found} for query, found in run.hits.items()}
         try:
@@ -127,7 +135,11 @@ def own_scores(source: str, dataset: RetrievalDataset, results: Results) -> dict
             raise DataError(
                 f"{source}: MTEB cannot reckon p-MRR ({first_line(error)[:200]}); check the network"
             ) from None
-        scores[run.name] = {"p-mrr": float(found[_P_MRR])}
+        value, each = float(found[_P_MRR]), p_mrr_of_queries(hits, qrels)
+        scores[run.name] = {"p-mrr": value}
+        if each and abs(np.mean(each) - value) < 1e-6:
+            low, high = bootstrap_ci(np.array(each))
+            scores[run.name]["ci95"] = {"p-mrr": [float(low), float(high)]}
     return scores
 
 

@@ -123,7 +123,7 @@ class Results:
         document_vectors: (documents, d) float32 of the model, in the order of the corpus.
         controls: those of the model with another thought than its own, see `evaluation.controls`.
         extras: further keys of `results.json`, such as "curves" and "adaptive".
-        scores: run → name → value of metrics that are the data set's own, such as p-MRR.
+        scores: run → name → value of metrics that are the data set's own, such as p-MRR, and their "ci95".
     """
 
     model: str
@@ -136,7 +136,7 @@ class Results:
     document_vectors: np.ndarray | None = field(default=None, repr=False)
     controls: tuple[Run, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def all_runs(self) -> tuple[Run, ...]:
@@ -167,7 +167,7 @@ class Results:
             "documents": self.documents,
             "queries": len(self.query_ids),
             "runs": [
-                {**run, **self.scores.get(run["name"], {})}
+                _with_own(run, self.scores.get(run["name"], {}))
                 for run in _run_summaries(self.all_runs, self.query_ids)
             ],
             "differences": differences([(a.name, b.name, a.values, b.values) for a, b in pairs]),
@@ -235,6 +235,11 @@ def _run_summaries(runs: Sequence[Run], ids: Sequence[str]) -> list[dict[str, An
         }
         summaries.append(summary | ({"setting": run.setting} if run.setting else {}))
     return summaries
+
+
+def _with_own(run: dict[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's summary with the data set's own metrics."""
+    return {**run, **scores, "ci95": {**run["ci95"], **scores.get("ci95", {})}}
 
 
 def _said(thought: Thought | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _waits(baseline: str | Run) -> bool:
 
 def _noted(run: Run, rival: Rival) -> Run:
     """The run with a word on the texts that were too long for its server."""
-    if not (cut := getattr(rival, "cut", 0)):
+    if not (cut := getattr(rival, "shortened", ())):
         return run
-    words = f"{cut} texts were too long for the server and cut"
+    words = f"{len(cut)} texts were too long for the server and cut"
     return replace(run, setting=f"{run.setting}; {words}" if run.setting else words)

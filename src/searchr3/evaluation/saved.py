@@ -23,7 +23,10 @@ Amount = Annotated[Number, Field(ge=0, le=1e12)]
 Interval = tuple[Share, Share]
 
 
-def _complete(intervals: dict[str, Interval]) -> dict[str, Interval]:
+Intervals = dict[str, tuple[Difference, Difference]]  # p-MRR may be below 0
+
+
+def _complete(intervals: Intervals) -> Intervals:
     for metric in METRICS:
         if metric not in intervals:
             raise ValueError(f"has no interval of {metric!r}")
@@ -55,7 +58,7 @@ class SavedRun(Saved):
     recall_100: Share = Field(alias="recall@100")
     mrr: Share = Field(alias="mrr@10")
     p_mrr: Number | None = Field(default=None, alias="p-mrr")
-    ci95: Annotated[dict[str, Interval], AfterValidator(_complete)]
+    ci95: Annotated[Intervals, AfterValidator(_complete)]
     thinking_tokens_mean: Amount
     seconds: Amount
     emission_rate: Share | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from searchr3.adaptive import Adaptive, known_rule
 from searchr3.dataset import load_dataset
 from searchr3.dataset.mteb_task import MTEB
 from searchr3.errors import DataError, SearchR3Error
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "suite.json"
 _ANYHOW = ("cache", "progress", "key_variable")  # options that change no figure
-_CANDIDATES = 1000  # hits a query where candidates are ordered anew: p-MRR looks at all of them
+_CANDIDATES = 1000  # hits a query where p-MRR is the measure, which looks at all candidates
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,13 @@ class Plan:
 
     def measure(self, model: Embedder, source: str, dataset: RetrievalDataset) -> Results:
         """`evaluate`, how it was asked, and the metric of the task's own where there is one."""
-        few = any(not one.others for one in dataset.eligible.values())
-        depth = {"depth": _CANDIDATES} if few else {}
+        from searchr3.evaluation.mteb_adapter import judged_by_change, own_scores
+
+        depth = {"depth": _CANDIDATES} if judged_by_change(source) else {}
         results = evaluate(model, dataset, self.split, name=self.model, **{**depth, **self.options})
         told = {"options": self.told(source), "digest": digest_of(model)}
         results = replace(results, extras={**results.extras, **told})
-        if source.startswith(MTEB):
-            from searchr3.evaluation.mteb_adapter import own_scores
-
-            results = replace(results, scores=own_scores(source, dataset, results))
-        return results
+        return replace(results, scores=own_scores(source, dataset, results))
 
 
 def evaluate_several(
@@ -112,14 +110,18 @@ def evaluate_several(
 
     Raises:
         SearchR3Error: the results of two would have one name, or results to take over are of another model,
-            other weights, another split or other options. That is told before anything is measured.
+            other weights, another split, other options or another rule of when to think. That is told
+            before anything is measured.
     """
     files = files_of(sources, output)
     there = {
         source: _taken_over(source, path, plan) for source, path in files.items() if resume and path.exists()
     }
-    if there:
-        _of_one_model(files, there, digest_of(model()) if len(there) < len(files) else None)
+    by_rule = any("adaptive" in one for one in there.values())  # which is no part of the digest
+    ready = model() if there and (by_rule or len(there) < len(files)) else None
+    _of_one_model(files, there, digest_of(ready) if ready else None)
+    if by_rule:
+        _of_one_rule(files, there, known_rule(ready, plan.options.get("adaptive")))
     found: dict[str, dict[str, Any]] = {}
     missing = []
     for source, path in files.items():
@@ -271,6 +273,19 @@ def _of_one_model(
     for source, one in there.items():
         if one.get("digest") != known:
             raise SearchR3Error(f"{files[source]}: is of a model with other weights or prompts; {_AGAIN}")
+
+
+def _of_one_rule(files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any]], rule: Adaptive) -> None:
+    """Raise SearchR3Error where the run `auto` of results thought by another rule than `rule`."""
+    for source, one in there.items():
+        if used := one.get("adaptive"):
+            before, now = (used.get("signal"), used.get("threshold")), (rule.signal, rule.threshold)
+            if before != now:
+                words = "{} from {}".format
+                raise SearchR3Error(
+                    f"{files[source]}: its run auto thought by another rule ({words(*before)}), the model's "
+                    f"is {words(*now)} now; {_AGAIN}"
+                )
 
 
 def suite_table(summary: Mapping[str, Any], folder: Path) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.lazy import Lazy
 from searchr3.dataset.near_duplicates import jaccard, shingles
 from searchr3.dataset.splits import query_key
 from searchr3.errors import DataError
@@ -96,7 +97,8 @@ def mine(
         model = teacher.load()
         work.begin(settings)  # nothing is written before everything is known to be good
         corpus = dataset.training_corpus()
-        ids, texts = list(corpus), [document.content for document in corpus.values()]
+        ids = list(corpus)
+        texts = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
         scorer = make_scorer(teacher, model, texts, work.folder, progress)
         copies = Copies(texts)
         for number, part in enumerate(parts):

@@ -1,6 +1,7 @@
 """The training arms that a gain is held against: the same start, the same labels, something left out.
 
-(a) direct only: stage 1 continued on the queries of stage 2 by InfoNCE alone, as many gradient tokens;
+(a) direct only: stage 1 continued on the queries of stage 2 by InfoNCE alone, as many gradient tokens, at the
+learning rate of stage 2 and at that of stage 1, the better by dev;
 (b) stage 2 without the policy gradient; (c) stage 2 without the contrastive term.
 """
 
@@ -19,6 +20,7 @@ from searchr3.training.stage1_batch import BatchMaker
 _COUNTED = 10_000  # pairs whose tokens are counted
 
 DIRECT_ONLY, NO_POLICY, NO_CONTRASTIVE = "direct_only", "no_policy", "no_contrastive"
+AT_STAGE1_RATE = "direct_only_stage1_rate"
 
 
 def stage2_arms(recipe: Recipe) -> dict[str, Recipe]:
@@ -60,6 +62,19 @@ def direct_only(recipe: Recipe, steps: int) -> Recipe:
     )
 
 
+def direct_only_arms(recipe: Recipe, steps: int, both_rates: bool = True) -> dict[str, Recipe]:
+    """Arm (a) by its name: at stage 2's learning rate, and with `both_rates` at stage 1's where that differs.
+
+    Warm-up and decay are stage 2's in both.
+    """
+    arm, rate = direct_only(recipe, steps), recipe.stage1.learning_rate
+    if not both_rates or rate == arm.stage1.learning_rate:
+        return {DIRECT_ONLY: arm}
+    stage = arm.stage1.model_copy(update={"learning_rate": rate})
+    name = f"{recipe.name}, {AT_STAGE1_RATE}"
+    return {DIRECT_ONLY: arm, AT_STAGE1_RATE: arm.model_copy(update={"name": name, "stage1": stage})}
+
+
 def direct_only_data(dataset: RetrievalDataset) -> RetrievalDataset:
     """What arm (a) learns from: the queries of stage 2 in the place of stage 1's, without any trace."""
     return replace(dataset, qrels={**dataset.qrels, "stage1": dataset.split("stage2")}).without_reasoning()
@@ -68,6 +83,11 @@ def direct_only_data(dataset: RetrievalDataset) -> RetrievalDataset:
 def gradient_tokens(curve: Sequence[Mapping[str, float]]) -> int:
     """Tokens that went forward and backward in a whole training, by its curve."""
     return max((int(row.get("gradient_tokens", 0)) for row in curve), default=0)
+
+
+def best_dev(curve: Sequence[Mapping[str, float]]) -> float:
+    """The dev score of what a training of stage 1 has kept, by its curve."""
+    return max((row["eval_direct"] for row in curve if "eval_direct" in row), default=0.0)
 
 
 def steps_for(tokens: int, dataset: RetrievalDataset, conversation: Conversation, recipe: Recipe) -> int:

@@ -6,11 +6,16 @@ over everything that is said.
 
     python -m searchr3.training.base OUTPUT                               the Python code installed here
     python -m searchr3.training.base OUTPUT --python --pairs --share python-pairs=0.3 --data DIR --text FILE
+    python -m searchr3.training.base OUTPUT --from BASE --data DIR        go on from a base, on further texts
 
 Python code is read with docstrings apart from their functions. With --pairs the base is also shown
 conversations in which the user says a query and the assistant writes the answer: a docstring's summary and
 its function, a data set's training query and a relevant document. Nothing of dev and test is among them, nor,
 with --split-by package, of the packages that are held out. `base.json` in OUTPUT says how it was made.
+
+With --from the weights, tokenizer and shape are those of a base that was made before; the learning rate warms
+up and decays anew. What that one has read counts as read, for good: name --data again that are to stay
+familiar, and hold out what was held out there.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from pathlib import Path
 from searchr3.errors import SearchR3Error
 from searchr3.training.base_model import SIZES, VOCABULARY, Shape
 from searchr3.training.base_sources import data_sources, python_source, text_source
+from searchr3.training.base_start import Start
 from searchr3.training.base_training import Settings, make_base
 
 
@@ -36,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("output", type=Path)
+    found.add_argument("--from", dest="start", type=Path, metavar="BASE", help="a base to go on from")
     reads = found.add_argument_group("what it reads")
     reads.add_argument(
         "--python",
@@ -63,11 +70,11 @@ def parser() -> argparse.ArgumentParser:
         "--dev-share", type=float, default=0.0, help="of texts held out to measure the loss on"
     )
     shape = found.add_argument_group("its shape")
-    shape.add_argument("--size", choices=[*SIZES], default="5m")
+    shape.add_argument("--size", choices=[*SIZES], help="default 5m, or that of --from")
     shape.add_argument("--width", type=int)
     shape.add_argument("--layers", type=int)
     shape.add_argument("--heads", type=int)
-    shape.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    shape.add_argument("--vocabulary", type=int)
     training = found.add_argument_group("its training")
     training.add_argument("--steps", type=int, default=2400)
     training.add_argument("--tokens", type=int, default=8192, help="in one step")
@@ -79,19 +86,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    named = {**vars(SIZES[options.size])}
-    named |= {key: value for key in named if (value := getattr(options, key)) is not None}
     reads_python = options.python if options.python is not None else not (options.data or options.text)
     try:
+        start = Start.read(options.start) if options.start else None
+        whole = SIZES[options.size] if options.size else start.shape if start else Shape()
+        named = {**vars(whole)}
+        named |= {key: value for key in named if (value := getattr(options, key)) is not None}
         settings = Settings(
             shape=Shape(**named),
+            vocabulary=options.vocabulary or (start.vocabulary if start else VOCABULARY),
             shares=dict(options.share),
             **{
                 name: getattr(options, name)
                 for name in (
                     "steps",
                     "tokens",
-                    "vocabulary",
                     "learning_rate",
                     "chat_share",
                     "dev_share",
@@ -102,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sources = [python_source(options.split_by, options.pairs)] if reads_python else []
         sources += data_sources(options.data, options.pairs)
         sources += [text_source(path) for path in options.text]
-        make_base(sources, options.output, settings, options.resume)
+        make_base(sources, options.output, settings, options.resume, start)
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None
 

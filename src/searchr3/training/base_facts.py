@@ -44,9 +44,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     raise ModelError(f"{place}: does not say how the base was made; make the base again, or remove the file")
 
 
-def python_split(facts: dict[str, Any]) -> str | None:
-    """How the installed Python code was split that the base has read; None where it has read none."""
-    return next((one["split_by"] for one in facts.get("sources", ()) if one.get("kind") == "python"), None)
+def python_splits(facts: dict[str, Any]) -> set[str]:
+    """How the installed Python code was split that the base, or one it goes on from, has read."""
+    return {one["split_by"] for one in facts.get("sources", ()) if one.get("kind") == "python"}
 
 
 def was_shown_pairs(facts: dict[str, Any]) -> bool:
@@ -59,8 +59,8 @@ def was_taught(facts: dict[str, Any], dataset: RetrievalDataset) -> bool:
 
     A data set is known by its name or its queries; what the base held out of it must be what is held out now.
     """
-    if dataset.name == "python" and (split_by := python_split(facts)):
-        return split_by != ("package" if dataset.held_out else "hash")
+    if dataset.name == "python" and (splits := python_splits(facts)):
+        return splits != {"package" if dataset.held_out else "hash"}
     queries, held_out = ids_digest(dataset.queries), ids_digest(held_out_queries(dataset))
     return any(
         one.get("kind") == "data"

@@ -37,6 +37,7 @@ from searchr3.training.base_rows import (
     schedule,
 )
 from searchr3.training.base_sources import Source
+from searchr3.training.base_start import Start
 from searchr3.training.checkpoints import WholeCheckpoints, last_checkpoint, resume_point
 from searchr3.training.precision import computes_bf16
 
@@ -100,24 +101,37 @@ class BaseTrainer(WholeCheckpoints, Trainer):
 
 
 def make_base(
-    sources: Sequence[Source], output: str | Path, settings: Settings = Settings(), resume: bool = False
+    sources: Sequence[Source],
+    output: str | Path,
+    settings: Settings = Settings(),
+    resume: bool = False,
+    start: Start | None = None,
 ) -> Path:
     """Make tokenizer and model from `sources` and save both to `output`, in bfloat16, with `base.json`.
 
     Checkpoints lie beside `output`, with the suffix `.checkpoints`; `resume` continues from the last one and
     ends with the same weights as if nothing had interrupted it. Only `steps` may have changed.
 
+    Args:
+        start: a base to go on from, weights and tokenizer; the learning rate warms up and decays anew.
+
     Raises:
         DataError: the texts do not fill one batch, or a share is of no part.
-        SearchR3Error: there are checkpoints and `resume` is not asked for, or they are of another base.
+        SearchR3Error: there are checkpoints and `resume` is not asked for, or they are of another base;
+            `start` is of another shape.
     """
     output = Path(output)
+    if start and (start.shape, start.vocabulary) != (settings.shape, settings.vocabulary):
+        raise SearchR3Error(
+            f"{start.folder}: a base keeps its shape and vocabulary; leave out --size, --width, --layers, "
+            "--heads and --vocabulary"
+        )
     folder = output.with_suffix(".checkpoints")
     if not resume and last_checkpoint(folder):
         raise SearchR3Error(
             f"{folder}: holds a base in the making; go on with --resume, or remove the folder"
         )
-    tokenizer, train, dev = _prepare(sources, settings)
+    tokenizer, train, dev = _prepare(sources, settings, start)
     sizes = {name: len(rows) for name, rows in train.items()}
     if sum(sizes.values()) < settings.batch_size:
         raise DataError(
@@ -126,9 +140,12 @@ def make_base(
         )
     shares = _shares(sizes, settings)
     torch.manual_seed(settings.seed)
-    model = Qwen3ForCausalLM(tiny_config(tokenizer, settings.vocabulary, settings.shape))
+    if start:
+        model = start.model()
+    else:
+        model = Qwen3ForCausalLM(tiny_config(tokenizer, settings.vocabulary, settings.shape))
     rows = torch.cat([*train.values()])
-    facts = _facts(sources, settings, sizes, shares, rows, model)
+    facts = _facts(sources, settings, sizes, shares, rows, model, start)
     _admit(folder, facts, resume)
     print(
         f"{sum(len(one.texts) for one in sources)} texts, {sum(len(one.talks) for one in sources)} "
@@ -159,9 +176,9 @@ def make_base(
 
 
 def _prepare(
-    sources: Sequence[Source], settings: Settings
+    sources: Sequence[Source], settings: Settings, start: Start | None
 ) -> tuple[PreTrainedTokenizerFast, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The tokenizer, and the rows of each part: to train on, and held out."""
+    """The tokenizer, that of `start` or a new one, and the rows of each part: to train on, and held out."""
     names = [one.name for one in sources]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"two sources are called {twice!r}; rename the folder or the file of one")
@@ -171,9 +188,12 @@ def _prepare(
 
     texts = {one.name: divided(one.texts, is_dev) for one in sources}
     talks = {f"{one.name}-pairs": divided(one.talks, is_dev) for one in sources}
-    read = (text for kept, _ in texts.values() for text in kept)
-    said = (turn for kept, _ in talks.values() for talk in kept for _, turn in talk)
-    tokenizer = make_tokenizer(chain(read, said), settings.vocabulary - SPARE_ROWS)
+    if start:
+        tokenizer = start.tokenizer()
+    else:
+        read = (text for kept, _ in texts.values() for text in kept)
+        said = (turn for kept, _ in talks.values() for talk in kept for _, turn in talk)
+        tokenizer = make_tokenizer(chain(read, said), settings.vocabulary - SPARE_ROWS)
     train, dev = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     for name, (kept, held_out) in texts.items():
         train[name] = pack(kept, tokenizer, chat_share=settings.chat_share, seed=settings.seed)
@@ -205,16 +225,22 @@ def _facts(
     shares: Mapping[str, float],
     rows: torch.Tensor,
     model: Qwen3ForCausalLM,
+    start: Start | None,
 ) -> dict[str, Any]:
-    """What `base.json` says; all but `steps` must hold when training goes on."""
+    """What `base.json` says; all but `steps` must hold when training goes on.
+
+    Its sources are all that the weights have seen, those of `start` last.
+    """
     counts = [{"texts": len(one.texts), "talks": len(one.talks)} for one in sources]
+    own = [{"name": one.name, **one.facts, **n} for one, n in zip(sources, counts, strict=True)]
     return {
-        "sources": [{"name": one.name, **one.facts, **n} for one, n in zip(sources, counts, strict=True)],
+        "sources": own + (start.sources if start else []),
         "rows": dict(sizes),
         "shares": dict(shares),
         "read": hashlib.blake2b(rows.numpy().data, digest_size=16).hexdigest(),
         "parameters": model.num_parameters(),
         "settings": asdict(settings),
+        **({"from": start.facts} if start else {}),
     }
 
 

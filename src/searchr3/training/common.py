@@ -24,6 +24,7 @@ from searchr3.errors import DataError, RecipeError
 from searchr3.generation import is_dealt
 from searchr3.group import Group
 from searchr3.model import SearchR3
+from searchr3.shared_search import SharedSearch
 from searchr3.training.checkpoints import BEST, WholeCheckpoints
 from searchr3.training.dev import DevSet
 from searchr3.training.precision import precision
@@ -122,6 +123,7 @@ class DevEvaluation(WholeCheckpoints):
     group: Group
     recipe: Recipe
     think_on_dev: bool
+    cost_on_dev: Callable[[float], float] | None = None  # of so many thinking tokens, in nDCG
     other_dev: Mapping[str, DevSet] = {}  # of further sources, by name; direct only
     best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
 
@@ -182,8 +184,9 @@ class DevEvaluation(WholeCheckpoints):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         training = self.model.training
-        search = self.search_model()
-        figures = self.dev.score(search, self.recipe.model.max_new_tokens if self.think_on_dev else 0)
+        search = SharedSearch.over(self.search_model(), self.group)
+        most = self.recipe.model.max_new_tokens if self.think_on_dev else 0
+        figures = self.dev.score(search, most, self.cost_on_dev)
         figures |= {f"direct_{name}": dev.score(search)["direct"] for name, dev in self.other_dev.items()}
         # GPUs may round differently, but all must find the same checkpoint best, and stop at the same step
         first = self.group.gather(np.array([list(figures.values())], dtype=np.float64))[0][0].tolist()

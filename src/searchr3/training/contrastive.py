@@ -26,7 +26,7 @@ from torch import Tensor
 
 from searchr3.conversation import Conversation, Rendered
 from searchr3.dataset import RetrievalDataset
-from searchr3.embedding import TOKENS_PER_BATCH, length_batches
+from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
 from searchr3.environment import CorpusEnvironment
 from searchr3.group import ALONE, Group, joined
 from searchr3.losses import allowed_negatives, at_widths, info_nce
@@ -66,7 +66,8 @@ class CachedTerm:
         rows = range(part, len(self.texts), parts)
         some = [self.texts[row] for row in rows]
         size = self.group.size
-        for batch in length_batches(some, max(1, len(some)), TOKENS_PER_BATCH // 2, size):
+        most = min(TOKENS_PER_BATCH // 2, tokens_per_pass(self.gradients.device))
+        for batch in length_batches(some, max(1, len(some)), most, size):
             own = [rows[place] for place in batch[self.group.rank :: size]]
             filling = -(-len(batch) // size) - len(own)
             texts = [self.texts[row] for row in own] + [some[batch[-1]]] * filling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,12 +56,17 @@ class DevSet:
             dataset.task,
         )
 
-    def score(self, model: SearchR3, max_new_tokens: int = 0) -> dict[str, float]:
+    def score(
+        self, model: SearchR3, max_new_tokens: int = 0, cost: Callable[[float], float] | None = None
+    ) -> dict[str, float]:
         """nDCG@10 of direct queries and, when `max_new_tokens` > 0, of greedily reasoned ones.
+
+        Args:
+            cost: of so many thinking tokens, in nDCG.
 
         Returns:
             `direct`, `direct_at_64` and so on for shorter widths, and with reasoning also `reasoned`,
-            `thinking_tokens` (mean) and `emission_rate`.
+            `thinking_tokens` and, by `cost`, `thinking_cost` (means over the queries), and `emission_rate`.
         """
         documents = model.encode_document(self.documents)
         plain = model.encode_query(self.queries, **self.task)
@@ -71,7 +77,10 @@ class DevSet:
             thoughts = model.generate(self.queries, max_new_tokens, **self.task)
             reasoned = model.encode_query(self.queries, thoughts, **self.task)
             figures["reasoned"] = self._ndcg(reasoned, documents)
-            figures["thinking_tokens"] = float(np.mean([len(thought.token_ids) for thought in thoughts]))
+            lengths = [len(thought.token_ids) for thought in thoughts]
+            figures["thinking_tokens"] = float(np.mean(lengths))
+            if cost:
+                figures["thinking_cost"] = float(np.mean([cost(length) for length in lengths]))
             figures["emission_rate"] = float(np.mean([thought.emitted for thought in thoughts]))
         return figures
 

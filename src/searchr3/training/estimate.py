@@ -11,8 +11,8 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 GIB = 2**30
-LOGITS = 18  # bytes for each logit of stage 1's language loss at its peak; measured, see tests
-LOGITS_KL = 40  # with the KL to the base
+LOGITS = 8, 10  # bytes for each logit of stage 1's language loss, and more while it is in a piece; measured
+LOGITS_KL = 12, 28  # with the KL to the base
 TILE = (
     4096,
     32768,
@@ -126,6 +126,15 @@ class Memory:
         held = self.weights + self.copies + self.gradients + self.optimizer + self.buckets
         learning = self.bf16_weights + self.activations + self.logits + self.vectors
         return held + max(learning, self.generation, self.saving)
+
+
+def checkpoint_bytes(setting: Setting, vectors: int = 0) -> int:
+    """Bytes of a checkpoint on the disk: what learns, its two moments, the corpus's `vectors` in bytes.
+
+    Dealt weights are written twice: as accelerate reads them, and whole.
+    """
+    weights = setting.trained if setting.adapter else setting.parameters
+    return 4 * weights * (1 + setting.shard) + 8 * setting.trained + vectors
 
 
 def memory(shape: Shape, setting: Setting, passes: Passes) -> Memory:

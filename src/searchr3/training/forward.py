@@ -103,8 +103,10 @@ def run(
     rows = torch.arange(len(items), device=device)
     learn = [items[row].learns(t) for row, t in chosen]
     vectors = F.normalize(hidden[rows, place].float(), dim=-1) * has
+    if not chosen:  # FSDP waits for the backward pass at the head
+        vectors = vectors + output.logits.sum() * 0.0
     return Outputs(
-        vectors=vectors + output.logits.sum() * 0.0,  # FSDP waits for the backward pass at the head
+        vectors=vectors,
         logits=output.logits,
         labels=torch.tensor([items[row].ids[t] for row, t in chosen], dtype=torch.long, device=device),
         item=at[:, 0],

@@ -28,10 +28,17 @@ def unsynced(model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 def sum_gradients(model: torch.nn.Module) -> None:
-    """Give every process of a DDP model the sum of all processes' gradients."""
+    """Give every process of a DDP model the sum of all processes' gradients.
+
+    A weight that has none in any process stays without: of a gradient of zero AdamW would make a step.
+    """
     if not isinstance(model, DistributedDataParallel):
         return
     learning = [weight for weight in model.parameters() if weight.requires_grad]
+    found = torch.tensor([weight.grad is not None for weight in learning], dtype=torch.int32)
+    found = found.to(learning[0].device)
+    dist.all_reduce(found, dist.ReduceOp.MAX, model.process_group)
+    learning = [weight for weight, used in zip(learning, found.tolist(), strict=True) if used]
     for weight in learning:
         if weight.grad is None:  # unused in this process, maybe not in another
             weight.grad = torch.zeros_like(weight)
@@ -65,8 +72,11 @@ def on_one_device(args: TrainingArguments) -> TrainingArguments:
     return args
 
 
-def share_of(batch_size: int, processes: int) -> int:
+def share_of(batch_size: int, processes: int, pairs: int | None = None) -> int:
     """Pairs of a batch for each process.
+
+    Args:
+        pairs: how many there are, if that is known; fewer than a batch are one batch.
 
     Raises:
         RecipeError: the batch cannot be divided.
@@ -76,7 +86,15 @@ def share_of(batch_size: int, processes: int) -> int:
             f"stage1.batch_size: {batch_size} pairs cannot be divided among {processes} processes; "
             f"set it to a multiple of {processes}"
         )
-    return batch_size // processes
+    whole = batch_size if pairs is None else min(batch_size, pairs)
+    if whole % processes:
+        fits = whole - whole % processes
+        raise RecipeError(
+            f"stage1.batch_size: the {pairs} training pairs are fewer than a batch of {batch_size}, and "
+            f"cannot be divided among {processes} processes; "
+            + (f"set it to {fits}" if fits else f"train in {pairs} or fewer")
+        )
+    return whole // processes
 
 
 def micro_batch(stage: Stage2Recipe, processes: int) -> int:

@@ -72,6 +72,12 @@ class DataRecipe(SourceRecipe):
         "stable hash: the first 100 are among the first 300",
     )
     stage2_queries: Count | None = Field(None, description="the same for stage 2")
+    trace: Literal["words", "beginning"] = Field(
+        "words",
+        description="what a built-in reasoning trace is: the most telling words of the relevant document "
+        "(`words`), or its first words as they stand there (`beginning`): then the model learns to draft the "
+        "document; give `model.max_new_tokens` room for a draft",
+    )
     trace_words: Annotated[int, Field(ge=0)] = Field(
         8, description="words in a built-in reasoning trace; 0 makes no traces"
     )

@@ -27,7 +27,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
 from searchr3.generation import Reasoning, is_dealt, padding_id, reason
 from searchr3.group import most, start_group
-from searchr3.losses import allowed_negatives, at_widths, info_nce, kl_to_base, sft, triplet_margin
+from searchr3.losses import allowed_negatives, at_widths, info_nce, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import NeighbourSampler
@@ -36,6 +36,7 @@ from searchr3.training.checkpoints import StartCounts, resume_point
 from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, curve
 from searchr3.training.dev import DevSet
 from searchr3.training.forward import Item, Outputs, run
+from searchr3.training.language import TokenLosses
 from searchr3.training.mixture import MixedPairs, MixtureSampler, Source, shares, sources_of
 from searchr3.training.parallel import gathered, on_one_device, share_of, sum_gradients, unsynced
 from searchr3.training.precision import precision
@@ -83,12 +84,10 @@ class Stage1Trainer(DevEvaluation, Trainer):
         }
         self.base = base
         args = on_one_device(
-            TrainingArguments(
-                **arguments(recipe, self.stage, folder),
-                dataloader_drop_last=len(self.mixed) >= self.stage.batch_size,
-            )
+            TrainingArguments(**arguments(recipe, self.stage, folder), dataloader_drop_last=True)
         )
-        args.per_device_train_batch_size = share_of(self.stage.batch_size, args.world_size)
+        share = share_of(self.stage.batch_size, args.world_size, len(self.mixed))
+        args.per_device_train_batch_size = share
         self.group = start_group()
         super().__init__(
             model=search.model,
@@ -109,7 +108,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         self.maker = self.makers[0]
         if self.base is not None and self.is_fsdp_enabled:  # it is dealt among the processes too
             self.base = prepare_fsdp(self.base, self.accelerator)
-        self.think_on_dev = bool(self.maker.trace_pool) and self.stage.reasoned_share > 0
+        has_thoughts = self.stage.own_samples > 0 or bool(self.maker.trace_pool)
+        self.think_on_dev = has_thoughts and self.stage.reasoned_share > 0
         if self.group.rank:  # its dropout and the thoughts that it samples are not the first one's again
             set_seed(recipe.seed + self.group.rank)
 
@@ -139,7 +139,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
             for _ in range(most(self.group, len(chunks)) - len(chunks)):
                 chunks.append([len(items)])
                 items.append(Item(items[0].ids[:1], None, answer_start=1))
-        tokens = self._token_counts(batch)
+        of_pass = TokenLosses(stage, self._token_counts(batch), self.conversation.embed_id)
         figures = {"sft": 0.0, "kl": 0.0}
 
         def run_some(rows: Sequence[int], speak: bool) -> Outputs:
@@ -148,14 +148,12 @@ class Stage1Trainer(DevEvaluation, Trainer):
                 return run(model, chosen, self.pad_id, None if speak else [False] * len(rows))
 
         def of_tokens(rows: Sequence[int], outputs: Outputs) -> Tensor:
-            reasoned = torch.tensor([row >= batch.reasoned_from for row in rows], device=outputs.item.device)
-            language = self._language(outputs, reasoned[outputs.item], tokens)
-            figures["sft"] += language.item()
-            if not stage.kl:
-                return stage.sft * language
-            kl = self._kl(model, [items[row] for row in rows], outputs, tokens)
-            figures["kl"] += kl.item()
-            return stage.sft * language + stage.kl * kl
+            chosen = [items[row] for row in rows]
+            theirs = self._of_base(model, chosen) if stage.kl else None
+            total, parts = of_pass(outputs, chosen, [row >= batch.reasoned_from for row in rows], theirs)
+            for name, part in parts.items():
+                figures[name] += part
+            return total
 
         averaged = self.group.size > 1 and not isinstance(model, DistributedDataParallel)
         passes = iter(range(len(chunks) - 1, -1, -1))
@@ -249,22 +247,6 @@ class Stage1Trainer(DevEvaluation, Trainer):
         counts = np.stack(self.group.gather(np.array([[plain, thinking, anchored]])))
         return TokenCounts(*counts.sum(axis=(0, 1)).tolist())
 
-    def _language(self, outputs: Outputs, reasoned: Tensor, tokens: TokenCounts) -> Tensor:
-        """A chunk's part of SFT. Direct answers and reasoning weigh apart: thoughts must not drown.
-
-        Args:
-            reasoned: bool, (t,), which tokens are a thought's.
-        """
-        share = self.stage.sft_reasoning if tokens.thinking else 0.0
-        total = outputs.logits.sum() * 0.0
-        for weight, rows, count in (
-            (1 - share, outputs.learn & ~reasoned, tokens.plain),
-            (share, outputs.learn & reasoned, tokens.thinking),
-        ):
-            if here := int(rows.sum()):
-                total = total + weight * here / count * sft(outputs.logits[rows], outputs.labels[rows])
-        return total
-
     @property
     def may_sample(self) -> bool:
         """Whether the model has had time to learn to say something."""
@@ -284,22 +266,15 @@ class Stage1Trainer(DevEvaluation, Trainer):
             )
         return said[:wanted]
 
-    def _kl(
-        self, model: PreTrainedModel, items: Sequence[Item], outputs: Outputs, tokens: TokenCounts
-    ) -> Tensor:
-        """A chunk's part of the KL to the base."""
+    def _of_base(self, model: PreTrainedModel, items: Sequence[Item]) -> Tensor | None:
+        """The base's logits of anchored items, if there are any."""
         anchored = [item for item in items if item.anchor]
         if not anchored and not self.dealt:
-            return outputs.logits.sum() * 0.0
+            return None
         with torch.no_grad(), self._without_adapter(model) as base, self.accelerator.autocast():
-            theirs = run(base, anchored or items[:1], self.pad_id).logits
-        if not anchored:  # other processes have some, and may need this one's part of the weights
-            return outputs.logits.sum() * 0.0
-        anchor = torch.tensor([one.anchor for one in items], device=outputs.item.device)[outputs.item]
-        keep = outputs.labels[anchor] != self.conversation.embed_id
-        return (
-            int(keep.sum()) / max(1, tokens.anchored) * kl_to_base(outputs.logits[anchor][keep], theirs[keep])
-        )
+            # other processes have some, and may need this one's part of the weights
+            found = run(base, anchored or items[:1], self.pad_id).logits
+        return found if anchored else None
 
     @contextlib.contextmanager
     def _without_adapter(self, model: PreTrainedModel) -> Any:

@@ -28,13 +28,14 @@ from transformers import (
 from trl import GRPOTrainer
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.lazy import Mapped
 from searchr3.embedding import backbone
 from searchr3.environment import CorpusEnvironment, RefreshPolicy, audit
 from searchr3.files import write_json
 from searchr3.generation import is_dealt, padding_id, without_wrapper
 from searchr3.group import on_first, start_group
 from searchr3.model import SearchR3
-from searchr3.sharing import encode_own, encode_shared
+from searchr3.sharing import document_lengths, encode_own, encode_shared
 from searchr3.training.adapter import add_adapter, copy_token_rows
 from searchr3.training.batches import GenerationSampler
 from searchr3.training.checkpoints import ENVIRONMENT, StartCounts, resume_point, step_of
@@ -83,6 +84,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         tell: Tell | None = None,
     ):
         self.recipe, self.stage = recipe, recipe.stage2
+        self.cost_on_dev = self.stage.reward.cost if self.stage.reward.length else None
         self.conversation = search.conversation
         self.pad_id = padding_id(search.conversation)
         self.dataset, self.environment, self.episodes = dataset, environment, episodes
@@ -131,8 +133,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
 
     def dev_score(self, figures: Mapping[str, float]) -> float:
         """Half of what thinking tokens cost is taken off: of the two forms one thinks."""
-        cost = self.stage.reward.cost(figures["thinking_tokens"]) if "thinking_tokens" in figures else 0.0
-        return super().dev_score(figures) - cost / len(self.best_of)
+        return super().dev_score(figures) - figures.get("thinking_cost", 0.0) / len(self.best_of)
 
     def _get_train_sampler(self, dataset: Any = None) -> GenerationSampler:
         return GenerationSampler.of(len(self.qrels), self.args)
@@ -299,7 +300,7 @@ def train_stage2(
     check_installed(recipe.stage2.generation)
     on_first(group, lambda: check_server(recipe.stage2.generation))
     search.autocast = precision(recipe)
-    corpus = {key: document.content for key, document in dataset.training_corpus().items()}
+    corpus = Mapped(dataset.training_corpus(), lambda document: document.content)  # it may lie on disk
     settings = recipe.stage2
     environment = CorpusEnvironment(
         corpus,
@@ -310,7 +311,7 @@ def train_stage2(
         vectors,
         dtype=settings.environment.dtype,
         group=group,
-        lengths=[len(one.ids) for one in search.conversation.documents(list(corpus.values()))],
+        lengths=document_lengths(search.conversation, list(corpus), corpus, group),
     )
     log = EpisodeLog(episodes, dataset, group) if episodes else None
     if recipe.model.lora is not None and not hasattr(search.model, "peft_config"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import fmean
 
 from searchr3.conversation import Conversation
@@ -18,6 +18,8 @@ from searchr3.generation import Reasoning
 from searchr3.training.estimate import LOGITS, LOGITS_KL, TILE, Passes, Shape, Work
 from searchr3.training.forward import Item
 from searchr3.training.mixture import Source, shares, sources_of
+from searchr3.training.parallel import share_of
+from searchr3.training.pieces import AT_ONCE
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker
 
@@ -47,6 +49,11 @@ class Lengths:
         longest, thought = recipe.model.max_length, recipe.model.max_new_tokens
         query = min(query, longest)
         return cls(query, query, longest, thought, query, longest)
+
+    @classmethod
+    def greatest(cls, some: Sequence[Lengths]) -> Lengths:
+        """Of several data sets, each figure where it is greatest."""
+        return cls(*map(max, zip(*map(astuple, some), strict=True)))
 
     @classmethod
     def measured(cls, dataset: RetrievalDataset, conversation: Conversation, recipe: Recipe) -> Lengths:
@@ -86,19 +93,27 @@ def stage1_work(
     lengths: Lengths,
     processes: int,
     others: Sequence[RetrievalDataset] = (),
+    theirs: Sequence[Lengths] = (),
 ) -> Work:
     """All steps of stage 1, counted on sampled pairs before and after the model's own samples begin.
 
     Args:
+        lengths: of `dataset`.
         others: the data sets of `data.mixture`; each makes its share of the steps.
+        theirs: their lengths.
+
+    Raises:
+        RecipeError: a batch cannot be divided among the processes.
     """
     total = Work()
     if not recipe.stage1.steps:
         return total
     sources = sources_of(dataset, others, recipe)
-    for source, share in zip(sources, shares(sources, recipe.data.by_size), strict=True):
+    share_of(recipe.stage1.batch_size, processes, sum(len(one.pairs) for one in sources))
+    parts = shares(sources, recipe.data.by_size)
+    for source, own, share in zip(sources, (lengths, *theirs), parts, strict=True):
         steps = share * recipe.stage1.steps
-        total = total.plus(_mean_step(source, conversation, recipe, lengths, processes).times(steps))
+        total = total.plus(_mean_step(source, conversation, recipe, own, processes).times(steps))
     return total
 
 
@@ -110,17 +125,16 @@ def _mean_step(
     thought = Reasoning("", (conversation.embed_id,) * round(lengths.thought), True)
     maker = BatchMaker(dataset, pairs, conversation, recipe, lambda prompts: [thought] * len(prompts))
     rows = random.Random(recipe.seed).sample(range(len(pairs)), min(SAMPLE, len(pairs)))
-    per_step = Work()
+    per_step, scale = Work(), min(stage.batch_size, len(pairs)) / len(rows)
     before = stage.own_samples_after
     for step, share in ((0, before), (1, 1 - before)):
         batch = maker.of([pairs.pairs[row] for row in rows], step, own_samples=step == 1)
-        part = _stage1_step(batch, recipe, stage.batch_size / len(rows), processes)
+        part = _stage1_step(batch, recipe, scale, processes)
         if step and stage.own_samples and stage.reasoned_share:
             unseen = [pairs.query_ids[query] for query in batch.queries]
             asked = [key for key in unseen if dataset.queries[key].reasoning is None]
             some = len(asked) + stage.own_samples * (len(unseen) - len(asked))
-            some *= stage.batch_size / len(rows)
-            part = part.plus(_asked(some, lengths, embedded=False))
+            part = part.plus(_asked(scale * some, lengths, embedded=False))
         per_step = per_step.plus(part.times(share))
     return per_step
 
@@ -161,13 +175,14 @@ def stage1_passes(recipe: Recipe, lengths: Lengths, shape: Shape, processes: int
         learnt = min(learnt, max(stage.micro_tokens, longest))
         share = (most + 2) / reasoned if thoughts else ANSWER / lengths.direct
         spoken = min(spoken, learnt * share)
-    wide = LOGITS_KL if stage.kl else LOGITS
+    kept, at_work = LOGITS_KL if stage.kl else LOGITS
+    logits = spoken * shape.vocabulary
     vectors = pairs * (3 + stage.hard_negatives)
     own = min(pairs, recipe.model.batch_size) if stage.own_samples and thoughts else 0
     scores = stage.batch_size**2 * (1 + stage.hard_negatives) * 2  # of both forms of the queries
     return Passes(
         learnt=round(learnt),
-        logits=round(spoken * shape.vocabulary * wide),
+        logits=round(kept * logits + at_work * min(logits, AT_ONCE)),
         vectors=4 * (2 * vectors * shape.hidden + 4 * scores),
         spoken_to=own * (lengths.longest_prompt + most),
     )
