@@ -19,7 +19,8 @@ def api() -> Iterator[tuple[Any, str]]:
     """The schema, with a name of the model that there is, and where it is served."""
     backend = Patient()
     backend.go.set()
-    schemathesis.openapi.from_dict(EMPTY)  # imports much: not while a server runs in a thread (CPython 3.11's parser)
+    # imports much, which CPython 3.11 cannot always do beside a server's thread
+    schemathesis.openapi.from_dict(EMPTY)
     with running(backend, searcher=Shelf()) as client:
         schema = client.get("/openapi.json").json()
         for request in ("EmbeddingRequest", "ChatRequest"):
