@@ -55,7 +55,7 @@ def index(
         if not path.exists():
             raise SearchR3Error(f"{path}: no such file or folder; check it, or take it out with --forget")
     from searchr3.progress import Screen
-    from searchr3.search.store import needed, open_store
+    from searchr3.search.stores import needed, open_store
 
     with needed("semantic_text_splitter"):
         from searchr3.search import index as room
@@ -128,7 +128,7 @@ def search(
         answer = pipeline.search(query, run, k, thinks)
     else:
         from searchr3.search.search import StoreSearch, check_query, known_kinds
-        from searchr3.search.store import open_store
+        from searchr3.search.stores import open_store
 
         check_query(query)
         chosen = names(kinds or "")

@@ -188,7 +188,7 @@ def _stored(store: str, model: str | None, options: _Options) -> tuple[str, Stor
     """A store's model, where it is, and what searches the store."""
     from searchr3.search.encoder import model_of
     from searchr3.search.search import StoreSearch
-    from searchr3.search.store import open_store
+    from searchr3.search.stores import open_store
     from searchr3.serving.searchers import StoreSearcher
 
     opened = open_store(store)

@@ -11,23 +11,39 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from searchr3.conversation import Conversation
 from searchr3.embedding import WORTH_SHARING, Beginning, Embedder, backbone, tokens_per_pass
 from searchr3.errors import ModelError
 from searchr3.generation import COLDEST, pad_ids, padding_id, without_wrapper
 from searchr3.tasks import Runner, Task
 
-if TYPE_CHECKING:
-    from searchr3.model import SearchR3
-
 _BLOCK = 64  # the cache grows by so many tokens a row
 _KEPT = 16  # beginnings whose keys and values are kept
+
+
+class Thinker(Protocol):
+    """What the engine needs of a `SearchR3`."""
+
+    model: PreTrainedModel
+    conversation: Conversation
+    batch_size: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dimension(self) -> int: ...
+
+    def precision(self) -> AbstractContextManager[Any]: ...
 
 
 class Engine(Runner):
@@ -41,7 +57,7 @@ class Engine(Runner):
         ModelError: the architecture is another; `SearchR3.generate` and `encode_query` serve it.
     """
 
-    def __init__(self, search: SearchR3, rows: int = 32):
+    def __init__(self, search: Thinker, rows: int = 32):
         super().__init__(rows)
         self.search = search
         self.conversation = search.conversation

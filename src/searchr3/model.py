@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,10 +26,7 @@ from searchr3.errors import ModelError, first_line
 from searchr3.generation import Reasoning, padding_id, reason, seeded
 from searchr3.loading import load_parts, load_skeleton, wording
 from searchr3.saving import merged, save_parts
-from searchr3.thinking import has_one_pass, one_pass, where_unsure
-
-if TYPE_CHECKING:
-    from searchr3.export import Format
+from searchr3.thinking import has_one_pass, one_pass
 
 Progress = Callable[[int, int], None]
 
@@ -252,7 +249,13 @@ class SearchR3:
         if documents is None:
             raise ValueError('reasoning="auto" needs documents=, the vectors of what will be searched')
         texts = _texts(queries, "queries")
-        return where_unsure(self, texts, documents, rule, instruction, dim, max_new_tokens)
+        vectors = self.encode_query(texts, instruction=instruction, dim=dim)
+        rows = np.flatnonzero(rule.thinks_about(vectors, documents)).tolist()
+        said, vectors[rows] = self.think([texts[row] for row in rows], max_new_tokens, instruction, dim)
+        thoughts: list[Reasoning | None] = [None] * len(texts)
+        for row, thought in zip(rows, said, strict=True):
+            thoughts[row] = thought
+        return vectors, thoughts
 
     def encode_document(
         self, documents: Sequence[str], dim: int | None = None, progress: Progress | None = None
@@ -285,12 +288,6 @@ class SearchR3:
     def merged(self) -> PreTrainedModel:
         """The model; of one with a LoRA adapter, a copy with the adapter merged."""
         return merged(self.model)
-
-    def export(self, path: str | Path, format: Format = "st", overwrite: bool = False, **about: Any) -> None:
-        """Write a folder for sentence-transformers and others; see `searchr3.export.export`."""
-        from searchr3.export import export
-
-        export(self, path, format, overwrite, **about)
 
     @torch.no_grad()
     def encode_rendered(

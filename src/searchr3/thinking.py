@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from searchr3.adaptive import Adaptive, Documents
 from searchr3.embedding import Embedder
-from searchr3.engine import Engine
+from searchr3.engine import Engine, Thinker
 from searchr3.generation import Reasoning, padding_id
 from searchr3.tasks import Task
 
-if TYPE_CHECKING:
-    from searchr3.model import SearchR3
 
-
-def has_one_pass(search: SearchR3) -> bool:
+def has_one_pass(search: Thinker) -> bool:
     """Whether `one_pass` can take this model apart."""
     return Embedder(search.model, padding_id(search.conversation)).known
 
 
 def one_pass(
-    search: SearchR3, texts: Sequence[str], max_new_tokens: int, instruction: str | None = None
+    search: Thinker, texts: Sequence[str], max_new_tokens: int, instruction: str | None = None
 ) -> tuple[list[Reasoning], np.ndarray]:
     """What `generate` says of each query, and what `encode_query` gives behind it, float32 (n, d).
 
@@ -52,22 +47,3 @@ def one_pass(
     for row, task in enumerate(tasks):
         vectors[row] = task.vector
     return [Reasoning(chat.thought_text(task.said), tuple(task.said), task.ended) for task in tasks], vectors
-
-
-def where_unsure(
-    search: SearchR3,
-    texts: Sequence[str],
-    documents: Documents,
-    rule: Adaptive,
-    instruction: str | None,
-    dim: int | None,
-    max_new_tokens: int,
-) -> tuple[np.ndarray, list[Reasoning | None]]:
-    """As `SearchR3.encode_adaptive`: thoughts of those queries whose direct ranking is unsure by the rule."""
-    vectors = search.encode_query(texts, instruction=instruction, dim=dim)
-    rows = np.flatnonzero(rule.thinks_about(vectors, documents)).tolist()
-    said, vectors[rows] = search.think([texts[row] for row in rows], max_new_tokens, instruction, dim)
-    thoughts: list[Reasoning | None] = [None] * len(texts)
-    for row, thought in zip(rows, said, strict=True):
-        thoughts[row] = thought
-    return vectors, thoughts

@@ -33,7 +33,7 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def exported(search, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "st"
-    search.export(folder)
+    export(search, folder)
     return folder
 
 
@@ -110,7 +110,7 @@ def test_the_folder_is_no_searchr3_model_any_more(exported, load):
 def test_a_folder_that_is_there_is_replaced_only_when_asked(search, tmp_path):
     (tmp_path / "mine").write_text("keep")
     with pytest.raises(SearchR3Error, match="exists"):
-        search.export(tmp_path)
+        export(search, tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["mine"]
 
 
@@ -124,7 +124,7 @@ def test_the_head_of_an_untied_model_stays_at_home(tiny_model, tmp_path):
     config.tie_word_embeddings = False
     untied = AutoModelForCausalLM.from_config(config)
     search = SearchR3.from_parts(untied, found.tokenizer, max_length=96)
-    search.export(tmp_path / "st")
+    export(search, tmp_path / "st")
     with safe_open(tmp_path / "st" / "model.safetensors", "np") as weights:
         assert not [name for name in weights.keys() if "lm_head" in name]  # noqa: SIM118
     vectors = SentenceTransformer(str(tmp_path / "st"), device="cpu").encode(TEXTS)
@@ -143,7 +143,7 @@ def test_an_adapter_is_merged_into_what_is_exported(search, tmp_path):
     adapted = SearchR3.from_parts(model, search.tokenizer, max_length=search.conversation.max_length)
     wanted = adapted.encode_document(TEXTS)
     assert agreement(wanted, search.encode_document(TEXTS)) < 0.999  # it does something
-    adapted.export(tmp_path / "st")
+    export(adapted, tmp_path / "st")
     vectors = SentenceTransformer(str(tmp_path / "st"), device="cpu").encode(TEXTS)
     assert agreement(vectors, wanted) >= LIMIT
     assert any("lora_" in name for name, _ in adapted.model.named_parameters())  # it was left as it was

@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from searchr3.errors import ModelError
-from searchr3.export import graph
+from searchr3.export import export, graph
 from searchr3.generation import pad_ids, padding_id
 
 LIMIT = 0.9999
@@ -15,7 +15,7 @@ LIMIT = 0.9999
 def test_a_missing_library_is_told_before_the_work(search, tmp_path, monkeypatch, missing):
     monkeypatch.setattr(graph, "find_spec", lambda name: None if name == missing else object())
     with pytest.raises(ModelError, match=r"pip install 'searchr3\[onnx\]'"):
-        search.export(tmp_path / "out", format="onnx")
+        export(search, tmp_path / "out", format="onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -25,7 +25,7 @@ def session(search, tmp_path_factory):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    search.export(folder, format="onnx")
+    export(search, folder, format="onnx")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding()
     path = folder / "onnx" / "model.onnx"

@@ -34,7 +34,7 @@ def api() -> Iterator[tuple[Any, str]]:
 def test_answers_are_as_described(api: tuple[Any, str], examples: int) -> None:
     schema, url = api
     operations = [one.ok() for one in schema.get_all_operations()]
-    assert len(operations) == 7
+    assert len(operations) == 8
     for operation in operations:
 
         @settings(max_examples=examples, suppress_health_check=QUIET)

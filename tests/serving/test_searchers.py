@@ -16,7 +16,7 @@ from searchr3.model import SearchR3
 from searchr3.search import index as room
 from searchr3.search.encoder import load_for
 from searchr3.search.search import StoreSearch
-from searchr3.search.store import open_store
+from searchr3.search.stores import open_store
 from searchr3.search.work import opened_for_writing
 from searchr3.serving.searchers import RunSearcher, StoreSearcher
 from searchr3.serving.worker import Worker

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
@@ -16,9 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from searchr3.evaluation.collection import Evaluation, read_collection
 from searchr3.evaluation.saved import SavedRun
-
-if TYPE_CHECKING:
-    from searchr3.model import SearchR3
+from searchr3.model import SearchR3
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COLUMNS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "recall@100": "recall@100", "mrr@10": "MRR@10"}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from searchr3 import __version__
 from searchr3.errors import ModelError
@@ -26,9 +26,7 @@ from searchr3.export.tokenizer import save_framed
 from searchr3.files import new_folder, write_json, write_text
 from searchr3.generation import padding_id
 from searchr3.loading import EXPORTED
-
-if TYPE_CHECKING:
-    from searchr3.model import SearchR3
+from searchr3.model import SearchR3
 
 Format = Literal["st", "onnx", "searchr3"]
 FORMATS: tuple[Format, ...] = get_args(Format)

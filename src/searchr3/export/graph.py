@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,7 @@ from torch import Tensor
 from searchr3.embedding import backbone
 from searchr3.errors import ModelError, first_line
 from searchr3.generation import pad_ids, padding_id
-
-if TYPE_CHECKING:
-    from searchr3.model import SearchR3
+from searchr3.model import SearchR3
 
 VECTORS, HIDDEN = "sentence_embedding", "last_hidden_state"
 INPUTS = ("input_ids", "attention_mask")

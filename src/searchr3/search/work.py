@@ -9,7 +9,8 @@ from typing import Any
 from searchr3.errors import SearchR3Error
 from searchr3.search.chunks import SIZE
 from searchr3.search.encoder import Encoder, ModelEncoder, identify, load_for, refuse_other
-from searchr3.search.store import Facts, Store, open_store
+from searchr3.search.store import Facts, Store
+from searchr3.search.stores import open_store
 
 
 def opened_for_writing(
