@@ -9,8 +9,10 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from _replay import Timed
@@ -20,6 +22,7 @@ from searchr3.environment import CorpusEnvironment, Frozen, RefreshPolicy
 from searchr3.environment.fidelity import advantage_spearman, cosine
 
 EDIT = 0.4  # η
+WANTED = 0.99  # Spearman
 _CHUNK = 65_536
 
 
@@ -123,7 +126,17 @@ def drift(trajectory: Trajectory, audited: Sequence[int], size: int) -> dict[str
     return found
 
 
-def rows_needed(rows: Sequence[float], spearman: Sequence[float], wanted: float = 0.99) -> float | None:
+def curve_of(places: Iterable[Path]) -> list[list[float]]:
+    """The points that are measured, fewest rows first, up to the first that is as good as wanted."""
+    found: list[list[float]] = []
+    for place in places:
+        if not place.is_file() or (found and found[-1][1] >= WANTED):
+            break
+        found.append(json.loads(place.read_text(encoding="utf-8")))
+    return found
+
+
+def rows_needed(rows: Sequence[float], spearman: Sequence[float], wanted: float = WANTED) -> float | None:
     """From where on the curve of Spearman over rows stays at `wanted`, by linear interpolation in log rows.
 
     None where its end is below; the least of `rows` where it is nowhere below, an upper bound then.
