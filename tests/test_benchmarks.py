@@ -125,6 +125,17 @@ def test_simulated_documents_are_one_step_s_whether_all_or_some_are_asked_for(be
     assert np.linalg.norm(some, axis=1) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_curve_ends_where_it_is_good_enough(benchmark, tmp_path: Path) -> None:
+    places = [tmp_path / f"{rows}.json" for rows in (20, 40, 80, 160)]
+    curve_of = benchmark("_growth").curve_of
+    assert curve_of(places) == []
+    for place, spearman in zip(places, (0.5, 0.9, 0.995, 0.98), strict=True):
+        place.write_text(json.dumps([float(place.stem), spearman, 1.0]))
+    assert [rows for rows, *_ in curve_of(places)] == [20, 40, 80]
+    places[1].unlink()
+    assert [rows for rows, *_ in curve_of(places)] == [20]
+
+
 def test_growth_has_a_slope_in_logarithms(benchmark) -> None:
     curve = [[10, 0.9, 0.1], [100, 0.98, 0.2], [1000, 1.0, 0.3]]
     doubled = [[2 * rows, *rest] for rows, *rest in curve]
