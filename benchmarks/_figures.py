@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -37,21 +37,25 @@ def figures(parts: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
     """Means over the steps after the first; what is held against the oracle, over the audited ones.
 
-    The first half is where the learning rate, falling to zero, is highest.
+    Where no group varies there is nothing to rank: such a step has no correlation, and is counted apart. The
+    first half is where the learning rate, falling to zero, is highest.
     """
     later = steps[1:]
     checked = [step for step in later if np.isfinite(step.reward_error)]
+    ranked = [step for step in checked if np.isfinite(step.spearman)]
+    first_half = [step for step in checked[: (len(checked) + 1) // 2] if step in ranked]
     bounded = [step for step in checked if np.isfinite(step.bound)]
     return {
         "share_reencoded_mean": fmean(step.share for step in later),
         "share_with_first_mean": (1 + sum(step.share for step in later)) / len(steps),
         "token_share_mean": fmean(step.token_share for step in later),
-        "advantage_spearman_mean": fmean(step.spearman for step in checked),
-        "advantage_spearman_min": float(np.min([step.spearman for step in checked])),  # NaN if any is
-        "advantage_spearman_first_half": fmean(step.spearman for step in checked[: (len(checked) + 1) // 2]),
-        "advantage_spearman_end": fmean(step.spearman for step in checked[-3:]),
-        "advantage_spearman_last": checked[-1].spearman,
-        "advantage_cosine_mean": fmean(step.cosine for step in checked),
+        "advantage_spearman_mean": _mean(step.spearman for step in ranked),
+        "advantage_spearman_min": min((step.spearman for step in ranked), default=None),
+        "advantage_spearman_first_half": _mean(step.spearman for step in first_half),
+        "advantage_spearman_end": _mean(step.spearman for step in checked[-3:] if step in ranked),
+        "advantage_spearman_last": ranked[-1].spearman if ranked else None,
+        "advantage_cosine_mean": _mean(step.cosine for step in ranked),
+        "steps_without_variance": len(checked) - len(ranked),
         "reward_error_mean": fmean(step.reward_error for step in checked),
         "top10_overlap_mean": fmean(step.top10 for step in checked),
         "drift_last": checked[-1].drift,
@@ -61,6 +65,11 @@ def of_policy(steps: Sequence[Step]) -> dict[str, float | None]:
         "bound_held": fmean(step.reward_error <= step.bound for step in bounded) if bounded else None,
         "bound_there": len(bounded) / len(checked),
     }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return fmean(known) if known else None
 
 
 def headline(found: dict[str, float | None], trajectories: Sequence[str]) -> dict[str, float | None]:
