@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from searchr3.answers import Hit
-from searchr3.serving.backend import Said
+from searchr3.serving.backend import Said, Unavailable
 from searchr3.serving.searchers import Question
 from searchr3.serving.settings import KEYS, read_keys
 
@@ -314,6 +314,31 @@ def test_a_model_alone_shows_what_it_thinks(serving: Any, patient: Patient, visi
         choose(page, "Compare")
         page.keyboard.press("Enter")
         see(page, "#status", "The cosine of both vectors is 0.000")
+
+
+def test_documents_that_could_not_be_read_are_asked_for_anew(
+    serving: Any, patient: Patient, visit: Any
+) -> None:
+    class Away(Files):
+        away = True
+
+        @property
+        def documents(self) -> int:  # type: ignore[override]
+            if self.away:
+                raise Unavailable("the documents cannot be searched now; ask again later")
+            return 3
+
+    shelf = Away()
+    with serving(patient, searcher=shelf) as client:
+        page = visit(client)
+        see(page, "#server", "tiny · the documents cannot be searched now")
+        assert page.locator("#nothing").is_hidden() and page.locator("#more").is_visible()
+        shelf.away = False
+        choose(page, "Off")
+        page.locator("[name=q]").fill("parse a date")
+        page.keyboard.press("Enter")
+        assert ids(page) == ["d0", "d1", "d2"]
+        see(page, "#server", "tiny · 3 passages")
 
 
 def test_a_search_has_an_address_and_back_costs_nothing(serving: Any, patient: Patient, visit: Any) -> None:

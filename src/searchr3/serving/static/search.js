@@ -305,12 +305,14 @@ async function greet() {
     return;
   }
   const { model, documents, filters, auto, trouble } = health;
+  const unread = filters && documents == null; // a store that cannot be read now
   const held = documents == null ? "no documents" : count(documents, filters ? "passage" : "document");
-  at("server").textContent = `${model} · ${held}${trouble ? ` · ${trouble}` : ""}`;
-  at("nothing").hidden = documents != null;
-  at("hits").hidden = documents == null;
+  at("server").textContent = [model, !unread && held, trouble].filter(Boolean).join(" · ");
+  at("nothing").hidden = unread || documents != null;
+  at("hits").hidden = !unread && documents == null;
   at("more").hidden = !filters;
   at("auto").hidden = !auto;
+  if (unread) health = null; // so it is asked for anew
 }
 
 ask.addEventListener("submit", (event) => {
