@@ -7,7 +7,7 @@ Every arm trains stage 2 of the quickstart from the same stage-1 model, on the s
 of steps; arms are paired by seed, which decides the order of the queries and the sampling. What counts is the
 last checkpoint, not the best, on the whole dev split against the whole corpus; nothing is read off the test
 split. A useful group is one whose best and worst rollout are 0.01 apart in the arm's own reward. Differences
-are to the default recipe, with Student's 95 % interval over the paired seeds.
+are to the default recipe, with 95 % intervals over the paired seeds, see `half_width`.
 
 An interrupted study goes on where it was: each finished arm and seed is a file in the work folder.
 """
@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _result import arguments, code, interval, write
+from _result import arguments, code, write
 from _start import beginning
 
 from searchr3.dataset import RetrievalDataset
@@ -171,6 +171,24 @@ def start(
     return known["figures"], load_file(vectors)["documents"][kept]
 
 
+def half_width(values: np.ndarray) -> float | None:
+    """Half of the 95 % interval of a difference of two arms' means, of values (arms, seeds).
+
+    Arms share their seeds, which makes randomized blocks: the error is what neither arm nor seed explains,
+    estimated from all arms together, as if all varied alike, with (arms − 1)(seeds − 1) degrees of freedom.
+    With two arms it is Student's paired interval. Not corrected for several comparisons; None for one seed.
+    """
+    from scipy.stats import t
+
+    arms, seeds = values.shape
+    freedom = (arms - 1) * (seeds - 1)
+    if not freedom:
+        return None
+    left = values - values.mean(1, keepdims=True) - values.mean(0, keepdims=True) + values.mean()
+    variance = float((left**2).sum()) / freedom
+    return float(t.ppf(0.975, freedom)) * (2 * variance / seeds) ** 0.5
+
+
 def figures(
     results: Mapping[str, Sequence[Mapping[str, float]]], begun: Mapping[str, float], steps: int
 ) -> dict[str, float | None]:
@@ -179,19 +197,21 @@ def figures(
     Args:
         results: arm → the figures of each seed, seeds in the same order.
     """
-    found: dict[str, float | None] = {"seeds": len(results[DEFAULT]), "steps": steps}
+    found: dict[str, Any] = {"seeds": len(results[DEFAULT]), "steps": steps}
     found |= {f"start_{name}": begun[name] for name in QUALITY}
     for arm, seeds in results.items():
         for name in PUBLISHED:
             found[f"{arm}_{name}"] = fmean(one[name] for one in seeds)
     compared = (*QUALITY, "groups_useful", "groups_useful_last_quarter")
-    for arm, seeds in results.items():
-        for name in compared if arm != DEFAULT else ():
-            pairs = zip(seeds, results[DEFAULT], strict=True)
+    for name in compared:
+        half = half_width(np.array([[one[name] for one in seeds] for seeds in results.values()]))
+        for arm in results:
+            if arm == DEFAULT:
+                continue
             key = f"{arm}_minus_{DEFAULT}_{name}"
-            found[key], found[f"{key}_low"], found[f"{key}_high"] = interval(
-                [a[name] - b[name] for a, b in pairs]
-            )
+            found[key] = mean = found[f"{arm}_{name}"] - found[f"{DEFAULT}_{name}"]
+            found[f"{key}_low"] = None if half is None else mean - half
+            found[f"{key}_high"] = None if half is None else mean + half
     return found
 
 
