@@ -102,6 +102,25 @@ class Drifting:
     def keep(self) -> None: ...
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 7])
+def test_the_interval_of_two_arms_is_students(benchmark, seeds: int) -> None:
+    values = np.random.default_rng(seeds).normal(size=(2, seeds)) + np.arange(seeds)
+    _, low, high = benchmark("_result").interval((values[1] - values[0]).tolist())
+    assert benchmark("reward").half_width(values) == pytest.approx((high - low) / 2)
+    assert benchmark("reward").half_width(values[:, :1]) is None
+
+
+def test_intervals_of_many_arms_hold_as_often_as_they_say(benchmark) -> None:
+    """Two seeds of five arms that differ in nothing but chance: whatever the seeds share is left out."""
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        values = draw.normal(size=(5, 2)) + 5 * draw.normal(size=(1, 2))
+        means = values.mean(1)
+        held += abs(means[1] - means[0]) <= benchmark("reward").half_width(values)
+    assert 0.93 <= held / 2000 <= 0.97
+
+
 @pytest.mark.parametrize("size", [60, 300])  # fewer documents than there are, and more
 def test_growth_plays_every_step_and_encodes_only_what_is_asked_for(benchmark, size) -> None:
     growth, trajectory = benchmark("_growth"), Drifting()
