@@ -5,8 +5,9 @@
 
 Stage 2 of the quickstart over at least 17,000 documents, its contrastive term off, the environment's policy
 and budget as they are by default, no audit. `environment_share_of_step` is the part of a step that goes into
-encoding the rollouts for their reward, refreshing and scoring; the direct queries that tell what thinking is
-worth are encoded there too, and count. `samples_ratio` is rollouts a second against trl's own GRPOTrainer
+encoding what is ranked, refreshing and scoring. What is ranked are the rollouts, whose vectors come from the
+pass that samples them (`rollout`), so that little is left, and the direct queries that tell what thinking is
+worth. `samples_ratio` is rollouts a second against trl's own GRPOTrainer
 with a constant reward and the same model, prompts, generation, precision and batch.
 
 Both run in turn, round after round, from the same weights, each a few steps of which the first does not

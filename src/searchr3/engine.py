@@ -52,14 +52,16 @@ class Engine(Runner):
     Args:
         search: the model, of an architecture that `embedding.Embedder` can take apart.
         rows: most requests in one step; further ones wait, first come, first served.
+        apart: each task that has no seed draws random numbers of its own, whatever others ask; else all draw
+            those of the process, of which a checkpoint knows.
 
     Raises:
         ModelError: the architecture is another; `SearchR3.generate` and `encode_query` serve it.
     """
 
-    def __init__(self, search: Thinker, rows: int = 32):
+    def __init__(self, search: Thinker, rows: int = 32, apart: bool = True):
         super().__init__(rows)
-        self.search = search
+        self.search, self.apart = search, apart
         self.conversation = search.conversation
         self.embedder = Embedder(search.model, padding_id(self.conversation))
         if not self.embedder.known:
@@ -87,10 +89,12 @@ class Engine(Runner):
     def _admit(self) -> None:
         """Read the prompts of those who wait: as many as there are rows for, and one pass bears."""
         chosen: list[Task] = []
+        prompts: set[tuple[int, ...]] = set()
         room, longest = tokens_per_pass(self.search.device), 0
         while self.waiting and len(self.active) + len(chosen) < self.rows:
+            prompts.add(tuple(self.waiting[0].prompt))
             longest = max(longest, len(self.waiting[0].prompt))
-            if chosen and longest * (len(chosen) + 1) > room:
+            if chosen and longest * len(prompts) > room:
                 break
             chosen.append(self.waiting.popleft())
             self._seed(chosen[-1])
@@ -101,18 +105,26 @@ class Engine(Runner):
             self._read(tasks, start)
 
     def _seed(self, task: Task) -> None:
-        if task.temperature:
+        if task.temperature and (self.apart or task.seed is not None):
             seed = next(self._seeds) if task.seed is None else task.seed
             task._draw = torch.Generator(self.search.device).manual_seed(seed % 2**63)
 
     def _read(self, tasks: list[Task], start: tuple[int, ...]) -> None:
-        """Give tasks, whose prompts begin with `start`, their rows and their first token."""
-        longest = max(len(task.prompt) for task in tasks)
+        """Give tasks, whose prompts begin with `start`, their rows and their first token.
+
+        A prompt that several have is read once.
+        """
+        places: dict[tuple[int, ...], int] = {}
+        rows = [places.setdefault(tuple(task.prompt), len(places)) for task in tasks]
+        longest = max(map(len, places))
         made: list[tuple[Tensor, Tensor]] = []
         before = Beginning(self._kept(start) if len(start) >= WORTH_SHARING * longest else (), made)
-        ids, _ = pad_ids([task.prompt[before.length :] for task in tasks], self.embedder.pad_id)
-        last = torch.tensor([len(task.prompt) - 1 - before.length for task in tasks])
+        ids, _ = pad_ids([prompt[before.length :] for prompt in places], self.embedder.pad_id)
+        last = torch.tensor([len(prompt) - 1 - before.length for prompt in places])
         hidden = self.embedder.hidden(ids, before, last)
+        if len(places) < len(tasks):
+            made[:] = [(keys[rows], values[rows]) for keys, values in made]
+            hidden = hidden[rows]
         self.cache.join(before, made, [len(task.prompt) for task in tasks], max(task.most for task in tasks))
         self.active += tasks
         self._choose(tasks, hidden)
@@ -173,10 +185,14 @@ class Engine(Runner):
         else:
             logits = self.head(hidden).float()
             tokens = logits.argmax(dim=-1).tolist()
-            for row, task in enumerate(tasks):
-                if task._draw is not None:
-                    chances = (logits[row] / max(task.temperature, COLDEST)).softmax(dim=-1)
-                    tokens[row] = int(torch.multinomial(chances, 1, generator=task._draw))
+            together = [row for row, task in enumerate(tasks) if task.temperature and task._draw is None]
+            for rows in (together, *([row] for row, task in enumerate(tasks) if task._draw is not None)):
+                if rows:
+                    heat = [max(tasks[row].temperature, COLDEST) for row in rows]
+                    chances = (logits[rows] / logits.new_tensor(heat)[:, None]).softmax(dim=-1)
+                    drawn = torch.multinomial(chances, 1, generator=tasks[rows[0]]._draw)[:, 0].tolist()
+                    for row, token in zip(rows, drawn, strict=True):
+                        tokens[row] = token
         for task, token in zip(tasks, tokens, strict=True):
             self._take(task, token, stops)
 
@@ -190,6 +206,7 @@ class Engine(Runner):
             if len(task.said) == task.max_new_tokens:
                 task._closes, task.done = task.embeds, not task.embeds
             return
+        task.stop = None if over else token
         task.ended = not over and (token == embed_id or not task.embeds)
         if task.embeds:
             task._next, task._closes = embed_id, True

@@ -23,7 +23,8 @@ class Task:
         beginning: how many of its first ids other prompts begin with too, such as the system prompt.
         seed: of the sampling; None draws one.
         said: token ids so far, without the token that ended it.
-        ended: by a stop token that the model said itself; for one that embeds, by the embed token.
+        stop: the token by which the model ended it itself, if it did.
+        ended: by `stop`; for one that embeds, by the embed token.
         vector: unit vector, (d,) float32, once done.
         done: nothing more will come.
     """
@@ -35,6 +36,7 @@ class Task:
     beginning: int = 0
     seed: int | None = None
     said: list[int] = field(default_factory=list)
+    stop: int | None = None
     ended: bool = False
     vector: np.ndarray | None = None
     done: bool = False

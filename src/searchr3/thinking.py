@@ -1,4 +1,4 @@
-"""Greedy thoughts and the vectors behind them: in one pass where the architecture is known, else in two."""
+"""Thoughts and the vectors behind them in one pass, where the architecture is known."""
 
 from __future__ import annotations
 
@@ -27,17 +27,42 @@ def one_pass(
     Raises:
         ModelError: the architecture is not known, see `has_one_pass`.
     """
-    chat, model = search.conversation, search.model
+    chat = search.conversation
+    beginning = chat.reasoning_start(instruction)
+    prompts = chat.reasoning_prompts(texts, instruction)
+    tasks = [Task(prompt, max_new_tokens, beginning=beginning) for prompt in prompts]
+    vectors = finish(search, tasks, search.batch_size)
+    return [Reasoning(chat.thought_text(task.said), tuple(task.said), task.ended) for task in tasks], vectors
+
+
+def sampled(
+    search: Thinker, prompts: Sequence[list[int]], beginning: int, max_new_tokens: int, temperature: float
+) -> tuple[list[list[int]], np.ndarray]:
+    """Completions as `generate_ids` samples them, stop token included, and the vectors behind them, (n, d).
+
+    All in one batch, by the random numbers of the process. A prompt that stands there several times is read
+    once, and none is read again for its vector, which is that of `Conversation.close`.
+
+    Args:
+        beginning: how many first ids all prompts share.
+
+    Raises:
+        ModelError: the architecture is not known, see `has_one_pass`.
+    """
+    tasks = [Task(prompt, max_new_tokens, temperature, beginning=beginning) for prompt in prompts]
+    vectors = finish(search, tasks, len(tasks), apart=False)
+    return [task.said if task.stop is None else [*task.said, task.stop] for task in tasks], vectors
+
+
+def finish(search: Thinker, tasks: Sequence[Task], rows: int, apart: bool = True) -> np.ndarray:
+    """Run tasks that embed, `rows` at a time; their vectors, float32 (n, d). As for `Engine`."""
+    model = search.model
     training = model.training
     model.eval()
     try:
-        engine = Engine(search, search.batch_size)
-        beginning = chat.reasoning_start(instruction)
-        tasks = [
-            Task(prompt, max_new_tokens, beginning=beginning)
-            for prompt in chat.reasoning_prompts(texts, instruction)
-        ]
-        for task in sorted(tasks, key=lambda task: len(task.prompt)):  # those of like length share a pass
+        engine = Engine(search, rows, apart)
+        # prompts of like length share a pass, and those that are the same are read once
+        for task in sorted(tasks, key=lambda task: (len(task.prompt), task.prompt)):
             engine.submit(task)
         while engine.busy:
             engine.step()
@@ -46,4 +71,4 @@ def one_pass(
     vectors = np.zeros((len(tasks), search.dimension), dtype=np.float32)
     for row, task in enumerate(tasks):
         vectors[row] = task.vector
-    return [Reasoning(chat.thought_text(task.said), tuple(task.said), task.ended) for task in tasks], vectors
+    return vectors

@@ -24,6 +24,7 @@ from searchr3.training.common import check_data, relevant_documents
 from searchr3.training.contrastive import ContrastiveTerm
 from searchr3.training.dev import DevSet
 from searchr3.training.groups import Rollouts
+from searchr3.training.one_pass import OnePass
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage2 import Stage2Trainer, train_stage2
 
@@ -700,12 +701,25 @@ def test_the_trained_model_carries_nothing_of_the_trainer(train: Train) -> None:
     assert not search.model.model._forward_hooks
 
 
+@pytest.mark.parametrize("overrides", [(), ("model.lora={r: 4}",)], ids=["whole", "lora"])
+def test_rollouts_of_an_unknown_architecture_are_read_twice(
+    overrides: tuple[str, ...], train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, trainer, curve = train(*overrides)
+    assert trainer.one_pass is not None and trainer.one_pass.known
+
+    monkeypatch.setattr(SearchR3, "reads_once", False)
+    _, trainer, other = train(*overrides)
+    assert trainer.one_pass is None
+    assert [sorted(row) for row in other] == [sorted(row) for row in curve]
+
+
 def test_with_a_length_cost_the_rollout_put_in_says_the_token_at_once(
     trainer: Stage2Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A policy that always thinks would never sample it, and so not learn where it is enough."""
     sampled = [[7, 8, 9]] * 4
-    monkeypatch.setattr(stage2.GRPOTrainer, "_generate_single_turn", lambda *_, **__: (sampled, None))
+    monkeypatch.setattr(OnePass, "sample", lambda *_: sampled)
     chat = trainer.conversation
 
     def put_in(length: float) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from searchr3.training.forward import Item, run
 from searchr3.training.groups import Rollouts, of_all, with_direct
 from searchr3.training.grpo import grpo_config
 from searchr3.training.health import HealthMonitor
+from searchr3.training.one_pass import OnePass
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
@@ -156,7 +158,10 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         """
         if is_dealt(self.model):  # accelerate does not tell `generate` that all must make as many passes
             without_wrapper(self.model)._is_fsdp_managed_module = True
-        completions, logprobs = super()._generate_single_turn(*arguments, **named)
+        if self.one_pass:
+            completions, logprobs = self.one_pass.sample(self.search_model(), arguments[0]), None
+        else:
+            completions, logprobs = super()._generate_single_turn(*arguments, **named)
         if self.stage.direct_rollout:
             answer = [] if self.stage.reward.length else self.conversation.answer_ids
             embed_id = self.conversation.embed_id
@@ -168,6 +173,14 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
                     for row, completion in enumerate(completions)
                 ]
         return completions, logprobs
+
+    @cached_property
+    def one_pass(self) -> OnePass | None:
+        """Of a known architecture whose weights are whole on each process; not vLLM's rollouts."""
+        if self.use_vllm or is_dealt(self.model) or not self.search_model().reads_once:
+            return None
+        limits = self.recipe.model.max_new_tokens, self.stage.sampling_temperature
+        return OnePass(*limits, self.dataset.instruction)
 
     def _keep_hidden(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state
@@ -186,7 +199,10 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             self.stage.direct_rollout,
         )
         search, group = self.search_model(), self.environment.group
-        vectors = encode_own(search, rollouts.rendered(), group)
+        if self.one_pass:
+            vectors = self.one_pass.vectors(search, rollouts)
+        else:
+            vectors = encode_own(search, rollouts.rendered(), group)
         relevant = [self.qrels[key] for key in query_id]
         refreshed = self.environment.refresh(vectors, relevant, step)
         scores = self.environment.score(vectors, relevant)
