@@ -45,6 +45,17 @@ def test_gitignore_is_followed_the_nearest_one_first(tmp_path: Path) -> None:
     assert set(skipped.values()) == {"named in a .gitignore"} and len(skipped) == 2
 
 
+@pytest.mark.parametrize("root", ["top/runs", "top/runs/mine"])
+def test_a_folder_that_is_asked_for_is_taken_though_a_gitignore_names_it(tmp_path: Path, root: str) -> None:
+    make(tmp_path, "top/.git/config", "top/runs/mine/a.md", "top/runs/mine/b.tmp.md", "top/c.md")
+    (tmp_path / "top/.gitignore").write_text("runs/\n")
+    (tmp_path / "top/runs/mine/.gitignore").write_text("*.tmp.md\n")
+    files, skipped = found(x=tmp_path / root)
+    assert [file.rpartition("/")[2] for file in files] == ["a.md"]
+    assert list(skipped.values()) == ["named in a .gitignore"]
+    assert found(x=tmp_path / "top")[0] == ["x/c.md"]
+
+
 def test_links_are_not_followed_so_there_are_no_loops(tmp_path: Path) -> None:
     make(tmp_path, "in/a.md", "out/secret.md")
     (tmp_path / "in/loop").symlink_to(tmp_path / "in")

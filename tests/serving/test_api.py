@@ -317,7 +317,9 @@ def test_health_metrics_and_pages(tiny: httpx2.Client) -> None:
     page = tiny.get("/docs")
     assert "/v1/embeddings" in page.text and "EmbeddingRequest" in page.text and "<script" not in page.text
     assert "style-src 'sha256-" in page.headers["content-security-policy"]
+    assert "or events: &#34;reasoning&#34;" in page.text
     assert tiny.get("/openapi.json").json()["openapi"].startswith("3.")
+    assert "HTTPValidationError" not in page.text  # every error is of one form
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ async def models(request: Request) -> Response:
 
 @router.get(
     "/v1/models/{name:path}",
-    responses=schemas.errors(401, 404),
+    responses=schemas.errors(401, 404, 422),
     response_model=schemas.Model,
     summary="One of the names",
 )
