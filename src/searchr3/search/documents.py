@@ -52,8 +52,8 @@ def find_files(roots: Mapping[str, Path]) -> Iterator[File | Skipped]:
 
     Below a folder these are left out: what is hidden, what a .gitignore names, folders of installed packages
     and caches, stores, links (so that there are no loops), kinds that are not known, and what is too large. A
-    root itself is taken whatever its name, a folder also if a .gitignore above names it, which then says nothing
-    of what is in it. Nothing that goes wrong with one file ends it.
+    root itself is taken whatever its name, a folder also if a .gitignore above names it, which then says
+    nothing of what is in it. Nothing that goes wrong with one file ends it.
     """
     for name, place in roots.items():
         if place.is_dir():
