@@ -29,7 +29,6 @@ def chat_check(
     hush_transformers()
     trained = SearchR3(model, device=device, dtype="float32")
     other = SearchR3.from_base(base)
-    other.model.to(trained.device)
     found = measure_chat(trained, other, max_new_tokens)
     if as_json:
         print(json_text({"model": model, "base": base, **found}))

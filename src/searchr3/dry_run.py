@@ -55,6 +55,7 @@ NAMES = {
     "optimizer": "optimizer",
     "buckets": "buckets of DDP",
     "bf16_weights": "weights in bf16",
+    "rows": "copies for the embed token's row",
     "activations": "activations",
     "logits": "logits",
     "vectors": "cached embeddings",
@@ -142,19 +143,20 @@ def setting_of(recipe: Recipe, model: PreTrainedModel, stage: str, machine: Mach
     Args:
         model: with the recipe's adapter, if it names one; it may be on the meta device.
     """
-    from searchr3.training.precision import precision
+    from searchr3.training.precision import held, precision
 
     weights = list(model.parameters())
     trained = sum(one.numel() for one in weights if one.requires_grad)
-    held = recipe.stage1.kl if stage == "stage1" else recipe.stage2.beta
+    kl = recipe.stage1.kl if stage == "stage1" else recipe.stage2.beta
     return Setting(
         parameters=sum(one.numel() for one in weights),
         trained=trained,
         bf16=precision(recipe) is not None,
         checkpointing=recipe.model.gradient_checkpointing,
-        copies=int(bool(held) and recipe.model.lora is None),
+        copies=int(bool(kl) and recipe.model.lora is None),
         processes=machine.processes,
         shard=machine.shard,
+        held=held(recipe, machine.shard) is not None,
     )
 
 
@@ -168,7 +170,7 @@ def needs(
     passes: Passes = (
         stage1_passes(recipe, lengths, shape, machine.processes)
         if stage == "stage1"
-        else stage2_passes(recipe, lengths, shape, not setting.adapter, machine.processes)
+        else stage2_passes(recipe, lengths, shape, machine.processes)
     )
     return setting, memory(shape, setting, passes)
 
@@ -315,6 +317,7 @@ def _measured(
 
 def _precision(setting: Setting) -> str:
     words = "float32 weights, gradients and optimizer; products in " + ("bf16" if setting.bf16 else "float32")
+    words += ", as linear layers are held" * setting.held
     return words + ("; gradient checkpointing" if setting.checkpointing else "")
 
 

@@ -38,16 +38,20 @@ _VECTOR_FILES = (
 
 
 def load_parts(
-    path: str | Path, dtype: str
+    path: str | Path, dtype: str, products: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Model, tokenizer and our settings from a folder or the Hub, safetensors only, no remote code.
 
     Where a rule of adaptive thinking lies there it is in the settings too, as "adaptive".
 
+    Args:
+        products: type of linear layers; then all else is float32, see `hold`, whatever `dtype` says.
+
     Raises:
         ModelError: nothing usable at `path`.
     """
     folder, tokenizer = _opened(path)
+    dtype = "auto" if products else dtype  # main memory need not hold more than lies there
     with _load_errors(path):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
@@ -56,6 +60,8 @@ def load_parts(
         raise ModelError(
             f"{path}: the weights are incomplete, {min(report['missing_keys'])} is missing; copy them again"
         )
+    if products:
+        hold(model, products)
     return model, tokenizer, _all_settings(folder)
 
 
@@ -78,6 +84,25 @@ def load_skeleton(
         model = on_meta(config)
     _check_tokenizer(path, tokenizer)
     return model, tokenizer, _all_settings(folder)
+
+
+def products(model: torch.nn.Module) -> Iterator[torch.nn.Linear]:
+    """The layers whose matrices autocast rounds at every product; a head tied to the embedding is none."""
+    looked_up = {id(one.weight) for one in model.modules() if isinstance(one, torch.nn.Embedding)}
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and id(layer.weight) not in looked_up:
+            yield layer
+
+
+def hold(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    """Make all weights float32, but those of `products` `dtype`, if one is given.
+
+    Under an autocast to that type passes stay the same, bit for bit: it would round these matrices to it
+    before each product. Embedding, norms and what flows between the layers are float32 as ever.
+    """
+    rounded = {id(weight) for layer in products(model) for weight in layer.parameters()} if dtype else set()
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype if id(weight) in rounded else torch.float32)
 
 
 def on_meta(config: Any) -> PreTrainedModel:

@@ -10,6 +10,7 @@ model.similarity(queries, documents)
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,8 @@ class SearchR3:
         device: e.g. "cpu" or "cuda"; by default the GPU when there is one.
         dtype: of the weights: "auto" (as saved) or e.g. "float32", "bfloat16".
         prompts: `Prompts`, or a YAML / JSON file with them; default: what was saved with the model.
+        products: instead of `dtype`: passes are autocast to this type, and linear layers, which cannot learn
+            then, held in it (see `hold`). What is saved has the numbers that lie at `path`.
 
     Attributes:
         adaptive: the rule of `reasoning="auto"`, saved with the model; None where there is none.
@@ -49,6 +52,9 @@ class SearchR3:
     Raises:
         ModelError: no such model, no chat template, or the tokenizer lacks the embed token.
     """
+
+    autocast: torch.dtype | None = None
+    exact: str | Path | None = None  # where the weights lie that are held rounded
 
     def __init__(
         self,
@@ -58,8 +64,9 @@ class SearchR3:
         device: str | torch.device | None = None,
         dtype: str = "auto",
         prompts: Prompts | str | Path | None = None,
+        products: torch.dtype | None = None,
     ):
-        model, tokenizer, settings = load_parts(path, dtype)
+        model, tokenizer, settings = load_parts(path, dtype, products)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = model.to(device)
@@ -68,6 +75,8 @@ class SearchR3:
                 f"{path}: cannot be put on device {str(device)!r} ({first_line(error)})"
             ) from None
         self._set(model, tokenizer, settings, max_length, batch_size, prompts)
+        if products:
+            self.autocast, self.exact = products, path
 
     @classmethod
     def from_parts(
@@ -121,7 +130,6 @@ class SearchR3:
             tokenizer, *wording(settings, prompts, max_length, tokenizer.name_or_path)
         )
         self.batch_size = batch_size
-        self.autocast: torch.dtype | None = None
         self.adaptive: Adaptive | None = settings.get("adaptive")
 
     @property
@@ -266,10 +274,13 @@ class SearchR3:
     def reload(self, path: str | Path) -> None:
         """Take over the weights saved at `path`, of the same base, and their rule of adaptive thinking.
 
-        Prompts, length and device stay.
+        Prompts, length, device, and how weights are held stay. The device never holds both models.
         """
-        model, _, settings = load_parts(path, "float32")
-        self.model = model.to(self.device).eval()
+        model, _, settings = load_parts(path, "float32", self.autocast if self.exact else None)
+        self.exact = self.exact and path
+        device, self.model = self.device, model
+        gc.collect()  # what trained the old one is a ring of references, and holds it
+        self.model = model.to(device).eval()
         self.adaptive = settings.get("adaptive")
 
     def digest(self) -> str:
@@ -286,8 +297,8 @@ class SearchR3:
         save_parts(path, self.merged(), self.conversation, self.adaptive, overwrite)
 
     def merged(self) -> PreTrainedModel:
-        """The model; of one with a LoRA adapter, a copy with the adapter merged."""
-        return merged(self.model)
+        """The model; of one with a LoRA adapter, a float32 copy in main memory with the adapter merged."""
+        return merged(self.model, self.exact)
 
     @torch.no_grad()
     def encode_rendered(

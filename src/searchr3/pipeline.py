@@ -12,6 +12,7 @@ together, and the first prepares, writes and speaks.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -147,6 +148,8 @@ class RunFolder:
     def begin(self) -> tuple[RetrievalDataset, SearchR3]:
         """Data and base; the first process makes them, the others read what it has written."""
         from searchr3.model import SearchR3
+        from searchr3.training.parallel import deals_weights
+        from searchr3.training.precision import held
 
         made: list[RetrievalDataset] = []
         on_first(self.group, lambda: made.append(self._prepare()))
@@ -156,7 +159,8 @@ class RunFolder:
         else:
             dataset = limited(self.whole_data(), self.recipe)
             self.others = make_sources(self.recipe, dataset, self.path / MIXTURE)
-        return dataset, SearchR3(self.path / "base", batch_size=self.recipe.model.batch_size, dtype="float32")
+        size, products = self.recipe.model.batch_size, held(self.recipe, deals_weights(os.environ))
+        return dataset, SearchR3(self.path / "base", batch_size=size, dtype="float32", products=products)
 
     def _prepare(self) -> RetrievalDataset:
         """Nothing is written before data and base are both known to be good: a fault leaves no folder."""

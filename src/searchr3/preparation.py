@@ -167,6 +167,8 @@ def check_names(recipe: Recipe) -> None:
 def make_base_model(recipe: Recipe, weights: bool = True) -> SearchR3:
     """The recipe's base model, with the embed token, fit to be trained as the recipe says.
 
+    Its weights are of the type that they were published in.
+
     Args:
         weights: False gives its shape alone, on the meta device.
     """
@@ -176,7 +178,7 @@ def make_base_model(recipe: Recipe, weights: bool = True) -> SearchR3:
     settings = recipe.model
     prompts = Prompts.load(settings.prompts) if settings.prompts else None
     source = bundled_base() if settings.base == "bundled" else settings.base
-    model = SearchR3.from_base(source, prompts=prompts, max_length=settings.max_length, weights=weights)
+    model = SearchR3.from_base(source, "auto", prompts, settings.max_length, weights=weights)
     render = model.conversation
     for kind in (render.documents, render.reasoning_prompts, render.chat_prompts):
         kind([""])  # a template too long for max_length is told now

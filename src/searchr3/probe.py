@@ -12,10 +12,11 @@ import torch
 
 from searchr3.embedding import length_batches
 from searchr3.errors import SearchR3Error
+from searchr3.loading import hold
 from searchr3.training.adapter import add_adapter
 from searchr3.training.estimate import Setting, Shape, Work, operations
 from searchr3.training.forward import Item, run
-from searchr3.training.precision import precision
+from searchr3.training.precision import held, precision
 
 if TYPE_CHECKING:
     from searchr3.model import SearchR3
@@ -51,6 +52,7 @@ def measure(search: SearchR3, recipe: Recipe, setting: Setting, texts: list[str]
         SearchR3Error: the memory of the device does not suffice.
     """
     try:
+        hold(search.model, held(recipe))
         search.model.to("cuda" if torch.cuda.is_available() else "cpu")
         shape = Shape.of(search.model.config)
         if recipe.model.lora:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from searchr3.dataset import RetrievalDataset
 from searchr3.dry_run import Machine, needs, setting_of
 from searchr3.embedding import backbone
+from searchr3.loading import hold
 from searchr3.model import SearchR3
 from searchr3.preparation import make_base_model, trained_shape
 from searchr3.training.adapter import add_adapter
@@ -159,7 +160,38 @@ def test_a_step_of_stage_1_needs_what_is_estimated(
     lengths = Lengths.measured(toy, search.conversation, recipe)
     _, estimated = needs(recipe, trainer.model, "stage1", lengths, Machine())
     learning = estimated.gradients + estimated.activations + estimated.logits + estimated.vectors
+    learning += estimated.rows
     assert low < learning / live.peak < high
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("how", ["fp32", "bf16", "held"])
+def test_the_embed_tokens_row_costs_copies_of_the_head(how: str, tied: bool) -> None:
+    """Of a model that is nearly all vocabulary."""
+    from peft import LoraConfig, get_peft_model
+
+    sizes = {**SIZES, "vocab_size": 20000, "hidden_size": 128, "num_hidden_layers": 1}
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**{**sizes, "tie_word_embeddings": tied}))
+    hold(model, torch.bfloat16 if how == "held" else None)
+    rows = {"embed_tokens": [5]} | ({} if tied else {"lm_head": [5]})
+    adapter = LoraConfig(r=2, target_modules="all-linear", trainable_token_indices=rows)
+    model = get_peft_model(model, adapter).train()
+    with Live() as live:
+        with torch.autocast("cpu", torch.bfloat16, enabled=how != "fp32"):
+            logits = model(input_ids=torch.arange(5, 9)[None], use_cache=False, logits_to_keep=1).logits
+        logits.sum().backward()
+    how_it_trains = replace(setting(model, how != "fp32"), held=how == "held")
+    found = memory(Shape.of(model.config), how_it_trains, Passes(4, 0, 0, 0))
+    assert found.rows == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", [Qwen2Config, Qwen3Config])
+def test_weights_take_what_they_are_held_in(kind: type) -> None:
+    model = make(kind)
+    hold(model, torch.bfloat16)
+    taken = sum(weight.nbytes for weight in model.parameters())
+    there = replace(setting(model, True), trained=0, held=True)
+    assert memory(Shape.of(model.config), there, PASSES).weights == pytest.approx(taken, rel=0.01)
 
 
 @pytest.mark.parametrize("lora", [(), ("model.lora={r: 4}",)], ids=["full", "lora"])

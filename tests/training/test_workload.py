@@ -105,7 +105,7 @@ def test_stage_2_learns_from_as_many_tokens_as_were_counted(
     lengths = Lengths.measured(toy, search.conversation, recipe)
     work = stage2_work(recipe, lengths, len(corpus))
     assert work.learnt == pytest.approx(sum(passed), rel=0.15)  # padding is counted here
-    passes = stage2_passes(recipe, lengths, Shape.of(search.model.config), True, 1)
+    passes = stage2_passes(recipe, lengths, Shape.of(search.model.config), 1)
     micro_batches = 2 * recipe.stage2.steps
     assert sum(passed) / micro_batches <= 1.1 * passes.learnt
     assert (len(passed) > micro_batches) == bool(passes.vectors) == bool(term)

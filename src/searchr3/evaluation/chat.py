@@ -6,7 +6,8 @@ compared at every token. The prompts are not those that training holds the model
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ def measure_chat(
 ) -> dict[str, Any]:
     """Hold a trained model against the one that it was trained from, on general prompts.
 
+    The device of the trained model holds one of the two at a time; the base ends in main memory.
+
     Args:
         max_new_tokens: most tokens of a reply, above 0.
         prompts: ours by default, see `chat_prompts`.
@@ -73,35 +76,58 @@ def measure_chat(
     asked = chat.chat_prompts(texts)
     end = chat.tokenizer.eos_token_id
     stops = None if end is None else [end]
-    theirs, ours = (
-        generate_ids(one.model, chat, asked, max_new_tokens, stop_ids=stops) for one in (base, model)
-    )
     rows = 1 + max(chat.tokenizer.get_vocab().values())  # either may have spare rows, which are no tokens
-    replies = []
-    for text, prompt, said, own in zip(texts, asked, theirs, ours, strict=True):
-        logits = [_logits(one, prompt, said)[:, :rows] for one in (model, base)]
-        told = [chat.tokenizer.decode(ids[:-1] if ids[-1] == end else ids).strip() for ids in (said, own)]
-        replies.append(
-            {"prompt": text, "base": told[0], "trained": told[1], "tokens": len(said), **shift(*logits)}
-        )
+
+    def says(search: SearchR3) -> list[list[int]]:
+        return generate_ids(search.model, chat, asked, max_new_tokens, stop_ids=stops)
+
+    replies, device = [], model.device
+    try:
+        with _at_work(base, model, device):
+            theirs = says(base)
+            held = [_logits(base, *pair)[:, :rows] for pair in zip(asked, theirs, strict=True)]
+        with _at_work(model, base, device):
+            ours = says(model)
+            for text, prompt, said, own, before in zip(texts, asked, theirs, ours, held, strict=True):
+                apart = shift(_logits(model, prompt, said)[:, :rows], before)
+                told = [
+                    chat.tokenizer.decode(ids[:-1] if ids[-1] == end else ids).strip() for ids in (said, own)
+                ]
+                replies.append(
+                    {"prompt": text, "base": told[0], "trained": told[1], "tokens": len(said), **apart}
+                )
+    finally:
+        base.model.to("cpu")
+        model.model.to(device)
     tokens = sum(reply["tokens"] for reply in replies)
     means = {name: sum(reply[name] * reply["tokens"] for reply in replies) / tokens for name in FIGURES}
     embeds = sum(chat.embed_id in own for own in ours) / len(ours)
     return {**means, "tokens": tokens, "embed_rate": embeds, "replies": replies}
 
 
+@contextlib.contextmanager
+def _at_work(search: SearchR3, other: SearchR3, device: torch.device) -> Iterator[None]:
+    """One of two models has the device for itself; linear layers that are held rounded need autocast."""
+    other.model.to("cpu")
+    search.model.to(device)
+    with search.precision() if search.exact else contextlib.nullcontext():
+        yield
+
+
 @torch.no_grad()
 def _logits(search: SearchR3, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
-    """What a model holds likely at each token of a reply, shape (tokens, rows of its head)."""
+    """What a model holds likely at each token of a reply, (tokens, rows of its head), in main memory."""
     ids = torch.tensor([[*prompt, *reply]], device=search.device)
-    return search.model(input_ids=ids, logits_to_keep=len(reply) + 1, use_cache=False).logits[0, :-1]
+    found = search.model(input_ids=ids, logits_to_keep=len(reply) + 1, use_cache=False).logits
+    return found[0, :-1].float().cpu()
 
 
 def still_chats(model: SearchR3, base: str | Path, max_new_tokens: int = 48) -> dict[str, Any]:
     """`measure_chat` against the model at `base`; if it cannot be had, `{"skipped": why}`."""
     try:
-        other = SearchR3.from_base(base)
-        other.model.to(model.device)
+        other = (  # held as the model is: what is told apart is what training has changed
+            SearchR3(base, device="cpu", products=model.autocast) if model.exact else SearchR3.from_base(base)
+        )
         return measure_chat(model, other, max_new_tokens)
     except (SearchR3Error, torch.OutOfMemoryError) as error:
         return {"skipped": first_line(error)}

@@ -38,8 +38,12 @@ def add_adapter(search: SearchR3, recipe: Recipe) -> None:
 
 
 def copy_token_rows(model: PreTrainedModel) -> None:
-    """Complete the reference that TRL makes of an adapter by copying it: it forgets the token's rows."""
+    """Complete the reference that TRL makes of an adapter by copying it: it forgets the token's rows.
+
+    A row that PEFT has made float32, for it stands in a bf16 head, would also learn.
+    """
     rows = "trainable_tokens_delta."
     for name, weight in model.named_parameters():
         if name.endswith(f"{rows}default"):
-            model.get_parameter(name.removesuffix("default") + "ref").data.copy_(weight.data)
+            reference = model.get_parameter(name.removesuffix("default") + "ref")
+            reference.requires_grad_(False).data.copy_(weight.data)

@@ -1,8 +1,9 @@
 """What a run needs: memory of a process, operations, hours. Pure formulas, no torch.
 
 They are those of a decoder of the Llama kind (Llama, Qwen2, Qwen3): RMSNorm, rotary positions, grouped
-queries, a gated feed-forward block. Weights, gradients and optimizer are float32, as the trainers keep them;
-with bf16 the matrix products run under autocast. Attention is fused (`sdpa`) and keeps no scores.
+queries, a gated feed-forward block. Weights, gradients and optimizer are float32, as the trainers keep them,
+but linear layers that an adapter leaves as they are may be bf16; with bf16 the matrix products run under
+autocast. Attention is fused (`sdpa`) and keeps no scores.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Shape:
     Attributes:
         queries, keys: heads × width of a head, of the queries and of the keys.
         head_norms: queries and keys are normed (Qwen3).
+        tied: the matrix that makes logits is the embedding.
     """
 
     layers: int
@@ -36,6 +38,7 @@ class Shape:
     intermediate: int
     vocabulary: int
     head_norms: bool = False
+    tied: bool = False
 
     @classmethod
     def of(cls, config: Any) -> Shape:
@@ -47,7 +50,8 @@ class Shape:
         intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
         norms = text.model_type == "qwen3"
         layers, rows = text.num_hidden_layers, text.vocab_size
-        return cls(layers, hidden, heads, width * heads, keys, intermediate, rows, norms)
+        tied = bool(getattr(text, "tie_word_embeddings", False))
+        return cls(layers, hidden, heads, width * heads, keys, intermediate, rows, norms, tied)
 
     @property
     def layer(self) -> int:
@@ -58,6 +62,11 @@ class Shape:
     def head(self) -> int:
         """Numbers in the matrix that makes logits."""
         return self.hidden * self.vocabulary
+
+    @property
+    def linear(self) -> int:
+        """Numbers in the matrices that nothing but products uses."""
+        return self.layers * self.layer + (0 if self.tied else self.head)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Setting:
         processes: data parallel.
         shard: weights, also of copies, gradients and optimizer states are dealt among the processes (FSDP,
             ZeRO-3).
+        held: linear layers, frozen, are held in bf16.
     """
 
     parameters: int
@@ -81,6 +91,7 @@ class Setting:
     copies: int = 0
     processes: int = 1
     shard: bool = False
+    held: bool = False
 
     @property
     def adapter(self) -> bool:
@@ -114,6 +125,7 @@ class Memory:
     optimizer: int
     buckets: int
     bf16_weights: int
+    rows: int
     activations: int
     logits: int
     vectors: int
@@ -124,8 +136,8 @@ class Memory:
     def total(self) -> int:
         """The peak: it learns, or generates, or saves."""
         held = self.weights + self.copies + self.gradients + self.optimizer + self.buckets
-        learning = self.bf16_weights + self.activations + self.logits + self.vectors
-        return held + max(learning, self.generation, self.saving)
+        learning = self.bf16_weights + self.rows + self.activations + self.logits + self.vectors
+        return held + max(learning, self.rows + self.generation, self.saving)
 
 
 def checkpoint_bytes(setting: Setting, vectors: int = 0) -> int:
@@ -141,34 +153,47 @@ def memory(shape: Shape, setting: Setting, passes: Passes) -> Memory:
     """What one process needs, without the device's own overhead (CUDA: 1 to 2 GiB).
 
     AdamW keeps two numbers a trained weight; DDP a second copy of the gradients in its buckets. Sharded
-    weights, those of `copies` too, are gathered layer by layer. When a stage has ended a whole model is made
-    beside the trained one: merged with its adapter, or read again.
+    weights, those of `copies` too, are gathered layer by layer, and when a stage has ended a whole model is
+    made beside them. A model that is not dealt is made whole in main memory.
     """
     share = setting.processes if setting.shard else 1
     gathered = 4 * max(shape.layer, shape.head) if setting.shard else 0
     buckets = 4 * setting.trained if setting.processes > 1 and not setting.shard else 0
     wide = 4 if not setting.bf16 else 3  # keys are float32 in the cache, values bf16
     return Memory(
-        weights=4 * setting.parameters // share + gathered,
+        weights=(4 * setting.parameters - 2 * shape.linear * setting.held) // share + gathered,
         copies=4 * setting.copies * setting.parameters // share,
         gradients=4 * setting.trained // share,
         optimizer=8 * setting.trained // share,
         buckets=buckets,
         bf16_weights=_bf16_weights(shape, setting),
+        rows=_rows(shape, setting),
         activations=passes.learnt * activations(shape, setting),
         logits=passes.logits,
         vectors=passes.vectors,
         generation=passes.spoken_to * shape.layers * 2 * shape.keys * wide,
-        saving=4 * setting.parameters,
+        saving=4 * setting.parameters * setting.shard,
     )
 
 
 def _bf16_weights(shape: Shape, setting: Setting) -> int:
     """Autocast keeps a copy of each matrix that a graph needs; of frozen ones only as long as that lasts."""
-    if not setting.bf16:
+    if not setting.bf16 or setting.held:
         return 0
     few = setting.shard or (setting.adapter and setting.checkpointing)
-    return 2 * (shape.layer * (1 if few else shape.layers) + shape.head)
+    return 2 * (shape.layer * (1 if few else shape.layers) + shape.head * (not setting.adapter))
+
+
+def _rows(shape: Shape, setting: Setting) -> int:
+    """The embed token's row learns with an adapter: PEFT puts it into a copy of the head, or the embedding.
+
+    The copy has a gradient as large; under autocast that of a float32 head is made in bf16 too.
+    """
+    if not setting.adapter:
+        return 0
+    if setting.held and not shape.tied:
+        return (2 + 2) * shape.head
+    return (2 + 4 if setting.bf16 else 4 + 4) * shape.head
 
 
 def saved_by_layer(shape: Shape, setting: Setting) -> int:

@@ -136,6 +136,12 @@ def check_launcher(environment: Mapping[str, str], lora: bool) -> None:
             raise RecipeError(f"fsdp_{name.lower()}: set it, in the configuration of accelerate, to {mend}")
 
 
+def deals_weights(environment: Mapping[str, str]) -> bool:
+    """Whether what `accelerate launch` set up may deal the weights among the processes (FSDP, DeepSpeed)."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(environment.get(name, "false").lower() == "true" for name in names)
+
+
 def gathered(own: Tensor, group: Group) -> Tensor:
     """The rows of all processes, (n₀ + n₁ + …, d), in their order; a gradient flows to our own alone."""
     if group.size == 1:

@@ -121,8 +121,9 @@ class ModelRecipe(Section):
     max_new_tokens: Count = Field(128, description="most tokens of reasoning")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="of forward passes (weights and optimizer stay float32); `auto`: `bf16` where the "
-        "processor computes in it, else `fp32`",
+        description="of forward passes (weights that learn and the optimizer stay float32; linear layers "
+        "that `model.lora` leaves frozen are held in bf16 then); `auto`: `bf16` where the processor computes "
+        "in it, else `fp32`",
     )
     lora: LoraRecipe | None = Field(None, description="train adapters instead of all weights")
     gradient_checkpointing: bool = Field(

@@ -39,7 +39,7 @@ from searchr3.training.forward import Item, Outputs, run
 from searchr3.training.language import TokenLosses
 from searchr3.training.mixture import MixedPairs, MixtureSampler, Source, shares, sources_of
 from searchr3.training.parallel import gathered, on_one_device, share_of, sum_gradients, unsynced
-from searchr3.training.precision import precision
+from searchr3.training.precision import check_held, precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1_batch import Batch, BatchMaker, TokenCounts, chat_items
 from searchr3.training.weights import whole_model
@@ -311,6 +311,7 @@ def train_stage1(
     Returns:
         the curve: one entry a logged step with `loss`, its parts, and the dev figures (`eval_…`).
     """
+    check_held(search, recipe)
     set_seed(recipe.seed)
     base = None
     if recipe.model.lora is not None:

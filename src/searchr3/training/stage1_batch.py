@@ -183,7 +183,8 @@ def chat_items(search: SearchR3, recipe: Recipe) -> list[Item]:
     text = resources.files("searchr3").joinpath("chat_prompts.txt").read_text(encoding="utf-8")
     prompts = chat.chat_prompts([line.strip() for line in text.splitlines() if line.strip()])
     eos = [chat.tokenizer.eos_token_id]
-    replies = generate_ids(search.model, chat, prompts, CHAT_REPLY_TOKENS, stop_ids=eos)
+    with search.precision():
+        replies = generate_ids(search.model, chat, prompts, CHAT_REPLY_TOKENS, stop_ids=eos)
     return [
         Item([*prompt, *reply], None, answer_start=len(prompt), anchor=True)
         for prompt, reply in zip(prompts, replies, strict=True)

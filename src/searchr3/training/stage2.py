@@ -8,6 +8,7 @@ through a hook on the network.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from math import isfinite
@@ -55,7 +56,7 @@ from searchr3.training.groups import Rollouts, of_all, with_direct
 from searchr3.training.grpo import grpo_config
 from searchr3.training.health import HealthMonitor
 from searchr3.training.one_pass import OnePass
-from searchr3.training.precision import precision
+from searchr3.training.precision import check_held, precision
 from searchr3.training.recipe import Recipe
 from searchr3.training.refresh import refresh_policy
 from searchr3.training.rewards import rewards
@@ -158,10 +159,13 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         """
         if is_dealt(self.model):  # accelerate does not tell `generate` that all must make as many passes
             without_wrapper(self.model)._is_fsdp_managed_module = True
+        # `generate` of an adapter's model goes past what accelerate wraps; vLLM's merged weights are float32
+        bare = hasattr(self.model, "peft_config") and not self.use_vllm
         if self.one_pass:
             completions, logprobs = self.one_pass.sample(self.search_model(), arguments[0]), None
         else:
-            completions, logprobs = super()._generate_single_turn(*arguments, **named)
+            with self.accelerator.autocast() if bare else nullcontext():
+                completions, logprobs = super()._generate_single_turn(*arguments, **named)
         if self.stage.direct_rollout:
             answer = [] if self.stage.reward.length else self.conversation.answer_ids
             embed_id = self.conversation.embed_id
@@ -311,6 +315,7 @@ def train_stage2(
     Returns:
         the curve: a row a logged step with `reward`, `thinking_tokens`, `emission_rate`, … and dev figures.
     """
+    check_held(search, recipe)
     set_seed(recipe.seed)
     group = start_group()
     check_installed(recipe.stage2.generation)

@@ -16,14 +16,14 @@ from trl.distributed import DistributedBackend
 
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.generation import is_dealt, without_wrapper
+from searchr3.saving import OF_ADAPTER, plain_name
 
 ADAPTER = "default"
-_OF_ADAPTER = ("lora_", "trainable_tokens_")
 
 
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel, accelerator: Any) -> Iterator[tuple[str, Tensor]]:
-    """Each weight whole, one at a time, a LoRA adapter merged into it; the model is left as it is.
+    """Each weight whole, one at a time, float32, a LoRA adapter merged into it; the model is left as it is.
 
     TRL's own way to vLLM knows no adapter whose embed token learns (`trainable_token_indices`): it would send
     the embedding under a name that vLLM has not. It also merges in place and takes that back, which rounds
@@ -32,13 +32,12 @@ def merged_weights(model: PreTrainedModel, accelerator: Any) -> Iterator[tuple[s
     backend = DistributedBackend(accelerator)
     inner = without_wrapper(model)
     for name, weight in inner.named_parameters():  # a tied head comes once, as the embedding
-        if any(part in name for part in _OF_ADAPTER):
+        if any(part in name for part in OF_ADAPTER):
             continue
         place, wrapped, _ = name.rpartition(".base_layer.")
         layer = inner.get_submodule(place) if wrapped else None
-        plain = name.replace(".token_adapter", "").replace(".base_layer", "")
         with backend.gather_params([weight] if layer is None else list(layer.parameters())):
-            yield plain, _merged(name, weight, layer, accelerator.device)
+            yield plain_name(name), _merged(name, weight, layer, accelerator.device)
 
 
 @contextlib.contextmanager
@@ -116,7 +115,7 @@ def whole_model(model: PreTrainedModel, accelerator: Any) -> PreTrainedModel:
 
 def _merged(name: str, weight: Tensor, layer: Any, device: torch.device) -> Tensor:
     """A weight whole, with what its layer of PEFT, if it has one, adds to it."""
-    whole = _whole(weight, device)
+    whole = _whole(weight, device).float()  # an adapter adds less than bf16 can tell
     if layer is None or not name.endswith(".weight"):
         return whole
     if hasattr(layer, "trainable_tokens_delta"):

@@ -226,11 +226,10 @@ def refreshed(recipe: Recipe, documents: int) -> float:
     return min(documents, limit * documents if isinstance(limit, float) else limit)
 
 
-def stage2_passes(recipe: Recipe, lengths: Lengths, shape: Shape, trained: bool, processes: int) -> Passes:
+def stage2_passes(recipe: Recipe, lengths: Lengths, shape: Shape, processes: int) -> Passes:
     """The largest passes of stage 2: a micro-batch of rollouts, with its share of the contrastive term.
 
-    Args:
-        trained: the matrix that makes logits learns.
+    The matrix that makes logits has a float32 gradient, for the embed token's row at least.
     """
     stage, most = recipe.stage2, recipe.model.max_new_tokens
     rows = -(-stage.queries * stage.rollouts // processes)
@@ -244,7 +243,7 @@ def stage2_passes(recipe: Recipe, lengths: Lengths, shape: Shape, trained: bool,
         vectors = 4 * (2 * (rows + pairs + negatives) * shape.hidden + 4 * (rows + pairs) * negatives)
     return Passes(
         learnt=learnt,
-        logits=4 * min(learnt, TILE[0]) * TILE[1] + 4 * shape.head * trained,
+        logits=4 * min(learnt, TILE[0]) * TILE[1] + 4 * shape.head,
         vectors=vectors,
         spoken_to=rows * (lengths.longest_prompt + most),
     )
