@@ -4,7 +4,8 @@ One `index` of all documents. After each slice of chunks it rests, and where the
 `encode_document` encodes the very passages of the slice anew: so both were measured within the same minutes,
 whatever else the machine did in that hour. A slice is noted once it is measured. An indexing that was
 interrupted goes on, as `index` does, and what it had done of a slice counts for neither side. The ratio is
-that of the slices that were encoded alone, and what making the whole store quick to search takes is added.
+the median over the slices that were encoded alone, and what making the whole store quick to search takes is
+added.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def indexing_figures(work: Path, model: Path, chunks: int, questions: int) -> di
 
 
 def costs(slices: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Seconds of indexing, of encoding alone, as of the slices that were, and the ratio.
+    """Seconds of indexing, of encoding all alone, reckoned from the slices that were, and the ratio.
 
     Raises:
         SearchR3Error: it was interrupted at its very end.
@@ -122,17 +123,17 @@ def costs(slices: Sequence[dict[str, float]]) -> dict[str, float]:
     if "settling" not in last:
         raise SearchR3Error("how long the store took to be made quick to search is not known; begin anew")
     paired = [one for one in slices if "encoding" in one]
-    alone = sum(one["encoding"] for one in paired)
     each = [one["indexing"] / one["encoding"] for one in paired]
-    share = sum(one["chunks"] for one in paired) / sum(one["chunks"] for one in slices)
-    settling, encoding = last["settling"], alone / share
+    chunks = sum(one["chunks"] for one in slices)
+    settling = last["settling"]
+    encoding = chunks * median(one["encoding"] / one["chunks"] for one in paired)
     return {
         "slices": len(slices),
         "slices_encoded_alone": len(paired),
         "indexing_seconds": sum(one["indexing"] for one in slices) + settling,
         "settling_seconds": settling,
         "encoding_seconds": encoding,
-        "indexing_over_encoding": sum(one["indexing"] for one in paired) / alone + settling / encoding,
+        "indexing_over_encoding": median(each) + settling / encoding,
         "indexing_over_encoding_least": min(each),
         "indexing_over_encoding_most": max(each),
     }
