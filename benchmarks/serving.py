@@ -23,8 +23,8 @@ indexing  Source files of the libraries installed here, as many as make 100,000 
           `indexing_over_encoding`: the wall time of `index` (reading, chunking, encoding, writing, making
           quick to search) over that of `SearchR3.encode_document` alone on the same passages, in the same
           process, slice by slice, see `_indexing.py`. `search_p50_ms`: a whole question without thinking, in
-          a process that has the store open: embedding the query, searching all chunks, reading the hits; the first, which
-          reads all rows, stands by itself (`search_first_ms`). `hybrid_p50_ms` with full text
+          a process that has the store open: embedding the query, searching all chunks, reading the hits; the
+          first, which reads all rows, stands by itself (`search_first_ms`). `hybrid_p50_ms` with full text
 kills     Indexing is killed with SIGKILL at random moments, see `_kills.py`: `chunks_lost_or_doubled` at the
           end, and `searches_failed`, after a kill, that raise or show a file in part
 """

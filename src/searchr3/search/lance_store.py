@@ -41,7 +41,7 @@ class _Held:
         self._codes = {name: _codes(self.table[name]) for name in ("path", "kind")}
 
     def nearest(self, vector: np.ndarray, k: int, among: Filter) -> list[Found]:
-        # by torch's threads, which have just embedded the query: those of numpy and faiss would be in their way
+        # by torch's threads, which have just embedded the query: numpy's or faiss' would be in their way
         query = torch.from_numpy(np.array(vector, dtype=np.float32))
         scores = torch.mv(torch.from_numpy(self.vectors), query).numpy()
         rows = self._chosen(among)
