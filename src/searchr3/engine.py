@@ -152,30 +152,40 @@ class Engine(Runner):
     # a step
 
     def _decode(self) -> None:
-        """Read each row's next token; choose the one after it, or take the vector."""
+        """Read each row's next token; choose the one after it, or take the vector.
+
+        A thought that was cut off is closed by force: its last token and the embed token are read together.
+        """
+        embed_id = self.conversation.embed_id
+        cut = [row for row, task in enumerate(self.active) if task._closes and task._next != embed_id]
+        if cut:
+            said = [[self.active[row]._next, embed_id] for row in cut]
+            self._take_vectors(cut, self._hidden(said, cut))
+        rows = [row for row, task in enumerate(self.active) if not task.done]
+        if not rows:
+            return
+        hidden = self._hidden([[self.active[row]._next] for row in rows], rows if cut else None)
+        closing = [place for place, row in enumerate(rows) if self.active[row]._closes]
+        self._take_vectors([rows[place] for place in closing], hidden[closing])
+        choosing = [place for place, row in enumerate(rows) if not self.active[row]._closes]
+        if choosing:
+            tasks = [self.active[rows[place]] for place in choosing]
+            self._choose(tasks, hidden if len(choosing) == len(hidden) else hidden[choosing])
+
+    def _hidden(self, ids: list[list[int]], rows: list[int] | None) -> Tensor:
+        """The last hidden states, (n, d), of tokens (n, t) that are read behind those of rows; None: all."""
         inner: Any = backbone(self.search.model)
-        device = self.search.device
-        tokens = torch.tensor([[task._next] for task in self.active], device=device)
-        hidden = inner.embed_tokens(tokens)
-        places, mask = self.cache.open(device)
-        turn = inner.rotary_emb(hidden, places[:, None])
+        hidden = inner.embed_tokens(torch.tensor(ids, device=self.search.device))
+        places, mask = self.cache.open(hidden, rows)
+        turn = inner.rotary_emb(hidden, places)
         for layer in inner.layers[: inner.config.num_hidden_layers]:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=turn, past_key_values=self.cache)
-        hidden = inner.norm(hidden)[:, 0]
         self.cache.close()
-        choosing, rows = [], []
-        embed_id = self.conversation.embed_id
-        for row, task in enumerate(self.active):
-            if not task._closes:
-                choosing.append(task)
-                rows.append(row)
-            elif task._next != embed_id:  # the last token of a thought that was cut off
-                task._next = embed_id
-            else:
-                task.vector = F.normalize(hidden[row].float(), dim=-1).cpu().numpy()
-                task.done = True
-        if choosing:
-            self._choose(choosing, hidden if len(rows) == len(hidden) else hidden[rows])
+        return inner.norm(hidden[:, -1])
+
+    def _take_vectors(self, rows: list[int], hidden: Tensor) -> None:
+        for row, vector in zip(rows, F.normalize(hidden.float(), dim=-1).cpu().numpy(), strict=True):
+            self.active[row].vector, self.active[row].done = vector, True
 
     def _choose(self, tasks: list[Task], hidden: Tensor) -> None:
         """The next token of each task, from its last hidden state, (n, d)."""
@@ -224,7 +234,7 @@ class _Rows:
         self.rows = rows
         self.lengths: list[int] = []
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self._at: tuple[Tensor, Tensor] | None = None
+        self._at: tuple[Tensor, Tensor, bool, int] | None = None
 
     @property
     def capacity(self) -> int:
@@ -279,23 +289,33 @@ class _Rows:
         if not self.lengths:
             self.layers = []
 
-    def open(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Before a token of each row is read: their places, (n,), and what each sees, (n, 1, 1, length)."""
-        places = torch.tensor(self.lengths, device=device)
-        seen = torch.arange(max(self.lengths) + 1, device=device)
-        self._at = torch.arange(len(places), device=device), places
-        return places, (seen <= places[:, None])[:, None, None]
+    def open(self, hidden: Tensor, rows: list[int] | None) -> tuple[Tensor, Tensor]:
+        """Before tokens (n, t, d) are read, behind those of some rows or of all.
+
+        Returns:
+            their places, (n, t), and what each sees, (n, 1, t, length).
+        """
+        device, (_, size, _) = hidden.device, hidden.shape
+        chosen = range(len(self.lengths)) if rows is None else rows
+        lengths = [self.lengths[row] for row in chosen]
+        places = torch.tensor(lengths, device=device)[:, None] + torch.arange(size, device=device)
+        index = torch.tensor(list(chosen), device=device)
+        self._at = index, places, rows is None, max(lengths) + size
+        for row in chosen:
+            self.lengths[row] += size
+        seen = torch.arange(max(lengths) + size, device=device)
+        return places, (seen <= places[..., None])[:, None]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        """Put the token's keys and values, (n, heads, 1, width), behind those of each row; all of them."""
+        """Put the tokens' keys and values, (n, heads, t, width), behind those of each row; all of them."""
         assert self._at is not None
-        rows, places = self._at
-        n, longest = len(self.lengths), max(self.lengths) + 1
+        rows, places, whole, longest = self._at
         both = self.layers[layer]
         for mine, new in zip(both, (keys, values), strict=True):
-            mine[rows, :, places] = new[:, :, 0]
-        return both[0][:n, :, :longest], both[1][:n, :, :longest]
+            mine[rows[:, None], :, places] = new.transpose(1, 2)
+        n: Any = slice(len(rows)) if whole else rows
+        return both[0][n, :, :longest], both[1][n, :, :longest]
 
     def close(self) -> None:
-        """After the token was read."""
-        self.lengths = [length + 1 for length in self.lengths]
+        """After the tokens were read."""
+        self._at = None
