@@ -164,16 +164,17 @@ class Engine(Runner):
         rows = [row for row, task in enumerate(self.active) if not task.done]
         if not rows:
             return
-        hidden = self._hidden([[self.active[row]._next] for row in rows], rows if cut else None)
+        hidden = self._hidden([[self.active[row]._next] for row in rows], rows)
         closing = [place for place, row in enumerate(rows) if self.active[row]._closes]
-        self._take_vectors([rows[place] for place in closing], hidden[closing])
+        if closing:
+            self._take_vectors([rows[place] for place in closing], hidden[closing])
         choosing = [place for place, row in enumerate(rows) if not self.active[row]._closes]
         if choosing:
             tasks = [self.active[rows[place]] for place in choosing]
             self._choose(tasks, hidden if len(choosing) == len(hidden) else hidden[choosing])
 
-    def _hidden(self, ids: list[list[int]], rows: list[int] | None) -> Tensor:
-        """The last hidden states, (n, d), of tokens (n, t) that are read behind those of rows; None: all."""
+    def _hidden(self, ids: list[list[int]], rows: list[int]) -> Tensor:
+        """The last hidden states, (n, d), of tokens (n, t) that are read behind those of these rows."""
         inner: Any = backbone(self.search.model)
         hidden = inner.embed_tokens(torch.tensor(ids, device=self.search.device))
         places, mask = self.cache.open(hidden, rows)
@@ -234,7 +235,7 @@ class _Rows:
         self.rows = rows
         self.lengths: list[int] = []
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self._at: tuple[Tensor, Tensor, bool, int] | None = None
+        self._at: tuple[list[int], Tensor, Tensor, int] | None = None
 
     @property
     def capacity(self) -> int:
@@ -289,33 +290,33 @@ class _Rows:
         if not self.lengths:
             self.layers = []
 
-    def open(self, hidden: Tensor, rows: list[int] | None) -> tuple[Tensor, Tensor]:
-        """Before tokens (n, t, d) are read, behind those of some rows or of all.
+    def open(self, hidden: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Before tokens (n, t, d) are read, behind those of these rows, which ascend.
 
         Returns:
             their places, (n, t), and what each sees, (n, 1, t, length).
         """
-        device, (_, size, _) = hidden.device, hidden.shape
-        chosen = range(len(self.lengths)) if rows is None else rows
-        lengths = [self.lengths[row] for row in chosen]
+        device, size = hidden.device, hidden.shape[1]
+        lengths = [self.lengths[row] for row in rows]
         places = torch.tensor(lengths, device=device)[:, None] + torch.arange(size, device=device)
-        index = torch.tensor(list(chosen), device=device)
-        self._at = index, places, rows is None, max(lengths) + size
-        for row in chosen:
-            self.lengths[row] += size
-        seen = torch.arange(max(lengths) + size, device=device)
-        return places, (seen <= places[..., None])[:, None]
+        longest = max(lengths) + size
+        self._at = rows, torch.tensor(rows, device=device), places, longest
+        return places, (torch.arange(longest, device=device) <= places[..., None])[:, None]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Put the tokens' keys and values, (n, heads, t, width), behind those of each row; all of them."""
         assert self._at is not None
-        rows, places, whole, longest = self._at
+        _rows, index, places, longest = self._at
         both = self.layers[layer]
         for mine, new in zip(both, (keys, values), strict=True):
-            mine[rows[:, None], :, places] = new.transpose(1, 2)
-        n: Any = slice(len(rows)) if whole else rows
+            mine[index[:, None], :, places] = new.transpose(1, 2)
+        # all rows are a view, some a copy
+        n: Any = slice(len(index)) if len(index) == len(self.lengths) else index
         return both[0][n, :, :longest], both[1][n, :, :longest]
 
     def close(self) -> None:
         """After the tokens were read."""
-        self._at = None
+        assert self._at is not None
+        rows, _index, places, _longest = self._at
+        for row in rows:
+            self.lengths[row] += places.shape[1]

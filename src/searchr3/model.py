@@ -260,10 +260,8 @@ class SearchR3:
         vectors = self.encode_query(texts, instruction=instruction, dim=dim)
         rows = np.flatnonzero(rule.thinks_about(vectors, documents)).tolist()
         said, vectors[rows] = self.think([texts[row] for row in rows], max_new_tokens, instruction, dim)
-        thoughts: list[Reasoning | None] = [None] * len(texts)
-        for row, thought in zip(rows, said, strict=True):
-            thoughts[row] = thought
-        return vectors, thoughts
+        thoughts = dict(zip(rows, said, strict=True))
+        return vectors, [thoughts.get(row) for row in range(len(texts))]
 
     def encode_document(
         self, documents: Sequence[str], dim: int | None = None, progress: Progress | None = None

@@ -27,6 +27,7 @@ from searchr3.model import SearchR3
 from searchr3.shared_search import SharedSearch
 from searchr3.training.checkpoints import BEST, WholeCheckpoints
 from searchr3.training.dev import DevSet
+from searchr3.training.health import HealthMonitor
 from searchr3.training.precision import precision
 from searchr3.training.recipe import Recipe, SelectionRecipe
 from searchr3.training.weights import ends_in_one_unit, load_dealt_adapter
@@ -67,6 +68,21 @@ def arguments(recipe: Recipe, stage: SelectionRecipe, folder: Path) -> dict[str,
         "log_level": "error",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+
+
+class WatchHealth(TrainerCallback):
+    """Tells of alarms, and ends training at the first if asked."""
+
+    def __init__(self, monitor: HealthMonitor, tell: Tell | None):
+        self.monitor, self.tell = monitor, tell
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for alarm in self.monitor.alarms:
+            if self.tell and alarm.step == state.global_step:
+                place = {"stage": "stage2", "step": state.global_step, "steps": state.max_steps}
+                self.tell({**place, "alarm": alarm.message})
+        if self.monitor.settings.stop and self.monitor.alarms:
+            control.should_training_stop = control.should_log = True
 
 
 def callbacks(stage: SelectionRecipe, tell: Tell | None, name: str) -> list[TrainerCallback]:

@@ -19,14 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    set_seed,
-)
+from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import GRPOTrainer
 
 from searchr3.dataset import RetrievalDataset
@@ -44,6 +37,7 @@ from searchr3.training.checkpoints import ENVIRONMENT, StartCounts, resume_point
 from searchr3.training.common import (
     DevEvaluation,
     Tell,
+    WatchHealth,
     callbacks,
     curve,
     relevant_documents,
@@ -274,21 +268,6 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         self._hidden = None
         total = term.group.size * total  # the mean over the processes is taken of what is a sum
         return self.stage.updates * (total - total.detach() + term.loss / parts)
-
-
-class WatchHealth(TrainerCallback):
-    """Tells of alarms, and ends training at the first if asked."""
-
-    def __init__(self, monitor: HealthMonitor, tell: Tell | None):
-        self.monitor, self.tell = monitor, tell
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for alarm in self.monitor.alarms:
-            if self.tell and alarm.step == state.global_step:
-                place = {"stage": "stage2", "step": state.global_step, "steps": state.max_steps}
-                self.tell({**place, "alarm": alarm.message})
-        if self.monitor.settings.stop and self.monitor.alarms:
-            control.should_training_stop = control.should_log = True
 
 
 def train_stage2(
