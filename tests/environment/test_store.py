@@ -81,6 +81,16 @@ def test_saved_and_loaded_bit_for_bit(store, tmp_path):
     assert loaded.vectors.dtype == np.float32 and loaded.version.dtype == np.int64
 
 
+def test_damage_of_what_was_saved_is_not_taken_for_a_diverged_model(store, tmp_path):
+    store.save(tmp_path / "store")
+    file = tmp_path / "store" / "state.safetensors"
+    whole = file.read_bytes()
+    place = whole.index(store.vectors.tobytes())
+    file.write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
+    with pytest.raises(DataError, match=r"saved vectors .* damaged: .* earlier checkpoint"):
+        VectorStore.load(tmp_path / "store")
+
+
 # --- float16 and files
 
 

@@ -351,6 +351,16 @@ def test_another_number_of_processes_is_refused_in_one_line(train: Train, tmp_pa
         train("stage2", "stage2.steps=4", folder="run")
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"}"], ids=["no text", "no JSON"])
+def test_damage_that_leaves_the_size_is_one_line(damage: bytes, tmp_path: Path) -> None:
+    """As a failing disk does; what a kill leaves is told by its size."""
+    (tmp_path / "kept.json").write_bytes(damage)
+    trainer = SimpleNamespace(_own=lambda name: name)
+
+    with pytest.raises(DataError, match=r"kept\.json: damaged; remove"):
+        WholeCheckpoints.load_kept(trainer, tmp_path)  # type: ignore[arg-type]
+
+
 def test_after_the_last_step_nothing_is_trained(train: Train, steps_made: list[int]) -> None:
     overrides = ("stage1.steps=3", "stage1.evaluate_every=2")
     weights, curve, _ = train("stage1", *overrides, folder="run")

@@ -242,13 +242,19 @@ class VectorStore:
         """The store of `state_dict`, in its dtype unless `settings`, those of the class, name another.
 
         Raises:
-            DataError: a part of it is missing.
+            DataError: a part of it is missing, or a vector holds NaN or infinity, which no store keeps.
         """
         if missing := {"ids", "vectors", "version"} - state.keys():
             lost = ", ".join(sorted(missing))
             raise DataError(f"the saved state of the store lacks {lost}; go back to an earlier checkpoint")
         settings.setdefault("dtype", state["vectors"].dtype.name)
-        return cls(state["ids"], state["vectors"], state["version"], **settings)
+        try:
+            return cls(state["ids"], state["vectors"], state["version"], **settings)
+        except _NotFinite:
+            raise DataError(
+                "the saved vectors of the store are damaged: some hold NaN or infinity; "
+                "go back to an earlier checkpoint"
+            ) from None
 
     def save(self, folder: str | Path) -> None:
         """Write the store to `folder`, whole or not at all; in a group the first rank does."""
@@ -316,9 +322,13 @@ def _broken(vectors: np.ndarray) -> int:
     return int((~np.isfinite(vectors).all(axis=1)).sum())
 
 
+class _NotFinite(SearchR3Error):
+    """A vector holds NaN or infinity."""
+
+
 def _finite(broken: int, vectors: int) -> None:
     if broken:
-        raise SearchR3Error(
+        raise _NotFinite(
             f"{broken} of {vectors} document vectors hold NaN or infinity: the model has diverged; "
             "train it at a lower learning rate"
         )

@@ -224,13 +224,16 @@ class WholeCheckpoints:
         """Take over what `_save_kept` wrote.
 
         Raises:
-            DataError: another number of processes saved it.
+            DataError: another number of processes saved it, or it is damaged.
         """
         file = folder / self._own(f"{KEPT}.json")
         if not file.is_file():
             saved = max(1, len(list(folder.glob(f"{KEPT}-[0-9]*.json"))))
             raise DataError(f"{folder}: was saved by {saved} process(es); resume with as many")
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:  # JSON or UTF-8
+            raise DataError(f"{file}: damaged; remove {folder} to go on from the one before") from None
         for name, figures in self._figures().items():
             figures.clear()
             figures.update(kept["figures"].get(name, {}))
