@@ -515,7 +515,9 @@ def test_interrupt_is_one_line_and_130(calls: dict) -> None:
 
 def test_full_disk_is_named_however_deep_it_hides(calls: dict) -> None:
     bare = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/mine/x.bin")
-    assert_one_line(failing(calls, bare), 1, "runs/mine/x.bin: no space left on the disk", "choose another place")
+    assert_one_line(
+        failing(calls, bare), 1, "runs/mine/x.bin: no space left on the disk", "choose another place"
+    )
     wrapped = RuntimeError("writer failed")
     wrapped.__cause__ = bare
     assert_one_line(failing(calls, wrapped), 1, "no space left on the disk")

@@ -181,7 +181,9 @@ def test_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "out.json"
     write_json(path, 1)
     monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(SearchR3Error, match=r"out\.json: no space left on the disk; free some or choose another place"):
+    with pytest.raises(
+        SearchR3Error, match=r"out\.json: no space left on the disk; free some or choose another place"
+    ):
         write_json(path, 2)
     monkeypatch.undo()
     assert listing(tmp_path) == ["out.json"]
