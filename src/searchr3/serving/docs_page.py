@@ -60,7 +60,7 @@ def prose(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def as_json(value: object) -> str:
+def as_json(value: Any) -> str:
     """A value as requests write it.
 
     >>> as_json("off"), as_json(False), as_json(1.0)
