@@ -111,6 +111,24 @@ def test_what_cannot_be_is_told_in_one_line(tiny_model: Path) -> None:
         "--type exe: not known; choose of"
     )
     assert refused("search", " ", "--store", "s").startswith("the query is empty")
+    for command in (("search", "x"), ("index", "notes.txt", *model)):
+        assert refused(*command, "--store", "").startswith("--store is empty; name a folder")
+    assert {path.name for path in Path().iterdir()} == {"notes.txt", "full"}
+
+
+def test_a_store_that_stays_empty_is_an_error(tiny_model: Path) -> None:
+    Path("docs").mkdir()
+    Path("docs/scan.pdf").write_bytes(b"%PDF-1.4 broken")
+    for _ in range(2):
+        result = run("index", "docs", "--store", "mine", "--model", str(tiny_model))
+        assert result.exit_code == 1 and "docs/scan.pdf" in result.stdout
+        assert (
+            result.stderr.splitlines()[-1] == "error: mine: nothing is in it yet: no file of docs can be read"
+        )
+    Path("docs/a.txt").write_text("text")
+    assert run("index", "docs", "--store", "mine").exit_code == 0
+    Path("docs/a.txt").unlink()
+    assert run("index", "docs", "--store", "mine").exit_code == 0  # it follows what was removed
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

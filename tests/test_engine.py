@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr3 import thinking
 from searchr3.engine import Engine
 from searchr3.errors import ModelError
 from searchr3.generation import generate_ids
@@ -49,6 +50,24 @@ def test_thoughts_and_vectors_are_those_of_two_passes(search: SearchR3, rows: in
     assert [tuple(task.said) for task in found] == [one.token_ids for one in expected]
     assert [task.ended for task in found] == [one.emitted for one in expected]
     np.testing.assert_allclose(np.stack([task.vector for task in found]), vectors, atol=1e-5)
+
+
+def test_a_single_thought_has_the_memory_of_one(search: SearchR3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large a batch may be: each row of the cache has room for the longest thought."""
+    rows = []
+
+    class Seen(Engine):
+        def step(self) -> list[Task]:
+            took_part = super().step()
+            rows.extend(len(keys) for keys, _ in self.cache.layers)
+            return took_part
+
+    monkeypatch.setattr(thinking, "Engine", Seen)
+    assert search.batch_size > 2
+    search.think(["parse a date"], 5)
+    assert set(rows) == {1}
+    search.think(QUERIES[:2], 5)
+    assert set(rows) == {1, 2}
 
 
 def test_a_thought_that_ends_itself(search: SearchR3) -> None:

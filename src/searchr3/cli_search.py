@@ -75,6 +75,8 @@ def index(
             summary = room.index(opened, facts, paths, encoder, screen.work)
     opened.close()
     _report(summary, store, as_json)
+    if paths and not (summary.files or summary.removed):
+        raise SearchR3Error(f"{store}: nothing is in it yet: no file of {_listed(paths)} can be read")
 
 
 def search(
@@ -178,6 +180,10 @@ def _bright(text: str, words: Sequence[str]) -> str:
         parts += [text[end:start], f"\x1b[1;33m{text[start:stop]}\x1b[0m"]
         end = stop
     return "".join([*parts, text[end:]])
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(printable(str(path)) for path in paths[:3]) + (", …" if len(paths) > 3 else "")
 
 
 def _report(summary: Summary, store: str, as_json: bool) -> None:

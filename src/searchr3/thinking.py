@@ -55,12 +55,12 @@ def sampled(
 
 
 def finish(search: Thinker, tasks: Sequence[Task], rows: int, apart: bool = True) -> np.ndarray:
-    """Run tasks that embed, `rows` at a time; their vectors, float32 (n, d). As for `Engine`."""
+    """Run tasks that embed, at most `rows` at a time; their vectors, float32 (n, d). As for `Engine`."""
     model = search.model
     training = model.training
     model.eval()
     try:
-        engine = Engine(search, rows, apart)
+        engine = Engine(search, min(rows, max(1, len(tasks))), apart)  # each row has its memory
         # prompts of like length share a pass, and those that are the same are read once
         for task in sorted(tasks, key=lambda task: (len(task.prompt), task.prompt)):
             engine.submit(task)

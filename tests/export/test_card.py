@@ -1,5 +1,6 @@
 """The model card: metadata that the Hub reads, and no figure that no file holds."""
 
+import copy
 import json
 import re
 import sys
@@ -47,6 +48,12 @@ def test_the_python_in_it_is_python(search, format):
     assert len(blocks) == (2 if format == "onnx" else 1)
     for block in blocks:
         compile(block, "card", "exec")
+
+
+def test_vllm_computes_in_the_precision_of_the_weights(search):
+    assert "--runner pooling --dtype float32`" in card(search, "st", "mine")
+    half = SearchR3.from_parts(copy.deepcopy(search.model).bfloat16(), search.tokenizer)
+    assert "--runner pooling`" in card(half, "st", "mine")
 
 
 def test_the_prompts_come_back_from_it(search):

@@ -109,7 +109,10 @@ def test_a_thought_streams_with_the_vector_at_the_end(tiny: httpx2.Client) -> No
         ({"input": ["a", "half \ud800"]}, "input", "half a character"),
         ({}, "input", "required"),
         ({"input": "x", "reasonning": "on"}, "reasonning", "not permitted"),
-        ({"input": "x", "dimensions": 33}, "dimensions", "must be at most 32"),
+        ({"input": "x", "dimensions": 33}, "dimensions", "dimensions: must be at most 32"),
+        ({"input": "x", "dimensions": "4"}, "dimensions", "valid integer"),
+        ({"input": "x", "dimensions": True}, "dimensions", "valid integer"),
+        ({"input": "x", "stream": "yes"}, "stream", "valid boolean"),
         ({"input": "x", "dimensions": 0}, "dimensions", "greater than"),
         ({"input": "x", "encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
         ({"input": "x", "reasoning": "on", "input_type": "document"}, "reasoning", "never thought about"),
@@ -256,7 +259,7 @@ def test_a_search_finds_and_tells(serving: Callable[..., Any], patient: Patient)
         assert events[1][0] == "answer" and last["hits"] == found["hits"]
         for body, param, message in [
             ({"query": " "}, "query", "is blank"),
-            ({"query": "x", "k": 101}, "k", "at most 100"),
+            ({"query": "x", "k": 101}, "k", "k: must be at most 100"),
             ({"query": "x", "types": ["md"]}, None, "no types here"),
             ({"query": "x", "reasoning": "auto"}, "reasoning", "has no rule"),
             ({"query": "refuse"}, None, "no"),

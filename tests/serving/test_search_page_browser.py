@@ -236,6 +236,19 @@ def test_a_phone_scrolls_one_way(serving: Any, patient: Patient, visit: Any) -> 
                 assert place_of["x"] >= 0 and place_of["x"] + place_of["width"] <= 360
 
 
+def test_the_api_page_on_a_phone(serving: Any, patient: Patient, browser: Any) -> None:
+    with serving(patient) as client:
+        page = browser.new_page(viewport={"width": 360, "height": 800})
+        page.goto(f"{client.base_url}/docs")
+        assert page.evaluate("() => document.documentElement.scrollWidth") == 360
+        first = page.locator("td:first-child").all()[:12]  # statuses: a number is one line
+        assert {one.inner_text() for one in first} >= {"200", "401", "503"}
+        lines = "one => { const all = document.createRange(); all.selectNodeContents(one);"
+        lines += " return all.getClientRects().length }"
+        assert {one.evaluate(lines) for one in first} == {1}
+        page.close()
+
+
 def test_the_key_is_asked_for_and_kept_nowhere(serving: Any, patient: Patient, visit: Any) -> None:
     patient.go.set()
     with serving(patient, searcher=Shelf(), bounds={"keys": read_keys({KEYS: KEY})}) as client:

@@ -70,6 +70,7 @@ def card(
         dimension=model.dimension,
         max_length=model.conversation.max_length,
         appends=kind in APPENDS,
+        float32=model.model.dtype.itemsize == 4,  # vLLM would compute in half precision
         columns=list(_COLUMNS.values()),
         measured=[{"about": _about(one), "rows": [_row(run) for run in one.found.runs]} for one in measured],
     )

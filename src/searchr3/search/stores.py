@@ -12,6 +12,8 @@ def open_store(place: str, create: bool = False) -> Store:
     Raises:
         SearchR3Error: there is none and `create` is False, or it cannot be reached or read.
     """
+    if not place.strip():
+        raise SearchR3Error("--store is empty; name a folder, or http://host:6333/collection")
     if place.startswith(("http://", "https://")):
         with needed("qdrant_client"):
             from searchr3.search.qdrant_store import QdrantStore

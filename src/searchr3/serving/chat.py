@@ -63,7 +63,7 @@ def _ask(asked: schemas.ChatRequest, most: int) -> Ask:
     field = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     tokens = getattr(asked, field)
     if tokens is not None and tokens > most:
-        raise ApiError(422, f"must be at most {most} here", field)
+        raise ApiError(422, f"{field}: must be at most {most} here", field)
     turns = tuple(("system" if one.role == "developer" else one.role, one.text) for one in asked.messages)
     temperature = 1.0 if asked.temperature is None else asked.temperature
     return Ask(turns, tokens or most, None, temperature, asked.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
@@ -9,7 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup
+from markupsafe import Markup, escape
+
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def page(schema: dict[str, Any]) -> tuple[str, str]:
@@ -17,29 +21,58 @@ def page(schema: dict[str, Any]) -> tuple[str, str]:
     style = _file("docs.css")
     digest = b64encode(sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; frame-ancestors 'none'"
-    return _template().render(api=schema, style=Markup(style), kind=kind), policy
+    text = _template().render(api=schema, style=Markup(style), kind=kind, prose=prose, as_json=as_json)
+    return text, policy
 
 
-def kind(schema: dict[str, Any]) -> str:
-    """A field's type in a few words.
+def kind(schema: dict[str, Any]) -> Markup:
+    """A field's type in a few words, with links to the models in it.
 
-    >>> kind({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]})
-    'list of string or null'
-    >>> kind({"enum": ["float", "base64"], "type": "string"})
-    '"float" or "base64"'
+    >>> hits = {"type": "array", "items": {"$ref": "#/components/schemas/Hit"}}
+    >>> str(kind({"anyOf": [hits, {"type": "null"}]}))
+    'list of <a href="#Hit">Hit</a> or null'
+    >>> str(kind({"type": "integer", "minimum": 1.0, "maximum": 1e6}))
+    'integer ≥ 1 ≤ 1,000,000'
     """
     if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
+        return Markup('<a href="#{0}">{0}</a>').format(str(schema["$ref"]).rpartition("/")[2])
     for key in ("anyOf", "oneOf", "allOf"):
         if key in schema:
-            return " or ".join(dict.fromkeys(kind(one) for one in schema[key]))
+            return Markup(" or ").join(dict.fromkeys(kind(one) for one in schema[key]))
     if "enum" in schema or "const" in schema:
-        return " or ".join(f'"{one}"' for one in schema.get("enum", [schema.get("const")]))
-    name = str(schema.get("type", "any"))
+        return Markup(" or ").join(as_json(one) for one in schema.get("enum", [schema.get("const")]))
+    name = escape(schema.get("type", "any"))
     if name == "array":
-        return f"list of {kind(schema.get('items', {}))}"
-    bounds = [f"{sign} {schema[key]}" for key, sign in (("minimum", "≥"), ("maximum", "≤")) if key in schema]
-    return " ".join([name, *bounds])
+        return Markup("list of ") + kind(schema.get("items", {}))
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if least is not None and least == most:
+        return Markup(_number(least))
+    bounds = [f"{sign} {_number(schema[key])}" for key, sign in _BOUNDS.items() if key in schema]
+    return Markup(" ").join([name, *bounds])
+
+
+def prose(text: str) -> Markup:
+    """A description, with `names` as code.
+
+    >>> str(prose("`a` < b"))
+    '<code>a</code> &lt; b'
+    """
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def as_json(value: Any) -> str:
+    """A value as requests write it.
+
+    >>> as_json("off"), as_json(False), as_json(1.0)
+    ('"off"', 'false', '1')
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _number(value) if number else json.dumps(value)
+
+
+def _number(value: float) -> str:
+    """Bounds of integers are floats in the schema."""
+    return f"{int(value):,}" if value == int(value) else str(value)
 
 
 @cache

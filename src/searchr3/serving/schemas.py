@@ -61,9 +61,9 @@ Reasoning = Literal["off", "on", "auto"]
 
 
 class Request(BaseModel):
-    """A field that is not known is an error: it would be ignored."""
+    """A field that is not known is an error: it would be ignored. So is a value of another type."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -148,7 +148,7 @@ class Service:
     def _how(self, kind: Kind, reasoning: Reasoning, instruction: str | None, tokens: int | None) -> How:
         most = self.settings.new_tokens
         if tokens is not None and tokens > most:
-            raise ApiError(422, f"must be at most {most} here", "max_thinking_tokens")
+            raise ApiError(422, f"max_thinking_tokens: must be at most {most} here", "max_thinking_tokens")
         if reasoning == "auto" and (self.rule is None or self.searcher is None):
             lacks = (
                 "the model has no rule for it"
@@ -174,7 +174,9 @@ class Service:
     def check_dimensions(self, dimensions: int | None) -> None:
         """Raise ApiError where a vector has not so many."""
         if dimensions is not None and dimensions > self.backend.dimension:
-            raise ApiError(422, f"must be at most {self.backend.dimension}, the model's", "dimensions")
+            raise ApiError(
+                422, f"dimensions: must be at most {self.backend.dimension}, the model's", "dimensions"
+            )
 
     async def vectors(self, texts: Sequence[str], how: How) -> Vectors:
         """The vectors of texts, in their order."""
@@ -222,7 +224,7 @@ class Service:
         if searcher is None:
             raise ApiError(404, "this server has no documents; start it with --store or --run")
         if request.k > self.settings.hits:
-            raise ApiError(422, f"must be at most {self.settings.hits} here", "k")
+            raise ApiError(422, f"k: must be at most {self.settings.hits} here", "k")
         self.check_texts([request.query], "query")
         searcher.check(request.hybrid, request.paths, request.types)
         how = self._how("query", request.reasoning, request.instruction, request.max_thinking_tokens)
