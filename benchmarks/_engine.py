@@ -64,13 +64,13 @@ def engine_figures(search: SearchR3, texts: list[str], size: dict[str, float]) -
     """What one pass and batching are worth."""
     count = int(size["requests"])
     prompts = search.conversation.reasoning_prompts(texts[:count])
-    latencies: dict[str, list[float]] = {"one": [], "two": []}
+    percentiles: dict[str, list[list[float]]] = {"one": [], "two": []}  # of each round
 
     def timed(call: Callable[[], list[float]], kept: str | None = None, requests: int = count) -> float:
         start = now()
         seconds = call()
         if kept:
-            latencies[kept] += seconds
+            percentiles[kept].append(quantiles(seconds, n=100))
         return requests / (now() - start)
 
     batched, alone = Engine(search, ROWS), Engine(search, 1)
@@ -104,7 +104,11 @@ def engine_figures(search: SearchR3, texts: list[str], size: dict[str, float]) -
         "requests_a_second": median(found["one"]),
         "tokens_a_second": median(found["one"]) * TOKENS,
     }
-    for name, label in (("one", ""), ("two", "_two_pass")):
-        cuts = quantiles(latencies[name], n=100)
-        figures |= {f"p50_ms{label}": 1000 * cuts[49], f"p95_ms{label}": 1000 * cuts[94]}
-    return {**figures, "p95_vs_two_pass": figures["p95_ms"] / figures["p95_ms_two_pass"]}
+
+    def milliseconds(arm: str, percent: int) -> list[float]:
+        return [1000 * cuts[percent - 1] for cuts in percentiles[arm]]
+
+    for percent in (50, 95):
+        figures[f"p{percent}_ms"] = median(milliseconds("one", percent))
+        figures[f"p{percent}_ms_two_pass"] = median(milliseconds("two", percent))
+    return figures | ratio("p95_vs_two_pass", milliseconds("one", 95), milliseconds("two", 95))

@@ -12,7 +12,8 @@ engine    Every query is given a thought of exactly 64 tokens (stop tokens are f
           alone, less 1, the median of many pairs of runs. `throughput_vs_two_pass`: that of the engine at 32
           requests over `generate` and then `encode_query` in batches of 32; `batched_vs_single` over the
           engine with one row. Seconds are from a request's beginning to its vector, 32 of them always on
-          their way; tokenizing is left out for all. Arms are measured in turn
+          their way, percentiles those of a round, of which the median counts; tokenizing is left out for
+          all. Arms are measured in turn
 load      `searchr3 serve` as a process of its own. 32 clients that wait for their answers tell what it
           sustains; then twice that rate comes for minutes, at random moments. Half of the requests think (16
           tokens), a quarter are direct queries, a quarter eight documents each. `errors_other_than_429`: all
