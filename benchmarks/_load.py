@@ -182,6 +182,7 @@ def loaded(found: Outcome, rate: float) -> dict[str, float]:
         "load_answered": statuses[200],
         "load_refused_429": statuses[429],
         "errors_other_than_429": statuses.total() - statuses[200] - statuses[429],
+        **{f"load_errors_{status}": statuses[status] for status in (408, 500, 503)},
         "accepted_unanswered": statuses[0],
         "load_p50_ms": 1000 * found.percentile(50),
         "load_p95_ms": 1000 * found.percentile(95),

@@ -12,6 +12,7 @@ import pytest
 
 from searchr3.model import SearchR3
 from searchr3.serving.backend import Ask, Closed, Refused, Said
+from searchr3.serving.jobs import Texts
 from searchr3.serving.plain import Plain
 from searchr3.serving.worker import Worker
 
@@ -108,6 +109,23 @@ def test_small_requests_do_not_wait_for_large_ones(tiny_model: Path) -> None:
 
     run(tiny_model, work, rows=4)
     assert set(order[:2]) == {"a text", "a thought"}
+
+
+def test_nobody_is_passed_over_while_others_keep_coming(tiny_model: Path) -> None:
+    """A pass that ends a request must not send the next one to the end of the line."""
+    worker = Worker(SearchR3(tiny_model, batch_size=1))
+    served: list[str] = []
+
+    def come(text: str) -> None:
+        vectors = np.zeros((1, worker.dimension), np.float32)
+        worker.encoding.append(Texts(lambda _: served.append(text), 1, texts=[text], vectors=vectors))
+
+    come("0")
+    for number in range(1, 6):
+        come(str(number))
+        worker._turn()
+
+    assert served == [*"01234"]
 
 
 def test_a_stream_is_the_thought_in_pieces(tiny_model: Path, reference: SearchR3) -> None:

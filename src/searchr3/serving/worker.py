@@ -186,8 +186,7 @@ class Worker:
 
     def _encode(self) -> None:
         """One pass over texts that wait: the next request's first, and others of like length."""
-        self.encoding.rotate(-1)
-        size = self.search.batch_size
+        first, size = self.encoding[0], self.search.batch_size
         share = max(1, _LOOK * size // len(self.encoding))
         for job in list(self.encoding):
             try:
@@ -211,6 +210,8 @@ class Worker:
         for job in {job for job, *_ in batch if not job.left}:
             self.encoding.remove(job)
             job.settle(Embedded(job.vectors, job.tokens))
+        if self.encoding and self.encoding[0] is first:  # else it is done, and the next is first already
+            self.encoding.rotate(-1)
 
     def _render(self, job: Texts, most: int) -> None:
         start, end = job.taken, min(len(job.texts), job.taken + most - len(job.ready))
