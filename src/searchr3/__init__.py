@@ -10,12 +10,13 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from searchr3.version import __version__
+
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset, load_dataset
     from searchr3.encoding.reader import load_vectors
     from searchr3.model import SearchR3
 
-__version__ = "0.1.0"
 __all__ = ["RetrievalDataset", "SearchR3", "__version__", "load_dataset", "load_vectors"]
 
 # TRL's trainers report their use to Hugging Face otherwise. Its libraries read this when they are imported.

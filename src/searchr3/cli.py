@@ -12,7 +12,6 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from searchr3 import __version__
 from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
 from searchr3.cli_evaluate import adapt, compare, evaluate
@@ -26,6 +25,7 @@ from searchr3.cli_train import train
 from searchr3.files import json_text
 from searchr3.options import Device, Json, Resume, Settings, SplitBy, names
 from searchr3.terminal import OneLineErrors, hush_libraries, show
+from searchr3.version import __version__
 
 app = typer.Typer(
     name="searchr3",

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import httpx2
 
-from searchr3 import __version__
 from searchr3.errors import EndpointError
 from searchr3.server_address import Key, is_local
+from searchr3.version import __version__
 
 R = TypeVar("R")
 T = TypeVar("T")

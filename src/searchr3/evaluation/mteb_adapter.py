@@ -1,7 +1,7 @@
 """Our models inside `mteb`, and MTEB's own metrics on our runs.
 
 import mteb
-from searchr3 import SearchR3
+from searchr3.model import SearchR3
 from searchr3.evaluation.mteb_adapter import SearchR3Encoder
 
 encoder = SearchR3Encoder(SearchR3("RUN/stage2"), reasoning=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from searchr3 import __version__
 from searchr3.errors import DataError
 from searchr3.evaluation.collection import Collection, Evaluation, weights
 from searchr3.evaluation.page_figures import Bar, Spot, Step, forest, ladder, scatter
@@ -15,6 +14,7 @@ from searchr3.evaluation.pages import model_name, render, run_name
 from searchr3.evaluation.saved import Saved, SavedDifference, SavedRun
 from searchr3.evaluation.statistics import RESAMPLES, Difference, pooled_differences
 from searchr3.ranking import METRICS
+from searchr3.version import __version__
 from searchr3.words import shortened
 
 METRIC = METRICS[0]

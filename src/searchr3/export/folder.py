@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from searchr3 import __version__
 from searchr3.errors import ModelError
 from searchr3.export.card import card
 from searchr3.export.graph import check_onnx, write_onnx
@@ -27,6 +26,7 @@ from searchr3.files import new_folder, write_json, write_text
 from searchr3.generation import padding_id
 from searchr3.loading import EXPORTED
 from searchr3.model import SearchR3
+from searchr3.version import __version__
 
 Format = Literal["st", "onnx", "searchr3"]
 FORMATS: tuple[Format, ...] = get_args(Format)

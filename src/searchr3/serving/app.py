@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
-from searchr3 import __version__
 from searchr3.embedding import shorten
 from searchr3.serving import schemas
 from searchr3.serving.backend import Closed, Faulty, Refused, Said, Unavailable
@@ -25,6 +24,7 @@ from searchr3.serving.replies import ApiError, Event, Json, as_base64, events, t
 from searchr3.serving.search_page import PAGE
 from searchr3.serving.search_page import router as page_router
 from searchr3.serving.service import Answer, Service, Vectors
+from searchr3.version import __version__
 
 WORK = ("/v1/embeddings", "/v1/chat/completions", "/search")
 """Routes that use the model."""
