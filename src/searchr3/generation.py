@@ -86,8 +86,6 @@ def generate_ids(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad_id, **sampling
     )
-    training = model.training
-    model.eval()
     # What this config leaves open would come from the checkpoint's own, such as the repetition penalty of
     # Qwen2.5-Instruct. A shallow copy bears it; but dealt weights are gathered by the whole model itself.
     inner, dealt = without_wrapper(model), is_dealt(model)
@@ -96,16 +94,16 @@ def generate_ids(
     for one in (speaker, *(one for one, _ in changed)):
         one.generation_config = config
     try:
-        output = speaker.generate(
-            ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=config,
-            synced_gpus=dealt,  # who has finished goes on with the others
-        )
+        with evaluating(model):
+            output = speaker.generate(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                synced_gpus=dealt,  # who has finished goes on with the others
+            )
     finally:
         for one, own in changed:
             one.generation_config = own
-        model.train(training)
     completions = output[:, ids.shape[1] :].tolist()
     return [_until_stop(completion, stops) for completion in completions]
 
@@ -147,6 +145,19 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards as before. Each module is told one by one, so none is where all know."""
+    if not model.training:
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
 
 
 def without_wrapper(model: PreTrainedModel) -> PreTrainedModel:

@@ -24,7 +24,7 @@ from searchr3.conversation import Conversation, Prompts, Rendered, add_embed_tok
 from searchr3.digest import model_digest
 from searchr3.embedding import Embedder, length_batches, shorten, tokens_per_pass
 from searchr3.errors import ModelError, first_line
-from searchr3.generation import Reasoning, padding_id, reason, seeded
+from searchr3.generation import Reasoning, evaluating, padding_id, reason, seeded
 from searchr3.loading import load_parts, load_skeleton, wording
 from searchr3.saving import merged, save_parts
 from searchr3.thinking import has_one_pass, one_pass
@@ -312,23 +312,17 @@ class SearchR3:
                 `length_batches` of all.
         """
         vectors = np.zeros((len(rendered), self.dimension), dtype=np.float32)
-        training = self.model.training
-        self.model.eval()
         done = 0
-        try:
-            with self.precision():
-                limits = (self.batch_size, tokens_per_pass(self.device))
-                plan = list(length_batches(rendered, *limits) if batches is None else batches)
-                embedder = Embedder(
-                    self.model, padding_id(self.conversation), rendered if len(plan) > 1 else []
-                )
-                for rows in plan:
-                    vectors[rows] = embedder([rendered[row] for row in rows]).cpu().numpy()
-                    done += len(rows)
-                    if progress:
-                        progress(done, len(rendered))
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), self.precision():
+            limits = (self.batch_size, tokens_per_pass(self.device))
+            plan = list(length_batches(rendered, *limits) if batches is None else batches)
+            shared = rendered if len(plan) > 1 else []
+            embedder = Embedder(self.model, padding_id(self.conversation), shared)
+            for rows in plan:
+                vectors[rows] = embedder([rendered[row] for row in rows]).cpu().numpy()
+                done += len(rows)
+                if progress:
+                    progress(done, len(rendered))
         return vectors
 
     def _encode(self, rendered: Sequence[Rendered], dim: int | None, progress: Progress | None) -> np.ndarray:

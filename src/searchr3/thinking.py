@@ -8,7 +8,7 @@ import numpy as np
 
 from searchr3.embedding import Embedder
 from searchr3.engine import Engine, Thinker
-from searchr3.generation import Reasoning, padding_id
+from searchr3.generation import Reasoning, evaluating, padding_id
 from searchr3.tasks import Task
 
 
@@ -56,18 +56,13 @@ def sampled(
 
 def finish(search: Thinker, tasks: Sequence[Task], rows: int, apart: bool = True) -> np.ndarray:
     """Run tasks that embed, at most `rows` at a time; their vectors, float32 (n, d). As for `Engine`."""
-    model = search.model
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(search.model):
         engine = Engine(search, min(rows, max(1, len(tasks))), apart)  # each row has its memory
         # prompts of like length share a pass, and those that are the same are read once
         for task in sorted(tasks, key=lambda task: (len(task.prompt), task.prompt)):
             engine.submit(task)
         while engine.busy:
             engine.step()
-    finally:
-        model.train(training)
     vectors = np.zeros((len(tasks), search.dimension), dtype=np.float32)
     for row, task in enumerate(tasks):
         vectors[row] = task.vector

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
-from searchr3.search.words import index_words
+from searchr3.search.words import LONGEST, index_words
 
 LENGTH = 240  # characters
 _WORD = re.compile(r"\w+")
@@ -19,8 +20,18 @@ def marked(text: str, words: Collection[str]) -> Iterator[tuple[int, int]]:
     """
     wanted = set(words)
     for found in _WORD.finditer(text):
-        if not wanted.isdisjoint(index_words(found[0])):
+        if not wanted.isdisjoint(_index_words(found[0])):
             yield found.span()
+
+
+def _index_words(word: str) -> tuple[str, ...]:
+    """Hits are full of the same words."""
+    return _known(word) if len(word) <= LONGEST else tuple(index_words(word))
+
+
+@lru_cache(maxsize=1 << 16)
+def _known(word: str) -> tuple[str, ...]:
+    return tuple(index_words(word))
 
 
 def snippet(text: str, words: Collection[str], length: int = LENGTH) -> str:
