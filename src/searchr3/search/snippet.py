@@ -20,17 +20,14 @@ def marked(text: str, words: Collection[str]) -> Iterator[tuple[int, int]]:
     """
     wanted = set(words)
     for found in _WORD.finditer(text):
-        if not wanted.isdisjoint(_index_words(found[0])):
+        words_of = _known if len(found[0]) <= LONGEST else index_words
+        if not wanted.isdisjoint(words_of(found[0])):
             yield found.span()
-
-
-def _index_words(word: str) -> tuple[str, ...]:
-    """Hits are full of the same words."""
-    return _known(word) if len(word) <= LONGEST else tuple(index_words(word))
 
 
 @lru_cache(maxsize=1 << 16)
 def _known(word: str) -> tuple[str, ...]:
+    """Hits are full of the same words."""
     return tuple(index_words(word))
 
 

@@ -66,8 +66,7 @@ def as_json(value: Any) -> str:
     >>> as_json("off"), as_json(False), as_json(1.0)
     ('"off"', 'false', '1')
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return _number(value) if number else json.dumps(value)
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _number(value: float) -> str:

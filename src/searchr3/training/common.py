@@ -21,7 +21,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import DataError, RecipeError
-from searchr3.generation import is_dealt
+from searchr3.generation import evaluating, is_dealt
 from searchr3.group import Group
 from searchr3.model import SearchR3
 from searchr3.shared_search import SharedSearch
@@ -199,7 +199,6 @@ class DevEvaluation(WholeCheckpoints):
         return sum(figures[name] for name in self.best_of) / len(self.best_of)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        training = self.model.training
         search = SharedSearch.over(self.search_model(), self.group)
         most = self.recipe.model.max_new_tokens if self.think_on_dev else 0
         figures = self.dev.score(search, most, self.cost_on_dev)
@@ -209,9 +208,10 @@ class DevEvaluation(WholeCheckpoints):
         figures = dict(zip(figures, first, strict=True))
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics[BEST] = self.dev_score(figures)
-        self.model.eval()
-        self.log(metrics)  # in training mode TRL would add what it noted for the next line on training
-        self.model.train(training)
+        with evaluating(
+            self.model
+        ):  # in training mode TRL would add what it noted for the next line on training
+            self.log(metrics)
         self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
             self.args, self.state, self.control, metrics
         )

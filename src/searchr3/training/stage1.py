@@ -25,7 +25,7 @@ from trl.models import prepare_fsdp
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
-from searchr3.generation import Reasoning, is_dealt, padding_id, reason
+from searchr3.generation import Reasoning, evaluating, is_dealt, padding_id, reason
 from searchr3.group import most, start_group
 from searchr3.losses import allowed_negatives, at_widths, info_nce, triplet_margin
 from searchr3.model import SearchR3
@@ -282,13 +282,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
             yield self.base
         else:
             inner = self.accelerator.unwrap_model(model)
-            training = inner.training
-            with inner.disable_adapter():
-                inner.eval()  # as a model of its own would be
-                try:
-                    yield model
-                finally:
-                    inner.train(training)
+            with inner.disable_adapter(), evaluating(inner):  # as a model of its own would be
+                yield model
 
 
 def train_stage1(
