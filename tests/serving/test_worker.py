@@ -14,7 +14,7 @@ from searchr3.model import SearchR3
 from searchr3.serving.backend import Ask, Busy, Closed, Refused, Said
 from searchr3.serving.jobs import Asks, Texts
 from searchr3.serving.plain import Plain
-from searchr3.serving.worker import Worker
+from searchr3.serving.worker import PATIENCE, Worker
 
 from .conftest import QUERIES, endless, until
 
@@ -161,11 +161,11 @@ def test_who_would_wait_too_long_is_refused_and_who_brings_little_is_not(tiny_mo
         large = [asyncio.ensure_future(worker.embed(many, "document")) for _ in range(2)]
         while not worker.figures.texts > 100:
             await asyncio.sleep(0.002)
-        worker.seconds = 4 * 2 * worker.lines[Texts].wait(1)  # what a small one waits is half of what it may
+        worker.seconds = 2 * worker.lines[Texts].wait(1) / PATIENCE  # small ones may wait twice as long
         small = await worker.embed(["one"], "query")
         with pytest.raises(Busy, match="ask again later") as refused:
             await worker.embed(many, "document")
-        assert refused.value.seconds > worker.seconds / 4
+        assert refused.value.seconds > PATIENCE * worker.seconds
         await asyncio.gather(*large)
         again = await worker.embed(many, "document")  # nobody is before it any more
         assert not worker.lines[Texts].requests

@@ -35,7 +35,7 @@ from searchr3.tasks import Runner, Task
 log = logging.getLogger(__name__)
 _LOOK = 4  # batches of texts that are looked at, to find some of like length
 _CHARACTERS = 4  # of a token, about
-PATIENCE = 0.25  # share of its time that a request may have to wait, by what is known when it comes
+PATIENCE = 0.1  # share of its time that a request may have to wait, by what is known when it comes
 
 
 class Worker:
