@@ -294,6 +294,7 @@ def test_arms_of_a_cost_have_recipes_that_fit_it(benchmark) -> None:
     for weight in (None, *adaptive.WEIGHTS):
         recipe = adaptive.recipe_of("quickstart", adaptive.QUICK, weight)
         assert recipe.stage2.reward.length == (weight or 0)
+        assert recipe.stage2.direct_rollout == bool(weight)  # without a cost it is another answer, and harms
         assert "." not in adaptive.arm_name(weight)
     assert len({adaptive.arm_name(weight) for weight in adaptive.WEIGHTS}) == len(adaptive.WEIGHTS)
 
