@@ -1,6 +1,7 @@
 """`searchr3 evidence`: everything once, whatever interrupted it, and the whole of it for real on a toy."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,22 @@ def test_a_base_that_has_read_the_pairs_is_named(here: Path, stage: Stage) -> No
     for found, shown in ((plain, False), (taught, True)):
         assert found["base_was_shown_pairs"] == shown
         assert ("The base has read" in found["verdict"]["sentences"][-1]) == shown
+
+
+def test_what_a_base_has_read_is_known_after_it_has_moved(here: Path, stage: Stage, tiny_base: Path) -> None:
+    shutil.copytree(tiny_base, here / "taught")
+    facts = {"sources": [{"name": "other", "kind": "data", "pairs": True}]}
+    (here / "taught" / "base.json").write_text(json.dumps(facts), encoding="utf-8")
+    overrides = ["model.base=taught"]
+    gather("recipe.yaml", overrides, Path("out"), Plan(seeds=1))
+    copy = Path("out/base/base.json")
+    assert json.loads(copy.read_text(encoding="utf-8")) == facts
+
+    (here / "taught").rename(here / "moved")
+    for then in (lambda: None, copy.unlink):  # older versions kept no copy
+        then()
+        found = gather("recipe.yaml", overrides, Path("out"), Plan(seeds=1), resume=True)
+        assert found["base_was_shown_pairs"] is True
 
 
 # What is refused

@@ -133,6 +133,10 @@ class Evidence:
         """The content of `evidence.json`."""
         return json.loads((self.path / "evidence.json").read_text(encoding="utf-8"))
 
+    def _was_said(self) -> bool:
+        """Whether the base was known to have read pairs: a folder of old has no copy of its `base.json`."""
+        return (self.path / "evidence.json").is_file() and self.read().get("base_was_shown_pairs", False)
+
     def _seeds(self, count: int) -> range:
         return range(self.recipe.seed, self.recipe.seed + count)
 
@@ -199,7 +203,7 @@ class Evidence:
 
         asked = self.plan.stage2_arms, self.plan.both_rates
         found = findings(self.path, self.recipe, self.labels, *asked)
-        shown = was_shown_pairs(facts_of_base(self.recipe))
+        shown = was_shown_pairs(facts_of_base(self.recipe, self.path / "base")) or self._was_said()
         found = {"recipe": self.recipe.name, "complete": complete, "base_was_shown_pairs": shown, **found}
         if "reasoned2" in found:
             found["verdict"]["sentences"] += [SHOWN] * shown
