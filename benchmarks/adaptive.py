@@ -5,9 +5,9 @@
     python benchmarks/adaptive.py --results a.json b.json --output …             further evaluations, pooled
 
 By training: from the same stage-1 model stage 2 is trained once for each cost of a thinking token
-(`--weights`, in nDCG; 0 costs nothing), otherwise with the same recipe, rewards scaled by the batch as a cost
-wants it. Where thinking costs, one rollout of each group is the embed token at once, else that would hardly be
-tried; without a cost its place would be taken by the direct form's fixed answer, which does harm, so there all
+(`--weights`, in nDCG; 0 costs nothing), otherwise with the same recipe, rewards scaled by the batch as a
+cost wants it. Where thinking costs, one rollout of each group is the embed token at once, which would hardly
+be tried else; without a cost it would be the direct form's fixed answer, which does harm, so there all
 rollouts are sampled. `frontier.cost_….` holds what each model gives on test, thinking whenever it wants to
 (`reasoned`, `tokens`), and `frontier.stage1.` where they began.
 

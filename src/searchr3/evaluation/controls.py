@@ -10,9 +10,9 @@ text and keeps the rest:
     bm25+trace    BM25 over query and thought: are the thought's words enough, without the model?
 
 `filler` has exactly the own thought's number of tokens for each query, so that it differs from `reasoned` in
-what is said and in nothing else. `repeated` has as many or more: a part of the query would be a weaker control
-than the whole. `other_trace` has the same thoughts over all queries. In all of them the embed token is put
-there by force (`emitted` is False), and `seconds` leave the thinking out.
+what is said and in nothing else. `repeated` has as many or more: a part of the query would be a weaker
+control than the whole. `other_trace` has the same thoughts over all queries. In all of them the embed token
+is put there by force (`emitted` is False), and `seconds` leave the thinking out.
 """
 
 from __future__ import annotations
