@@ -198,6 +198,31 @@ def test_what_a_server_does_wrongly_is_told_and_tells_nothing(
             assert response.status_code == status, response.text
 
 
+def test_a_request_that_the_server_does_not_take_is_told_alike_before_and_after_others(
+    client: httpx2.Client, chat_server: Any
+) -> None:
+    good = chat_server.script
+    for script, status in ((lambda *_: WRONG["not understood"][0], 502), (good, 200)) * 2:
+        chat_server.script = script
+        for more in ({}, {"reasoning": "on"}, {"reasoning": "on", "stream": True}):
+            body = {"input": "x", "model": NAME, "max_thinking_tokens": 2, **more}
+            assert client.post("/v1/embeddings", json=body).status_code == status
+
+
+@pytest.mark.parametrize("more", [{}, {"reasoning": "on", "stream": True}])
+def test_a_server_that_asks_for_time_keeps_nobody_waiting(
+    client: httpx2.Client, chat_server: Any, more: dict[str, Any]
+) -> None:
+    """As one that starts anew behind a proxy: who asks may come back, and others are answered meanwhile."""
+    good, body = chat_server.script, {"input": "x", "model": NAME, "max_thinking_tokens": 2, **more}
+    chat_server.script = lambda *_: {"status": 503, "headers": {"Retry-After": "300"}}
+    refused = client.post("/v1/embeddings", json=body)
+    assert refused.status_code == 503 and "retry-after" in refused.headers
+    assert len(chat_server.requests) == 1
+    chat_server.script = good
+    assert client.post("/v1/embeddings", json=body).status_code == 200
+
+
 def test_a_stream_that_goes_wrong_ends_with_an_error(client: httpx2.Client, chat_server: Any) -> None:
     first = json.dumps({"choices": [{"index": 0, "text": "", "token_ids": [40], "finish_reason": None}]})
     for events, code in [

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from searchr3.endpoint import NoAnswer, TooLong, Unreachable, ask_all
+from searchr3.endpoint import NoAnswer, Rejected, TooLong, Unreachable, ask_all
 from searchr3.errors import EndpointError
 from searchr3.generation import split_completion
 from searchr3.serving.backend import (
@@ -38,6 +38,7 @@ from searchr3.vllm_endpoint import fault, sampling
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # who asks may ask again: this only bridges a connection that was lost
+PATIENCE = 1.0  # seconds: a server that asks to wait for longer is waited for by who asks, not by all
 PARTS = 8  # batches of texts that are asked for at once
 FRESH = 2.0  # seconds for which it is known whether the servers answer
 
@@ -62,7 +63,7 @@ class Remote:
         self.rows = rows
         self.figures = Figures()
         self._reading = Reading(self.chat, text_tokens, model.context)
-        options = {"attempts": ATTEMPTS, "timeout": seconds}
+        options = {"attempts": ATTEMPTS, "timeout": seconds, "patience": PATIENCE}
         self._speaker = model.speaker(concurrency=rows + 1, **options)  # and one that asks how it is
         self._reader = model.reader(concurrency=rows + PARTS + 1, **options)
         self._row, self._part = asyncio.Semaphore(rows), asyncio.Semaphore(PARTS)
@@ -220,10 +221,10 @@ def _told() -> Iterator[None]:
         yield
     except TooLong:
         raise Refused("more tokens than the model's server takes; ask for less, or split the text") from None
-    except (NoAnswer, Unreachable) as error:
-        log.error("the model's server gives no answer: %s", error)
-        raise Unavailable("the model's server gives no answer; ask again later") from None
-    except EndpointError as error:
+    except (NoAnswer, EndpointError) as error:
+        if isinstance(error, NoAnswer | Unreachable) and not isinstance(error, Rejected):
+            log.error("the model's server gives no answer: %s", error)
+            raise Unavailable("the model's server gives no answer; ask again later") from None
         log.error("the model's server answers wrongly: %s", error)
         raise Faulty(
             "the model's server answers what it should not; whoever runs this server finds more in its log"
