@@ -48,7 +48,7 @@ def client(remote: Callable[..., Remote]) -> Iterator[httpx2.Client]:
 class Shelf2(Shelf):
     """Documents in the tiny model's space."""
 
-    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+    def scores(self, vectors: np.ndarray, k: int, paths: Any = (), types: Any = ()) -> np.ndarray:
         return np.full((len(vectors), 3), 0.5)
 
 
