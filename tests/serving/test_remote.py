@@ -124,6 +124,19 @@ def test_chat_is_that_of_this_process(client: httpx2.Client, tiny: httpx2.Client
     assert first["choices"] == again["choices"]
 
 
+def test_a_chat_that_names_no_number_asks_for_what_the_model_has_room_for(
+    remote: Callable[..., Remote], chat_server: Any, reference: SearchR3
+) -> None:
+    prompt = reference.conversation.chat([(one["role"], one["content"]) for one in TURNS])
+    backend = remote()
+    backend._reading.context = len(prompt) + 5
+    with running(backend) as client:
+        for more, status in (({}, 200), ({"stream": True}, 200), ({"max_tokens": 6}, 422)):
+            asked = {"model": NAME, "messages": TURNS, **more}
+            assert client.post("/v1/chat/completions", json=asked).status_code == status
+    assert [body["max_tokens"] for body in chat_server.requests] == [5, 5]
+
+
 def test_events_come_while_the_model_speaks_and_who_goes_is_forgotten(
     remote: Callable[..., Remote], chat_server: Any, tiny_model: Path
 ) -> None:
