@@ -1,6 +1,7 @@
 """What is Qdrant's alone: requests of a bounded size, and a lease that says who writes."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,13 +77,12 @@ def test_comparing_files_for_long_keeps_the_lease(client, clock, tmp_path) -> No
 
 def test_who_lost_the_lease_stops_and_leaves_it_to_the_other(client, clock) -> None:
     first, second = (QdrantStore(client, "notes") for _ in range(2))
-    with pytest.raises(SearchR3Error, match="another `searchr3 index` has taken over"), first.writing():
-        clock.now += 601
-        other = second.writing()
-        other.__enter__()
-        first.put([FileRecord("a.md", ".", "v", 1, True)])
-    assert first.files() == {} and at_work(client)
-    other.__exit__(None, None, None)
+    with ExitStack() as other:
+        with pytest.raises(SearchR3Error, match="another `searchr3 index` has taken over"), first.writing():
+            clock.now += 601
+            other.enter_context(second.writing())
+            first.put([FileRecord("a.md", ".", "v", 1, True)])
+        assert first.files() == {} and at_work(client)
     assert not at_work(client)
 
 
