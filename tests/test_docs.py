@@ -1,4 +1,4 @@
-"""The Python examples of the pages: what they import is there, and those that need no more than a model run."""
+"""The Python examples of the pages: their imports are there, and those that need only a model run."""
 
 import ast
 import re
@@ -27,7 +27,11 @@ def test_what_an_example_imports_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["README.md-0", "search.md-0", "train-on-your-data.md-0"])
 def test_an_example_does_what_it_says(
-    name: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    name: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for run in ("quickstart", "mine"):

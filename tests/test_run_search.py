@@ -44,7 +44,8 @@ def test_a_run_as_it_was_made_gets_as_far_as_its_model(run: Path) -> None:
 def test_who_asks_may_bound_the_thought(run: Path, tiny_model: Path) -> None:
     (run / "stage2").symlink_to(tiny_model)
     save_file({"documents": np.eye(3, 32, dtype=np.float32)}, run / "vectors.safetensors")
-    by_default, short = search("parse a date", run), search("parse a date", run, max_new_tokens=1, device="cpu")
+    by_default = search("parse a date", run)
+    short = search("parse a date", run, max_new_tokens=1, device="cpu")
     assert short.thinking_tokens == 1 < by_default.thinking_tokens
     with pytest.raises(SearchR3Error, match=r"5000 tokens of thought are more than .* ask for at most \d+$"):
         search("parse a date", run, max_new_tokens=5000)

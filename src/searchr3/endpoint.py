@@ -215,9 +215,7 @@ class Endpoint(ABC, Generic[R]):
         if (status in _AGAIN or status >= 500) and not out_of_credit:
             wait = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
             if wait > self.patience:
-                raise Unreachable(
-                    f"{self.url}: {trouble}; it asks to wait for {wait:.0f} s: come back then"
-                )
+                raise Unreachable(f"{self.url}: {trouble}; it asks to wait for {wait:.0f} s: come back then")
             now = asyncio.get_running_loop().time()
             self._quiet_until = max(self._quiet_until, now + wait)
             return trouble

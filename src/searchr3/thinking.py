@@ -19,17 +19,15 @@ def has_one_pass(search: Thinker) -> bool:
     return Embedder(search.model, padding_id(search.conversation)).known
 
 
-def check_room(
-    search: Thinker, query: str, max_new_tokens: int, instruction: str | None = None
-) -> None:
+def check_room(search: Thinker, query: str, max_new_tokens: int, instruction: str | None = None) -> None:
     """Raise ModelError where the model is not made for so long a thought about a query."""
     context = getattr(search.model.config.get_text_config(), "max_position_embeddings", None)
     (prompt,) = search.conversation.reasoning_prompts([query], instruction)
     room = max(0, (context or math.inf) - len(prompt) - 1)  # behind the thought comes the embed token
     if max_new_tokens > room:
         raise ModelError(
-            f"{max_new_tokens} tokens of thought are more than the model's context of {context} leaves behind "
-            f"this query; ask for at most {room}"
+            f"{max_new_tokens} tokens of thought are more than the model's context of {context} leaves "
+            f"behind this query; ask for at most {room}"
         )
 
 

@@ -27,7 +27,7 @@ def test_a_reply_has_the_room_that_is_left(
     prompt = reference.conversation.chat(TURNS)
     reading = Reading(reference.conversation, 8192, None if room is None else len(prompt) + room)
     if most is None:
-        with pytest.raises(Refused, match="are more than the model's .*; ask for less, or leave out old turns"):
+        with pytest.raises(Refused, match=r"more than the model's .*; ask for less, or leave out old turns"):
             reading.prompt(ask)
     else:
         assert reading.prompt(ask) == (prompt, most)

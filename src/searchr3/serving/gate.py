@@ -43,8 +43,8 @@ _GONE = 499  # status of a request whose client has gone, in log and metrics
 class Gate:
     """The middleware.
 
-    Every POST is bounded, as all that uses the model is one: a route may take more paths than its own, such as
-    one with a line break behind it. The others are answered at any time.
+    Every POST is bounded, as all that uses the model is one; a list of paths would not do, for a route takes
+    more spellings than its own, such as one with a line break behind it. The others are answered at any time.
 
     Args:
         open: paths that need no key.

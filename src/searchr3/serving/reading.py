@@ -81,8 +81,8 @@ class Reading:
         most, least = ask.max_new_tokens, 1 if ask.fewer else ask.max_new_tokens
         if self.context and prompt + least > self.context:
             raise Refused(
-                f"{prompt} tokens of the chat and {least} of the reply are more than the model's {self.context}; "
-                "ask for less, or leave out old turns"
+                f"{prompt} tokens of the chat and {least} of the reply are more than the model's "
+                f"{self.context}; ask for less, or leave out old turns"
             )
         return min(most, self.context - prompt) if self.context else most
 

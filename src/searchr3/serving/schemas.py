@@ -93,7 +93,7 @@ class EmbeddingRequest(Request):
     user: str | None = Field(default=None, description="Ignored.")
     input_type: Literal["query", "document"] | None = Field(
         default=None,
-        description="document by default; query if `reasoning` or an instruction is given, or the name says so.",
+        description="document by default; query with `reasoning` or an instruction, or if the name says so.",
     )
     reasoning: Reasoning | None = Field(
         default=None, description="Think before embedding a query; auto: where its direct ranking is unsure."
