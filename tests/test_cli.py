@@ -128,21 +128,26 @@ def test_a_dry_run_gets_settings_and_machine_and_trains_nothing(
 def test_search_shows_thought_and_hits_without_control_characters(calls: dict) -> None:
     result = run("search", "read a file", "--run", "mine", "-k", "3")
     assert result.exit_code == 0
-    assert calls["search"] == ("read a file", Path("mine"), 3, True)
+    assert calls["search"] == ("read a file", Path("mine"), 3, True, None, None)
     for words in ("open file lines", "3 tokens", "io.read", "0.910", "def read(): return 1"):
         assert words in result.stdout
     assert "\x1b" not in result.stdout
 
 
+def test_what_bounds_a_search_is_handed_on(calls: dict) -> None:
+    assert run("search", "x", "--run", "mine", "--max-new-tokens", "7", "--device", "cpu").exit_code == 0
+    assert calls["search"][-2:] == (7, "cpu")
+
+
 def test_search_without_reasoning_shows_no_thought(calls: dict) -> None:
     result = run("search", "read a file", "--run", "mine", "--no-reasoning")
-    assert calls["search"][-1] is False
+    assert calls["search"][3] is False
     assert "thought" not in result.stdout
 
 
 def test_search_may_think_where_it_is_unsure(calls: dict) -> None:
     assert "thought (3 tokens): open file lines" in run("search", "x", "--run", "mine", "--auto").stdout
-    assert calls["search"][-1] == "auto"
+    assert calls["search"][3] == "auto"
     sure = replace(ANSWER, thought=False, reasoning="", thinking_tokens=0)
     calls["stand_ins"][0].search = calls["stand_ins"][0].record("search", sure)
     assert run("search", "x", "--run", "mine", "--auto").stdout.startswith("no thought: the direct ranking")

@@ -65,6 +65,9 @@ def test_your_own_documents_from_folder_to_hit(tiny_model: Path) -> None:
     assert answer["thinking_tokens"] > 0
     assert [hit["title"] for hit in answer["hits"]] == ["docs/dates.py:1"]
     assert answer["hits"][0]["metadata"]["heading"] == "parse_date"
+    short = ("search", "parse the date", "--store", "mine", "--max-new-tokens")
+    assert json.loads(run(*short, "1", "--json").stdout)["thinking_tokens"] == 1
+    assert re.match(r"5000 tokens of thought are more than .* ask for at most \d+$", refused(*short, "5000"))
     nothing = run("search", "date", "--store", "mine", "--type", "md", "--no-reasoning")
     assert nothing.stdout == "nothing found\n"
 

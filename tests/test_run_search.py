@@ -41,6 +41,17 @@ def test_a_run_as_it_was_made_gets_as_far_as_its_model(run: Path) -> None:
         assert refused(run).startswith(f"{run}/stage2: ")  # there is none
 
 
+def test_who_asks_may_bound_the_thought(run: Path, tiny_model: Path) -> None:
+    (run / "stage2").symlink_to(tiny_model)
+    save_file({"documents": np.eye(3, 32, dtype=np.float32)}, run / "vectors.safetensors")
+    by_default = search("parse a date", run)
+    short = search("parse a date", run, max_new_tokens=1, device="cpu")
+    assert short.thinking_tokens == 1 < by_default.thinking_tokens
+    with pytest.raises(SearchR3Error, match=r"5000 tokens of thought are more than .* ask for at most \d+$"):
+        search("parse a date", run, max_new_tokens=5000)
+    assert search("parse a date", run, reasoning=False, max_new_tokens=5000).hits
+
+
 @pytest.mark.parametrize("change", ["a document more", "another order"])
 def test_documents_that_were_changed_after_the_run(run: Path, change: str) -> None:
     """Each hit would be another document than the one that was found."""

@@ -57,8 +57,9 @@ def export(
     if not overwrite:
         refuse_occupied(output)
     check_writable(output)
-    if Path(model).exists() and output.exists() and output.samefile(model):
-        raise SearchR3Error(f"{output}: is the model itself; choose another folder")
+    here = Path(model).resolve()
+    if here.exists() and output.exists() and any(map(output.samefile, (here, *here.parents))):
+        raise SearchR3Error(f"{output}: is the model itself, or a folder around it; choose another folder")
     from searchr3.export.hub import check_push
     from searchr3.export.hub import push as upload
 

@@ -101,7 +101,9 @@ def search(
     instruction: Annotated[
         str | None, typer.Option(help="Task instruction of the query; a run has its own.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a thought.  [default: the run's, else 128]")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the store's model is now, if it was moved.")
     ] = None,
@@ -127,7 +129,7 @@ def search(
         from searchr3 import pipeline
 
         hush_transformers()
-        answer = pipeline.search(query, run, k, thinks)
+        answer = pipeline.search(query, run, k, thinks, max_new_tokens, device)
     else:
         from searchr3.search.search import StoreSearch, check_query, known_kinds
         from searchr3.search.stores import open_store
@@ -139,9 +141,13 @@ def search(
         facts = opened.facts()
         assert facts is not None  # `open_store` makes sure
         from searchr3.search.encoder import load_for
+        from searchr3.thinking import check_room
 
         hush_transformers()
-        asked = StoreSearch(opened, load_for(facts, str(store), model, device=device), max_new_tokens)
+        loaded = load_for(facts, str(store), model, device=device)
+        if max_new_tokens and thinks:
+            check_room(loaded, query, max_new_tokens, instruction)
+        asked = StoreSearch(opened, loaded, max_new_tokens or 128)
         answer = asked.ask(query, k, thinks, hybrid, path or [], chosen, instruction)
     if as_json:
         print(json_text(asdict(answer)))

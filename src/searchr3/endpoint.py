@@ -26,7 +26,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds of the backoff
-PATIENCE = 600.0  # seconds: the longest Retry-After that is waited for
+PATIENCE = 600.0  # seconds: the longest Retry-After that is waited for, unless the caller has less time
 
 _AGAIN = {408, 409, 425, 429}
 _FILTERED = re.compile(r"content.?(filter|policy|management)|moderation|flagged", re.IGNORECASE)
@@ -43,10 +43,14 @@ class NoAnswer(Exception):
 
 
 class Unreachable(EndpointError):
-    """No server answers at the address."""
+    """No server answers at the address, or it asks to come back later than we wait."""
 
 
-class TooLong(NoAnswer):
+class Rejected(NoAnswer):
+    """The server does not take this request, however often it is asked."""
+
+
+class TooLong(Rejected):
     """The server takes no request of this length."""
 
 
@@ -74,6 +78,7 @@ class Endpoint(ABC, Generic[R]):
         timeout: seconds for one attempt.
         attempts: how often one request is tried.
         concurrency: most requests at a time (the caller's promise; connections are kept for so many).
+        patience: seconds, the longest Retry-After that is waited for.
 
     Attributes:
         option: where the user gave the address, for errors.
@@ -92,9 +97,10 @@ class Endpoint(ABC, Generic[R]):
         timeout: float = 120.0,
         attempts: int = 7,
         concurrency: int = 8,
+        patience: float = PATIENCE,
     ):
         self.url, self.key, self.timeout, self.attempts = url, key, timeout, attempts
-        self.concurrency = concurrency
+        self.concurrency, self.patience = concurrency, patience
         self.answered, self._reached = False, False
         self._quiet_until = 0.0
 
@@ -208,10 +214,8 @@ class Endpoint(ABC, Generic[R]):
         out_of_credit = status == 429 and _NO_CREDIT.search(response.text)
         if (status in _AGAIN or status >= 500) and not out_of_credit:
             wait = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
-            if wait > PATIENCE:
-                raise EndpointError(
-                    f"{self.url}: {trouble}; it asks to wait for {wait:.0f} s: come back then"
-                )
+            if wait > self.patience:
+                raise Unreachable(f"{self.url}: {trouble}; it asks to wait for {wait:.0f} s: come back then")
             now = asyncio.get_running_loop().time()
             self._quiet_until = max(self._quiet_until, now + wait)
             return trouble
@@ -219,9 +223,9 @@ class Endpoint(ABC, Generic[R]):
         if status == 413 or (of_the_query and _TOO_LONG.search(response.text)):
             raise TooLong(trouble)
         if of_the_query and _FILTERED.search(response.text):
-            raise NoAnswer(trouble)
+            raise Rejected(trouble)
         if status in (400, 422) and self.answered:  # others were answered, so it is about this one
-            raise NoAnswer(trouble)
+            raise Rejected(trouble)
         if response.is_redirect:
             raise EndpointError(f"{self.url}: {status}, it has moved; give the new address to {self.option}")
         mend = self.mends.get(status, "see what the server says")

@@ -24,23 +24,34 @@ __all__ = ["IDS", "Hit", "SearchAnswer", "ids_digest", "search"]
 IDS = "document_ids"  # in the metadata of the vectors: whose they are, see `ids_digest`
 
 
-def search(query: str, run: Path, k: int = 10, reasoning: Thinks = True) -> SearchAnswer:
+def search(
+    query: str,
+    run: Path,
+    k: int = 10,
+    reasoning: Thinks = True,
+    max_new_tokens: int | None = None,
+    device: str | None = None,
+) -> SearchAnswer:
     """Search a run's own corpus with its final model.
 
     Args:
         reasoning: "auto" thinks where the direct ranking is unsure.
+        max_new_tokens: most tokens of a thought; the run's by default.
 
     Raises:
         SearchR3Error: `run` is not a finished run, or was changed since; the query is no proper text; the
-            model has no rule for "auto".
+            model has no rule for "auto", or no room for such a thought.
     """
     _check_query(query)
     corpus = RunCorpus(run)
 
     from searchr3.model import SearchR3
+    from searchr3.thinking import check_room
 
-    model, task = SearchR3(corpus.model), corpus.dataset.task
-    tokens = corpus.max_new_tokens
+    model, task = SearchR3(corpus.model, device=device), corpus.dataset.task
+    if max_new_tokens and reasoning:
+        check_room(model, query, max_new_tokens, **task)
+    tokens = max_new_tokens or corpus.max_new_tokens
     thoughts: list[Reasoning | None] = [None]
     if reasoning == "auto":
         if model.adaptive is None:

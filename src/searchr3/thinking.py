@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from searchr3.embedding import Embedder
 from searchr3.engine import Engine, Thinker
+from searchr3.errors import ModelError
 from searchr3.generation import Reasoning, evaluating, padding_id
 from searchr3.tasks import Task
 
@@ -15,6 +17,18 @@ from searchr3.tasks import Task
 def has_one_pass(search: Thinker) -> bool:
     """Whether `one_pass` can take this model apart."""
     return Embedder(search.model, padding_id(search.conversation)).known
+
+
+def check_room(search: Thinker, query: str, max_new_tokens: int, instruction: str | None = None) -> None:
+    """Raise ModelError where the model is not made for so long a thought about a query."""
+    context = getattr(search.model.config.get_text_config(), "max_position_embeddings", None)
+    (prompt,) = search.conversation.reasoning_prompts([query], instruction)
+    room = max(0, (context or math.inf) - len(prompt) - 1)  # behind the thought comes the embed token
+    if max_new_tokens > room:
+        raise ModelError(
+            f"{max_new_tokens} tokens of thought are more than the model's context of {context} leaves "
+            f"behind this query; ask for at most {room}"
+        )
 
 
 def one_pass(

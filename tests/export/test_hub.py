@@ -1,5 +1,6 @@
 """Onto the Hub, in the shape of a fake of its client; no request leaves the machine."""
 
+import shutil
 from pathlib import Path
 
 import httpx2
@@ -151,7 +152,11 @@ def test_nothing_is_written_when_it_cannot_be_pushed(tiny_model, tmp_path, quiet
     assert not (tmp_path / "st").exists()
 
 
-def test_the_model_is_not_replaced_by_its_export(tiny_model, quiet):
-    result = command(tiny_model, "--output", tiny_model, "--overwrite")
-    assert result.exit_code == 1 and "is the model itself" in result.stderr
-    assert (tiny_model / "searchr3.json").is_file()
+@pytest.mark.parametrize("output", ["run/stage2", "run", "run/data/..", "link"])
+def test_neither_the_model_nor_its_run_is_replaced_by_its_export(tiny_model, tmp_path, quiet, output):
+    (tmp_path / "run/data").mkdir(parents=True)
+    shutil.copytree(tiny_model, tmp_path / "run/stage2")
+    (tmp_path / "link").symlink_to("run")
+    result = command(tmp_path / "run/stage2", "--output", tmp_path / output, "--overwrite")
+    assert result.exit_code == 1 and "is the model itself, or a folder around it" in result.stderr
+    assert (tmp_path / "run/stage2/searchr3.json").is_file() and (tmp_path / "run/data").is_dir()

@@ -1,5 +1,7 @@
 """Asking: what is found, how it is shown, and that both stores answer alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,7 @@ from searchr3.search.snippet import marked, snippet
 from searchr3.search.store import Row
 from searchr3.search.words import _stem, fused, index_words
 
-from desk import Desk, WordModel  # isort: skip
+from desk import Desk, WordModel, vectors  # isort: skip
 
 WORDS = [
     "apple",
@@ -152,6 +154,48 @@ def test_rows_of_other_versions_never_show_however_many(library) -> None:
     )
     assert library.find("stone river", k=5) == before
     assert set(library.find("stone river", k=5, hybrid=True)) <= set(library.store.files())
+
+
+class Turning:
+    """A store in which something happens just before its first call of one name."""
+
+    def __init__(self, store, moment: str, happens):
+        self.store, self.moment, self.happens = store, moment, happens
+
+    def __getattr__(self, name: str):
+        if name == self.moment:
+            self.moment = ""
+            self.happens()
+        return getattr(self.store, name)
+
+
+@pytest.mark.parametrize(
+    ("moment", "hybrid"), [("files", False), ("files", True), ("matching", True), ("nearest", False)]
+)
+def test_a_file_that_is_indexed_meanwhile_is_found_as_it_was_or_as_it_is(desk, moment, hybrid) -> None:
+    for name, text in {"a": "stone river", "b": "stone", "c": "river", "d": "stone glass"}.items():
+        desk.write(f"docs/{name}.md", text)
+    desk.index("docs")
+    vector = desk.model.encode_query(["stone river"], None)[0]
+
+    def turned() -> None:
+        old = desk.store.files()["docs/a.md"]
+        texts = ["stone river anew", "glass", "river of stone"]
+        rows = [
+            Row(old.path, "new", number, "md", text, "", 1, 1, False, vectors([text])[0])
+            for number, text in enumerate(texts)
+        ]
+        desk.store.add(rows)
+        desk.store.put([replace(old, version="new", chunks=3)])
+        desk.store.remove({old.path: "new"})
+
+    def found(store) -> list[tuple[str, str, int, float]]:
+        rows = StoreSearch(store, desk.model).rows("stone river", vector, 2, hybrid)
+        return [(row.path, row.version, row.number, score) for row, score in rows]
+
+    meanwhile = found(Turning(desk.store, moment, turned))
+    assert meanwhile == found(desk.store)
+    assert ("docs/a.md", "new") in [one[:2] for one in meanwhile]
 
 
 @pytest.mark.parametrize(("query", "words"), [("  ", "is empty"), ("caf\udce9", "half a character")])

@@ -96,7 +96,7 @@ class Shelf:
             for rank, row in enumerate(order, 1)
         ]
 
-    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+    def scores(self, vectors: np.ndarray, k: int, paths: Any = (), types: Any = ()) -> np.ndarray:
         return -np.sort(-vectors[:, :3], axis=1)[:, :k]
 
 

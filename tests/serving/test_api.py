@@ -259,7 +259,7 @@ def test_a_search_finds_and_tells(serving: Callable[..., Any], patient: Patient)
         assert events[1][0] == "answer" and last["hits"] == found["hits"]
         for body, param, message in [
             ({"query": " "}, "query", "is blank"),
-            ({"query": "x", "k": 101}, "k", "k: must be at most 100"),
+            ({"query": "x", "k": 101}, "k", "k: Input should be less than or equal to 100"),
             ({"query": "x", "types": ["md"]}, None, "no types here"),
             ({"query": "x", "reasoning": "auto"}, "reasoning", "has no rule"),
             ({"query": "refuse"}, None, "no"),
@@ -290,7 +290,7 @@ def test_auto_thinks_where_the_rule_says_so(
     patient.go.set()
     shelf = Shelf()
     if not thinks:
-        shelf.scores = lambda vectors, k: np.zeros((len(vectors), 3))  # type: ignore[method-assign]
+        shelf.scores = lambda vectors, *_, **__: np.zeros((len(vectors), 3))  # type: ignore[method-assign]
     with serving(patient, searcher=shelf, rule=Doubt()) as client:
         found = ask(client, "/v1/embeddings", input=["a", "b"], model="tiny:auto")
         assert [("reasoning" in one) for one in found["data"]] == [thinks] * 2

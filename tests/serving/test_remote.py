@@ -48,7 +48,7 @@ def client(remote: Callable[..., Remote]) -> Iterator[httpx2.Client]:
 class Shelf2(Shelf):
     """Documents in the tiny model's space."""
 
-    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+    def scores(self, vectors: np.ndarray, k: int, paths: Any = (), types: Any = ()) -> np.ndarray:
         return np.full((len(vectors), 3), 0.5)
 
 
@@ -124,6 +124,19 @@ def test_chat_is_that_of_this_process(client: httpx2.Client, tiny: httpx2.Client
     assert first["choices"] == again["choices"]
 
 
+def test_a_chat_that_names_no_number_asks_for_what_the_model_has_room_for(
+    remote: Callable[..., Remote], chat_server: Any, reference: SearchR3
+) -> None:
+    prompt = reference.conversation.chat([(one["role"], one["content"]) for one in TURNS])
+    backend = remote()
+    backend._reading.context = len(prompt) + 5
+    with running(backend) as client:
+        for more, status in (({}, 200), ({"stream": True}, 200), ({"max_tokens": 6}, 422)):
+            asked = {"model": NAME, "messages": TURNS, **more}
+            assert client.post("/v1/chat/completions", json=asked).status_code == status
+    assert [body["max_tokens"] for body in chat_server.requests] == [5, 5]
+
+
 def test_events_come_while_the_model_speaks_and_who_goes_is_forgotten(
     remote: Callable[..., Remote], chat_server: Any, tiny_model: Path
 ) -> None:
@@ -196,6 +209,31 @@ def test_what_a_server_does_wrongly_is_told_and_tells_nothing(
             body = {"input": "x", "model": "tiny:think", **more}
             response = client.post("/v1/embeddings", json=body)
             assert response.status_code == status, response.text
+
+
+def test_a_request_that_the_server_does_not_take_is_told_alike_before_and_after_others(
+    client: httpx2.Client, chat_server: Any
+) -> None:
+    good = chat_server.script
+    for script, status in ((lambda *_: WRONG["not understood"][0], 502), (good, 200)) * 2:
+        chat_server.script = script
+        for more in ({}, {"reasoning": "on"}, {"reasoning": "on", "stream": True}):
+            body = {"input": "x", "model": NAME, "max_thinking_tokens": 2, **more}
+            assert client.post("/v1/embeddings", json=body).status_code == status
+
+
+@pytest.mark.parametrize("more", [{}, {"reasoning": "on", "stream": True}])
+def test_a_server_that_asks_for_time_keeps_nobody_waiting(
+    client: httpx2.Client, chat_server: Any, more: dict[str, Any]
+) -> None:
+    """As one that starts anew behind a proxy: who asks may come back, and others are answered meanwhile."""
+    good, body = chat_server.script, {"input": "x", "model": NAME, "max_thinking_tokens": 2, **more}
+    chat_server.script = lambda *_: {"status": 503, "headers": {"Retry-After": "300"}}
+    refused = client.post("/v1/embeddings", json=body)
+    assert refused.status_code == 503 and "retry-after" in refused.headers
+    assert len(chat_server.requests) == 1
+    chat_server.script = good
+    assert client.post("/v1/embeddings", json=body).status_code == 200
 
 
 def test_a_stream_that_goes_wrong_ends_with_an_error(client: httpx2.Client, chat_server: Any) -> None:

@@ -48,6 +48,8 @@ def test_the_page_is_whole_and_of_this_server_alone(client: httpx2.Client) -> No
     ]
     assert {urljoin("/", name) for name in asked_for} | {*imported, "/"} == set(PAGE)
     assert not re.search(r"url\(|@import", client.get("/static/search.css").text)
+    asked = client.get("/openapi.json").json()["components"]["schemas"]["SearchRequest"]["properties"]
+    assert f'name="k" type="number" min="1" max="{asked["k"]["maximum"]:.0f}"' in html
     for needed in ('lang="en"', "<noscript>", 'name="viewport"', "<label", 'role="status"'):
         assert needed in html
 

@@ -67,6 +67,25 @@ def test_a_server_of_a_store_finds_what_the_command_finds(
         assert nothing.json()["hits"] == []
 
 
+def test_auto_judges_the_files_that_are_searched(
+    notes: str, tiny_model: Path, reference: SearchR3, serving: Callable[..., Any]
+) -> None:
+    looked: list[int] = []
+
+    class Never:
+        def thinks_about(self, vectors: np.ndarray, documents: Any) -> np.ndarray:
+            looked.append(documents(vectors, 10).shape[1])
+            return np.zeros(len(vectors), dtype=bool)
+
+    searcher = StoreSearcher(StoreSearch(open_store(notes), reference))
+    with serving(Worker(SearchR3(tiny_model)), searcher=searcher, rule=Never()) as client:
+        for more in ({}, {"types": ["md", "text"]}, {"paths": ["*/f.py"], "stream": True}):
+            body = {"query": "parse a date", "reasoning": "auto", **more}
+            assert client.post("/search", json=body).status_code == 200
+        client.post("/v1/embeddings", json={"model": "tiny:auto", "input": "parse a date"})
+    assert looked == [3, 2, 1, 3]
+
+
 def test_a_store_that_cannot_be_read_is_unavailable_and_tells_nothing(
     notes: str, reference: SearchR3, patient: Patient, serving: Callable[..., Any]
 ) -> None:

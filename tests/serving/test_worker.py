@@ -267,6 +267,14 @@ def test_what_is_refused_leaves_the_others_alone(tiny_model: Path) -> None:
     assert fine.vectors.shape == (1, 32)
 
 
+def test_a_chat_that_names_no_number_goes_as_far_as_the_model(tiny_model: Path) -> None:
+    async def work(worker: Worker) -> Any:
+        worker.reading.context = len(worker.search.conversation.chat(TURNS)) + 4
+        return await worker.say([Ask(TURNS, 1024, fewer=True), Ask(TURNS, 3, fewer=True)])
+
+    assert [one.tokens for one in run(endless(tiny_model), work)] == [4, 3]
+
+
 def test_models_that_cannot_be_taken_apart_do_the_same(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

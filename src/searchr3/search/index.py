@@ -72,11 +72,17 @@ def index(
     Raises:
         SearchR3Error: a path is not there, another process writes, or the store cannot be used.
     """
-    with store.writing():
+    with store.writing() as sign:
+
+        def at_work(what: str, done: int, of: int) -> None:
+            sign()
+            if progress:
+                progress(what, done, of)
+
         if there := store.facts():  # another process may have been at work until now
             refuse_other(there, facts, store.name)
         looked = plan(there.roots if there else {}, paths)
-        return _Indexing(store, facts, looked, encoder, progress, batch).run()
+        return _Indexing(store, facts, looked, encoder, at_work, batch).run()
 
 
 def forget(store: Store, paths: Sequence[str | Path]) -> Summary:
@@ -111,11 +117,11 @@ class _Indexing:
         facts: Facts,
         looked: Plan,
         encoder: Callable[[], Encoder[Any]],
-        progress: Progress | None,
+        progress: Progress,
         batch: int,
     ) -> None:
         self.store, self.facts, self.looked, self.batch = store, facts, looked, batch
-        self.progress = progress or (lambda *_: None)
+        self.progress = progress
         self.summary = Summary()
         self._load, self._loaded = encoder, list[Encoder[Any]]()
         self._buffer: list[tuple[_Job, int, Chunk, Any]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -104,12 +104,12 @@ class LanceStore:
         self._ledger.remember(facts)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[Callable[[], None]]:
         with disk_errors(self.folder):
             lock = (self.folder / ".lock").open("w")
         with lock:
             hold(lock, f"{self.name}: another `searchr3 index` is at work there; wait for it")
-            yield
+            yield lambda: None
 
     def add(self, rows: Sequence[Row]) -> None:
         if rows:

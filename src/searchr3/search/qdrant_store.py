@@ -7,7 +7,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -26,6 +26,7 @@ _FACTS, _LEASE = (str(uuid.uuid5(uuid.NAMESPACE_OID, name)) for name in ("facts"
 _LEASE_SECONDS = 600.0  # after which a writer that says nothing is held to be gone
 _LISTED = 200
 _PAGE = 1000
+_SENT = 256  # points in one request, of which a server takes 32 MB
 _VECTOR, _WORDS = "text", "words"
 _K1, _B, _MEAN_WORDS = 1.2, 0.75, 100  # of BM25; Qdrant does not know the mean length
 _PAYLOAD = ("path", "version", "number", "kind", "text", "heading", "first", "last", "page")
@@ -41,7 +42,7 @@ class QdrantStore:
     def __init__(self, client: QdrantClient, collection: str, name: str | None = None) -> None:
         self.client, self.chunks, self.records = client, collection, f"{collection}-files"
         self.name = name or collection
-        self._leased = 0.0
+        self._owner, self._leased = "", 0.0  # while it writes: whose lease it is, and when it was renewed
 
     @classmethod
     def at(cls, url: str) -> QdrantStore:
@@ -107,29 +108,30 @@ class QdrantStore:
             self._upsert(self.records, [_point(_FACTS, {"facts": facts.model_dump_json()})])
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """A lease in the records, renewed with every batch.
+    def writing(self) -> Iterator[Callable[[], None]]:
+        """A lease in the records, renewed by every sign.
 
         It is taken over when its process on this machine is gone, or after ten minutes without a sign.
         """
         with self._told():
             self._make_records()
-            found = self.client.retrieve(self.records, [_LEASE])
-        lease: dict[str, Any] = (found[0].payload or {}) if found else {}
-        ours = {"host": socket.gethostname(), "process": os.getpid()}
+        lease = self._lease()
         fresh = time.time() - float(lease.get("time", 0)) < _LEASE_SECONDS
-        if lease and fresh and not (lease["host"] == ours["host"] and not _alive(int(lease["process"]))):
+        gone = lease and lease["host"] == socket.gethostname() and not _alive(int(lease["process"]))
+        if lease and fresh and not gone:
             raise SearchR3Error(
                 f"{self.name}: another `searchr3 index` is at work there, on {lease['host']}; wait for it"
                 ", or ten minutes if it was killed"
             )
-        self._lease()
+        self._owner = uuid.uuid4().hex
+        self._take()
         try:
-            yield
+            yield self._sign
         finally:
-            self._leased = 0.0
-            with self._told():
-                self.client.delete(self.records, models.PointIdsList(points=[_LEASE]), wait=True)
+            if self._lease().get("owner") == self._owner:
+                with self._told():
+                    self.client.delete(self.records, models.PointIdsList(points=[_LEASE]), wait=True)
+            self._owner = ""
 
     def files(self, paths: Collection[str] | None = None) -> dict[str, FileRecord]:
         payloads: list[dict[str, Any]] = []
@@ -145,7 +147,7 @@ class QdrantStore:
         return {record.path: record for record in sorted(records, key=lambda record: record.path)}
 
     def put(self, records: Sequence[FileRecord]) -> None:
-        self._lease()
+        self._sign()
         with self._told():
             self._upsert(self.records, [_point(_record_id(one.path), vars(one)) for one in records])
 
@@ -233,15 +235,29 @@ class QdrantStore:
             self.client.create_collection(self.records, vectors_config={})
 
     def _upsert(self, collection: str, points: Sequence[models.PointStruct]) -> None:
-        if points:
-            self.client.upsert(collection, list(points), wait=True)
+        for start in range(0, len(points), _SENT):
+            self.client.upsert(collection, list(points[start : start + _SENT]), wait=True)
 
-    def _lease(self) -> None:
-        if time.time() - self._leased > _LEASE_SECONDS / 10:
-            self._leased = time.time()
-            lease = {"host": socket.gethostname(), "process": os.getpid(), "time": self._leased}
-            with self._told():
-                self._upsert(self.records, [_point(_LEASE, lease)])
+    def _lease(self) -> dict[str, Any]:
+        with self._told():
+            found = self.client.retrieve(self.records, [_LEASE])
+        return (found[0].payload or {}) if found else {}
+
+    def _take(self) -> None:
+        self._leased = time.time()
+        lease = {"host": socket.gethostname(), "process": os.getpid(), "owner": self._owner}
+        with self._told():
+            self._upsert(self.records, [_point(_LEASE, {**lease, "time": self._leased})])
+
+    def _sign(self) -> None:
+        """Renew our lease, if it is time. SearchR3Error: it is another's by now."""
+        if self._owner and time.time() - self._leased > _LEASE_SECONDS / 10:
+            if self._lease().get("owner") != self._owner:
+                raise SearchR3Error(
+                    f"{self.name}: another `searchr3 index` has taken over, as this one gave no sign for ten "
+                    "minutes; start it again when that one is done"
+                )
+            self._take()
 
     @contextmanager
     def _told(self) -> Iterator[None]:

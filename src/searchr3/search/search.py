@@ -27,6 +27,7 @@ _SPARE = 16  # beyond k, so that ties at rank k are settled by us, the same in e
 _GLOB = set("*?[")
 
 Key = tuple[str, int]
+Ask = Callable[[int], list[Found]]  # the best rows of a search, so many at most
 
 
 class StoreSearch:
@@ -103,14 +104,15 @@ class StoreSearch:
         )
         k = min(k, self.store.count())
         depth = max(DEPTH, 5 * k) if hybrid else k
-        found = visible(self.store, depth, lambda most: self.store.nearest(vector, most + _SPARE, among))
-        rows = [one.row for one in found]
+        words = index_words(query) if hybrid else []
+        asks: list[Ask] = [lambda most: self.store.nearest(vector, most, among)]
+        if hybrid:
+            asks.append(lambda most: self.store.matching(words, most, among))
+        rows, *told = visible(self.store, depth, asks)
         near = _by_score(rows, exact_scores(vector, np.stack([row.vector for row in rows]))) if rows else []
         if not hybrid:
             return near[:k]
-        words = index_words(query)
-        told = visible(self.store, depth, lambda most: self.store.matching(words, most + _SPARE, among))
-        matching = [one.row for one in told][:depth]
+        matching = told[0][:depth]
         row_of: dict[Key, Row] = {_key(row): row for row in (*rows, *matching)}
         rankings = [[_key(row) for row, _ in near[:depth]], [_key(row) for row in matching]]
         return [(row_of[key], score) for key, score in fused(rankings)[:k]]
@@ -131,21 +133,32 @@ class StoreSearch:
         return vectors[0], said[0]
 
 
-def visible(store: Store, k: int, ask: Callable[[int], list[Found]]) -> list[Found]:
-    """At least the `k` best rows of what is indexed, of a search that also meets rows of other versions.
+def visible(store: Store, k: int, asks: Sequence[Ask]) -> list[list[Row]]:
+    """At least the `k` best rows of what is indexed, of searches that also meet rows of other versions.
 
-    There are such rows while a file is indexed, and after an indexing was killed, until the next.
+    There are such rows while a file is indexed, and after an indexing was killed, until the next. Or its
+    record was turned to a new version after we met rows of the old one: then it is asked again, until no
+    record names a version that it did not name before we asked. So a file is found as it was or as it is, in
+    the same way by all searches.
     """
-    most = k
+    most, known = k, dict[str, str]()
     while True:
-        met = ask(most)
-        records = store.files({one.row.path for one in met})
-        found = [
-            one for one in met if (record := records.get(one.row.path)) and record.version == one.row.version
-        ]
-        if len(found) >= k or len(met) < most:
+        met = [[one.row for one in ask(most + _SPARE)] for ask in asks]
+        records = store.files({row.path for rows in met for row in rows})
+        versions = {path: record.version for path, record in records.items()}
+        found = [[row for row in rows if versions.get(row.path) == row.version] for rows in met]
+        others = {
+            row.path: version
+            for rows in met
+            for row in rows
+            if (version := versions.get(row.path, "")) and version != row.version
+        }
+        if not others.items() <= known.items():
+            known |= others
+        elif all(len(kept) >= k or len(rows) < most for kept, rows in zip(found, met, strict=True)):
             return found
-        most *= 4
+        else:
+            most *= 4
 
 
 def chosen_paths(known: Sequence[str] | dict[str, Any], patterns: Sequence[str]) -> set[str]:

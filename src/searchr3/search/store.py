@@ -8,7 +8,7 @@ or as it is now, and the next indexing finds in the records (`clean`) what may b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -97,14 +97,17 @@ class Store(Protocol):
     def remember(self, facts: Facts) -> None:
         """Keep these facts; a new store is made by this."""
 
-    def writing(self) -> AbstractContextManager[None]:
-        """Keep other writers out. SearchR3Error: one is at work."""
+    def writing(self) -> AbstractContextManager[Callable[[], None]]:
+        """Keep other writers out. SearchR3Error: one is at work.
+
+        Gives what is called now and then while nothing is written, as a sign of life.
+        """
 
     def files(self, paths: Collection[str] | None = None) -> dict[str, FileRecord]:
         """Records by path: of these, or of all."""
 
     def put(self, records: Sequence[FileRecord]) -> None:
-        """Write records over those of the same paths, all at once."""
+        """Write records over those of the same paths, each at once."""
 
     def drop(self, paths: Sequence[str]) -> None:
         """Remove records."""

@@ -26,8 +26,6 @@ from searchr3.serving.search_page import router as page_router
 from searchr3.serving.service import Answer, Service, Vectors
 from searchr3.version import __version__
 
-WORK = ("/v1/embeddings", "/v1/chat/completions", "/search")
-"""Routes that use the model."""
 OPEN = ("/health", "/health/live", "/docs", "/openapi.json", *PAGE)
 """Routes that need no key: they tell nothing of documents or of use."""
 
@@ -227,7 +225,6 @@ def create_app(
         settings=service.settings,
         traffic=traffic,
         metrics=figures,
-        work=WORK,
         open=OPEN,
         known=(*OPEN, *app.openapi()["paths"]),
     )

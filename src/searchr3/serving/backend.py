@@ -49,6 +49,7 @@ class Ask:
     Attributes:
         what: a query to be thought about, which ends in a vector; or the turns of a chat, which does not.
         max_new_tokens: most tokens said.
+        fewer: of a chat: where the model's context has not so much room, fewer are said; else it is refused.
         instruction: task instruction of a query.
         temperature: 0 is greedy.
         seed: of the sampling; None draws one.
@@ -59,6 +60,7 @@ class Ask:
     instruction: str | None = None
     temperature: float = 0.0
     seed: int | None = None
+    fewer: bool = False
 
     @property
     def embeds(self) -> bool:

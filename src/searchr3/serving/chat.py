@@ -66,7 +66,7 @@ def _ask(asked: schemas.ChatRequest, most: int) -> Ask:
         raise ApiError(422, f"{field}: must be at most {most} here", field)
     turns = tuple(("system" if one.role == "developer" else one.role, one.text) for one in asked.messages)
     temperature = 1.0 if asked.temperature is None else asked.temperature
-    return Ask(turns, tokens or most, None, temperature, asked.seed)
+    return Ask(turns, tokens or most, None, temperature, asked.seed, fewer=tokens is None)
 
 
 def _why(said: Said) -> str:

@@ -43,8 +43,10 @@ _GONE = 499  # status of a request whose client has gone, in log and metrics
 class Gate:
     """The middleware.
 
+    Every POST is bounded, as all that uses the model is one; a list of paths would not do, for a route takes
+    more spellings than its own, such as one with a line break behind it. The others are answered at any time.
+
     Args:
-        work: paths of routes that use the model; the others are answered at any time.
         open: paths that need no key.
         known: paths that are named in log and metrics.
     """
@@ -55,12 +57,11 @@ class Gate:
         settings: Settings,
         traffic: Traffic,
         metrics: Metrics,
-        work: Collection[str],
         open: Collection[str],
         known: Collection[str],
     ):
         self.app, self.settings, self.traffic, self.metrics = app, settings, traffic, metrics
-        self.work, self.open, self.known = frozenset(work), frozenset(open), frozenset(known)
+        self.open, self.known = frozenset(open), frozenset(known)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,7 +70,7 @@ class Gate:
         visit = _Visit(scope, send, self.settings.seconds)
         try:
             self._check(visit)
-            if visit.path in self.work and visit.method == "POST":
+            if visit.works:
                 await self._serve(visit, receive)
             else:  # HEAD is a GET whose body the server does not send
                 asked = {**scope, "method": "GET"} if visit.method == "HEAD" else scope
@@ -92,7 +93,7 @@ class Gate:
         if visit.path not in self.open and not settings.allows(visit.header(b"authorization")):
             message = "no such API key; send the header Authorization: Bearer KEY"
             raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
-        if visit.path not in self.work:
+        if not visit.works:
             return
         if self.traffic.draining:
             raise ApiError(503, "the server is shutting down; ask again later", headers={"Retry-After": "5"})
@@ -175,7 +176,7 @@ class Gate:
 
 
 class _Visit:
-    """A request and how far its answer is."""
+    """A request and how far its answer is; `works`: it may use the model."""
 
     def __init__(self, scope: Scope, send: Send, seconds: float):
         self.scope, self._send = scope, send
@@ -186,6 +187,7 @@ class _Visit:
         self.status, self.complete, self.gone = 0, False, False
         self.path: str = scope["path"]
         self.method: str = scope["method"] if scope["method"].isalpha() else "?"
+        self.works = self.method == "POST"
         self.headers = dict(scope["headers"])
         given = self.header(b"x-request-id").decode("latin-1")
         self.id = given if _ID.fullmatch(given) else uuid4().hex

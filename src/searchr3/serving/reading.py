@@ -38,8 +38,8 @@ class Reading:
                 return self.conversation.documents(texts)
             return self.conversation.queries(texts, instruction)
 
-    def prompt(self, ask: Ask) -> list[int]:
-        """What is read before the model speaks.
+    def prompt(self, ask: Ask) -> tuple[list[int], int]:
+        """What is read before the model speaks, and how many tokens it may say then.
 
         Raises:
             Refused: it is too long, or no chat that the model's template takes.
@@ -47,10 +47,9 @@ class Reading:
         with _refusing():
             if isinstance(ask.what, str):
                 self._check_length(ask.what, "the query")
-                return self.conversation.reasoning_prompts([ask.what], ask.instruction)[0]
+                return self.conversation.reasoning_prompts([ask.what], ask.instruction)[0], ask.max_new_tokens
             prompt = self.conversation.chat(ask.what)
-        self._check_chat(len(prompt), ask.max_new_tokens)
-        return prompt
+        return prompt, self._room(len(prompt), ask)
 
     def beginning(self, ask: Ask) -> int:
         """How many ids of the prompt others begin with too."""
@@ -73,16 +72,19 @@ class Reading:
         if len(ids) > self.text_tokens:
             raise Refused(f"{name} has {len(ids)} tokens, the most is {self.text_tokens}; split it")
 
-    def _check_chat(self, prompt: int, new: int) -> None:
+    def _room(self, prompt: int, ask: Ask) -> int:
+        """Tokens that may be said after the prompt of a chat."""
         if prompt > self.text_tokens:
             raise Refused(
                 f"the chat has {prompt} tokens, the most is {self.text_tokens}; leave out old turns"
             )
-        if self.context and prompt + new > self.context:
+        most, least = ask.max_new_tokens, 1 if ask.fewer else ask.max_new_tokens
+        if self.context and prompt + least > self.context:
             raise Refused(
-                f"a chat of {prompt} tokens and {new} new ones are more than the model's {self.context}; "
-                "ask for less"
+                f"{prompt} tokens of the chat and {least} of the reply are more than the model's "
+                f"{self.context}; ask for less, or leave out old turns"
             )
+        return min(most, self.context - prompt) if self.context else most
 
 
 @contextmanager

@@ -12,11 +12,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, contextmanager
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from searchr3.endpoint import NoAnswer, TooLong, Unreachable, ask_all
+from searchr3.endpoint import NoAnswer, Rejected, TooLong, Unreachable, ask_all
 from searchr3.errors import EndpointError
 from searchr3.generation import split_completion
 from searchr3.serving.backend import (
@@ -38,6 +38,7 @@ from searchr3.vllm_endpoint import fault, sampling
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # who asks may ask again: this only bridges a connection that was lost
+PATIENCE = 1.0  # seconds: a server that asks to wait for longer is waited for by who asks, not by all
 PARTS = 8  # batches of texts that are asked for at once
 FRESH = 2.0  # seconds for which it is known whether the servers answer
 
@@ -62,7 +63,7 @@ class Remote:
         self.rows = rows
         self.figures = Figures()
         self._reading = Reading(self.chat, text_tokens, model.context)
-        options = {"attempts": ATTEMPTS, "timeout": seconds}
+        options = {"attempts": ATTEMPTS, "timeout": seconds, "patience": PATIENCE}
         self._speaker = model.speaker(concurrency=rows + 1, **options)  # and one that asks how it is
         self._reader = model.reader(concurrency=rows + PARTS + 1, **options)
         self._row, self._part = asyncio.Semaphore(rows), asyncio.Semaphore(PARTS)
@@ -114,9 +115,9 @@ class Remote:
         async def one(ask: Ask) -> Said:
             async with self._row:
                 with line.works():
-                    prompt, ids = await self._prompt(ask), []
+                    (prompt, sampled), ids = await self._prompt(ask), []
                     if ask.max_new_tokens:
-                        (completed,) = await self._speaker.complete([prompt], self._sampling(ask))
+                        (completed,) = await self._speaker.complete([prompt], sampled)
                         ids = completed.ids
                     return await self._ended(ask, prompt, ids)
 
@@ -127,18 +128,20 @@ class Remote:
         with self._line(1) as line, _told():
             async with self._row:
                 with line.works():
-                    prompt = await self._prompt(ask)
+                    prompt, sampled = await self._prompt(ask)
                     ids: list[int] = []
                     if ask.max_new_tokens:
-                        async with aclosing(self._spoken(ask, prompt, ids)) as pieces:
+                        async with aclosing(self._spoken(prompt, sampled, ids)) as pieces:
                             async for piece in pieces:
                                 yield piece
                     yield await self._ended(ask, prompt, ids)
 
-    async def _spoken(self, ask: Ask, prompt: list[int], ids: list[int]) -> AsyncGenerator[str, None]:
+    async def _spoken(
+        self, prompt: list[int], sampled: dict[str, Any], ids: list[int]
+    ) -> AsyncGenerator[str, None]:
         """The text that is said, piece by piece; `ids` grows meanwhile."""
         speech = Speech(self.chat.tokenizer)
-        async with aclosing(self._speaker.complete_slowly(prompt, self._sampling(ask))) as pieces:
+        async with aclosing(self._speaker.complete_slowly(prompt, sampled)) as pieces:
             async for new in pieces:
                 ids += new
                 if piece := await self._thread(speech.push, split_completion(new, self.chat)[0]):
@@ -146,13 +149,11 @@ class Remote:
         if piece := await self._thread(speech.end):
             yield piece
 
-    async def _prompt(self, ask: Ask) -> list[int]:
-        prompt = await self._thread(self._reading.prompt, ask)
+    async def _prompt(self, ask: Ask) -> tuple[list[int], dict[str, Any]]:
+        """What is read, and how the model is to speak then."""
+        prompt, most = await self._thread(self._reading.prompt, ask)
         self.figures.read += len(prompt)
-        return prompt
-
-    def _sampling(self, ask: Ask) -> dict[str, object]:
-        return sampling(self.chat.stop_ids, ask.max_new_tokens, ask.temperature, ask.seed)
+        return prompt, sampling(self.chat.stop_ids, most, ask.temperature, ask.seed)
 
     async def _ended(self, ask: Ask, prompt: list[int], ids: list[int]) -> Said:
         """What came of an ask for which `ids` were said, the stop included."""
@@ -220,10 +221,10 @@ def _told() -> Iterator[None]:
         yield
     except TooLong:
         raise Refused("more tokens than the model's server takes; ask for less, or split the text") from None
-    except (NoAnswer, Unreachable) as error:
-        log.error("the model's server gives no answer: %s", error)
-        raise Unavailable("the model's server gives no answer; ask again later") from None
-    except EndpointError as error:
+    except (NoAnswer, EndpointError) as error:
+        if isinstance(error, NoAnswer | Unreachable) and not isinstance(error, Rejected):
+            log.error("the model's server gives no answer: %s", error)
+            raise Unavailable("the model's server gives no answer; ask again later") from None
         log.error("the model's server answers wrongly: %s", error)
         raise Faulty(
             "the model's server answers what it should not; whoever runs this server finds more in its log"

@@ -18,6 +18,7 @@ from pydantic import (
 from searchr3.answers import Hit
 
 FIELDS = 100  # of an object: more are refused at once, for each would be an error of its own
+HITS = 100  # of a search
 
 
 def _whole(text: str) -> str:
@@ -91,7 +92,8 @@ class EmbeddingRequest(Request):
     )
     user: str | None = Field(default=None, description="Ignored.")
     input_type: Literal["query", "document"] | None = Field(
-        default=None, description="document by default; query if `reasoning` is given or the name says so."
+        default=None,
+        description="document by default; query with `reasoning` or an instruction, or if the name says so.",
     )
     reasoning: Reasoning | None = Field(
         default=None, description="Think before embedding a query; auto: where its direct ranking is unsure."
@@ -171,7 +173,7 @@ class SearchRequest(Request):
     query: Annotated[Text, AfterValidator(_asked)] = Field(
         min_length=1, description="What you look for, in words."
     )
-    k: int = Field(default=10, ge=1, le=1000, description="How many hits.")
+    k: int = Field(default=10, ge=1, le=HITS, description="How many hits.")
     reasoning: Reasoning = "on"
     instruction: Instruction | None = Field(
         default=None, description='Task of the query; by default that of the documents, "" for none.'

@@ -70,8 +70,10 @@ class Searcher(Protocol):
     def find(self, asked: Question) -> Sequence[Hit]:
         """The best, best first."""
 
-    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
-        """The `k` best cosines, (n, k), falling, of query vectors (n, d)."""
+    def scores(
+        self, vectors: np.ndarray, k: int, paths: Sequence[str] = (), types: Sequence[str] = ()
+    ) -> np.ndarray:
+        """The `k` best cosines, (n, k), falling, of query vectors (n, d); of these paths and types alone."""
 
 
 class RunSearcher:
@@ -111,7 +113,9 @@ class RunSearcher:
     def find(self, asked: Question) -> Sequence[Hit]:
         return self.corpus.hits(asked.vector, asked.k)
 
-    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+    def scores(
+        self, vectors: np.ndarray, k: int, paths: Sequence[str] = (), types: Sequence[str] = ()
+    ) -> np.ndarray:
         return self.corpus.nearest(vectors, k)[0]
 
 
@@ -146,9 +150,11 @@ class StoreSearcher:
             )
         return as_hits(rows, f"{asked.query} {asked.thought}")
 
-    def scores(self, vectors: np.ndarray, k: int) -> np.ndarray:
+    def scores(
+        self, vectors: np.ndarray, k: int, paths: Sequence[str] = (), types: Sequence[str] = ()
+    ) -> np.ndarray:
         with _told():
-            return self.search.scores(vectors, k)
+            return self.search.scores(vectors, k, paths, types)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -44,12 +45,13 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class How:
-    """How texts are embedded."""
+    """How texts are embedded; `documents`: what auto judges by."""
 
     kind: Kind
     reasoning: Reasoning
     instruction: str | None
     max_new_tokens: int
+    documents: Documents | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Service:
             ApiError: it contradicts itself, or asks for what there is not.
         """
         named = self.named(request.model)
-        asks = request.reasoning in ("on", "auto") or bool(request.instruction)
+        asks = request.reasoning is not None or bool(request.instruction)
         kind, reasoning = named or ("query" if asks else "document", "off")
         kind, reasoning = request.input_type or kind, request.reasoning or reasoning
         if named and (kind, reasoning) != named:
@@ -145,7 +147,15 @@ class Service:
             raise ApiError(422, "documents have no instruction; send input_type query", "instruction")
         return self._how(kind, reasoning, request.instruction, request.max_thinking_tokens)
 
-    def _how(self, kind: Kind, reasoning: Reasoning, instruction: str | None, tokens: int | None) -> How:
+    def _how(
+        self,
+        kind: Kind,
+        reasoning: Reasoning,
+        instruction: str | None,
+        tokens: int | None,
+        paths: Sequence[str] = (),
+        types: Sequence[str] = (),
+    ) -> How:
         most = self.settings.new_tokens
         if tokens is not None and tokens > most:
             raise ApiError(422, f"max_thinking_tokens: must be at most {most} here", "max_thinking_tokens")
@@ -158,7 +168,9 @@ class Service:
             raise ApiError(422, f"auto: {lacks}; send on or off", "reasoning")
         wanted = self.instruction if instruction is None else instruction
         thinking = min(self.settings.thinking_tokens, most) if tokens is None else tokens
-        return How(kind, reasoning, (wanted or None) if kind == "query" else None, thinking)
+        # auto judges the ranking that will be shown, that of the chosen files
+        documents = partial(self.searcher.scores, paths=paths, types=types) if self.searcher else None
+        return How(kind, reasoning, (wanted or None) if kind == "query" else None, thinking, documents)
 
     def check_texts(self, texts: Sequence[str], field: str) -> None:
         """Raise ApiError where there are too many, or one is much too long to be tokenized."""
@@ -223,11 +235,10 @@ class Service:
         searcher = self.searcher
         if searcher is None:
             raise ApiError(404, "this server has no documents; start it with --store or --run")
-        if request.k > self.settings.hits:
-            raise ApiError(422, f"k: must be at most {self.settings.hits} here", "k")
         self.check_texts([request.query], "query")
         searcher.check(request.hybrid, request.paths, request.types)
-        how = self._how("query", request.reasoning, request.instruction, request.max_thinking_tokens)
+        more = (request.max_thinking_tokens, request.paths, request.types)
+        how = self._how("query", request.reasoning, request.instruction, *more)
         started = time.perf_counter()
         if request.stream:
             async with aclosing(self.stream(request.query, how)) as events:
@@ -250,8 +261,8 @@ class Service:
         found = Vectors(done.vectors, [None] * len(texts), done.tokens)
         if how.reasoning == "off":
             return found, []
-        assert self.rule and self.searcher
-        thinks = await asyncio.to_thread(self.rule.thinks_about, done.vectors, self.searcher.scores)
+        assert self.rule and how.documents
+        thinks = await asyncio.to_thread(self.rule.thinks_about, done.vectors, how.documents)
         return found, [int(row) for row in np.flatnonzero(thinks)]
 
 

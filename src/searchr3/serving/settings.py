@@ -35,7 +35,6 @@ class Settings(BaseModel):
     text_tokens: Count = Field(default=8192, description="most tokens of a text, or of a chat so far")
     new_tokens: Count = Field(default=1024, description="most tokens that a request may let the model say")
     thinking_tokens: Count = Field(default=128, description="of a thought, where a request names no number")
-    hits: Count = Field(default=100, description="most hits of a search")
     rows: Count = Field(default=32, description="most thoughts and chats in one step of the model")
     requests: Count = Field(default=128, description="most requests in work and waiting; the next gets 429")
     seconds: float = Field(default=60.0, gt=0, description="from a request's first byte to its answer's last")

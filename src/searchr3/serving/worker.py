@@ -291,8 +291,8 @@ class Worker:
         return begun
 
     def _task(self, ask: Ask) -> Task:
-        prompt, beginning = self.reading.prompt(ask), self.reading.beginning(ask)
-        return Task(prompt, ask.max_new_tokens, ask.temperature, ask.embeds, beginning, ask.seed)
+        prompt, most = self.reading.prompt(ask)
+        return Task(prompt, most, ask.temperature, ask.embeds, self.reading.beginning(ask), ask.seed)
 
     def _hear(self, job: Asks, task: Task) -> None:
         ask = job.asks[job.tasks[task]]
