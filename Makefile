@@ -4,7 +4,7 @@
 #   make test           install what the tests need as well, then run them
 #
 # Variables: PYTHON (which Python makes the environment), VENV (where it lies), ARGS (more arguments for the command
-# behind the target: make quickstart ARGS=--resume, make test ARGS="-k reward"),
+# behind the target: make quickstart ARGS=--resume, make test ARGS="-k reward"), NAME (which benchmark),
 # TORCH_INDEX (where else to look for torch: https://download.pytorch.org/whl/cpu has the build without CUDA, which
 # without this variable comes along on Linux, gigabytes of it, and is not needed for the quickstart).
 
@@ -12,12 +12,13 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 ARGS ?=
+NAME ?=
 QUICK ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(if $(NAME),benchmarks/$(NAME).py,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 # Stamps: an install is repeated only when the files that describe it have changed.
 INSTALLED := $(VENV)/.installed
@@ -49,7 +50,11 @@ format: $(INSTALLED_DEV) ## mend what style can mend by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED_DEV) ## every benchmark; QUICK=1 for the short form, which leaves the committed results alone
+# In full only one by name: all at once would renew results that were measured with data by others without.
+ifeq ($(filter bench,$(MAKECMDGOALS))$(NAME)$(QUICK),bench)
+$(error name one with NAME=..., its data with ARGS="..." as in benchmarks/RESULTS.md; QUICK=1 runs all in short)
+endif
+bench: $(INSTALLED_DEV) ## a benchmark: NAME=evidence ARGS="--packs DIR"; QUICK=1: short forms, no result is renewed
 	@set -e; for file in $(BENCHMARKS); do \
 	  output=$(if $(QUICK),runs/bench,benchmarks/results)/$$(basename $$file .py).json; \
 	  mkdir -p $$(dirname $$output); \

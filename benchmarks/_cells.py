@@ -99,11 +99,14 @@ def _chance(case: Case, arm: str) -> float:
 
 
 def adaptive(cases: Sequence[Case]) -> Figures:
-    """What `auto` keeps of thinking's gain, and spends of its tokens, pooled over the queries of `cases`."""
+    """What `auto` keeps of thinking's gain, and spends of its tokens, pooled over the queries of `cases`.
+
+    Null where there is no gain, such as without any case.
+    """
     there = [case for case in cases if "auto" in case.values]
     gain = sum(float((case.row(OWN) - case.row("direct2")).sum()) for case in there)
     if gain <= 0:
-        return {}
+        return {"adaptive_packs": len(there), "adaptive_gain_share": None, "adaptive_token_share": None}
     kept = sum(float((case.row("auto") - case.row("direct2")).sum()) for case in there)
     spent, whole = (sum(case.tokens[arm] * len(case.values[arm]) for case in there) for arm in ("auto", OWN))
     return {

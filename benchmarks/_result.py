@@ -9,14 +9,13 @@ import argparse
 import ast
 import hashlib
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from searchr3.closing import machine
 from searchr3.files import write_json, write_text
 
 HERE = Path(__file__).parent
@@ -34,14 +33,21 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def write(output: Path, name: str, figures: Mapping[str, float | None]) -> None:
-    """Write `{"name", "commit", "command", "machine", "figures"}`."""
-    cores = len(os.sched_getaffinity(0))
+def write(
+    output: Path, name: str, figures: Mapping[str, float | None], measured_on: Mapping[str, str] | None = None
+) -> None:
+    """Write `{"name", "commit", "command", "machine", "figures"}`.
+
+    Args:
+        measured_on: what a run ran on, as its recipe.yaml says; by default this machine.
+    """
+    on = measured_on or machine()
+    place = ", ".join([on["processor"], f"{on['cores']} cores"] if "processor" in on else [on["platform"]])
     result = {
         "name": name,
         "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{_processor()}, {cores} cores, Python {platform.python_version()}",
+        "machine": f"{place}, Python {on['python']}",
         "figures": dict(figures),
     }
     write_json(output, result)
@@ -80,15 +86,6 @@ def code() -> str:
                 del node.body[0]
         digest.update(f"{path.name} {ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def render() -> str:

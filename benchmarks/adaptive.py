@@ -5,9 +5,11 @@
     python benchmarks/adaptive.py --results a.json b.json --output …             further evaluations, pooled
 
 By training: from the same stage-1 model stage 2 is trained once for each cost of a thinking token
-(`--weights`, in nDCG; 0 costs nothing), otherwise with the same recipe: rewards scaled by the batch, as a
-cost wants it, and one rollout of each group that does not think. `frontier.cost_….` holds what each model
-gives on test, thinking whenever it wants to (`reasoned`, `tokens`), and `frontier.stage1.` where they began.
+(`--weights`, in nDCG; 0 costs nothing), otherwise with the same recipe, rewards scaled by the batch as a
+cost wants it. Where thinking costs, one rollout of each group is the embed token at once, which would hardly
+be tried else; without a cost it would be the direct form's fixed answer, which does harm, so there all
+rollouts are sampled. `frontier.cost_….` holds what each model gives on test, thinking whenever it wants to
+(`reasoned`, `tokens`), and `frontier.stage1.` where they began.
 
 By choosing: for each of these models `searchr3 adapt`'s rule is chosen on dev, and measured on test (`auto`,
 `auto_tokens`).
@@ -52,7 +54,7 @@ QUICK = (
     *("stage1.evaluate_every=4", "stage1.batch_size=8", "stage2.steps=2", "stage2.evaluate_every=2"),
     *("stage2.queries=4", "stage2.rollouts=4", "model.max_new_tokens=6"),
 )
-COMMON = ("stage2.reward.least_tokens=0", "stage2.scale_rewards=batch", "stage2.direct_rollout=true")
+COMMON = ("stage2.reward.least_tokens=0", "stage2.scale_rewards=batch")
 
 
 def arm_name(weight: float | None) -> str:
@@ -65,7 +67,9 @@ def arm_name(weight: float | None) -> str:
 
 
 def recipe_of(source: Path | str, overrides: Sequence[str], weight: float | None) -> Recipe:
-    return load_recipe(source, [*overrides, *COMMON, f"stage2.reward.length={weight or 0}"])
+    cost = weight or 0
+    own = f"stage2.reward.length={cost}", f"stage2.direct_rollout={str(cost > 0).lower()}"
+    return load_recipe(source, [*overrides, *COMMON, *own])
 
 
 def part(work: Path, start: Path, dataset: RetrievalDataset, recipe: Recipe, weight: float | None) -> Path:

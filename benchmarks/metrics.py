@@ -15,18 +15,16 @@ the largest difference of any metric of any query to pytrec_eval (trec_eval's co
 
 from __future__ import annotations
 
-import re
-import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from _checks import checked
+from _checks import measured, stated
 from _result import arguments, write
 
 from searchr3.dataset import Document, Query, RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
 
-PUBLISHED = 0.665, 0.679  # BM25 on SciFact: BEIR's multi-field index, and Anserini's flat one
 FEW = 2
 
 
@@ -44,48 +42,20 @@ def made(documents: int = 2000, queries: int = 300) -> RetrievalDataset:
     return RetrievalDataset("made", corpus, asked, {"test": judged})
 
 
-def stated(readme: Path) -> dict[str, float]:
-    """Data set → the README's nDCG@10 of BM25."""
-    if not readme.is_file():
-        return {}
-    lines = readme.read_text(encoding="utf-8").splitlines()
-    rows = [line.split("|") for line in lines if line.startswith("|")]
-    column = next((n for n, cell in enumerate(rows[0]) if "BM25 nDCG@10" in cell), None) if rows else None
-    if column is None:
-        return {}
-    found = {row[1].strip(): re.match(r"\s*(\d\.\d+)", row[column]) for row in rows if len(row) > column}
-    return {name: float(number[1]) for name, number in found.items() if number}
-
-
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--packs", type=Path, help="folder of data sets in BEIR's layout")
     options = parser.parse_args()
-    started, figures = time.perf_counter(), {}
     folders = sorted(options.packs.glob("*/")) if options.packs else []
     if options.quick:
         folders = sorted(folders, key=lambda one: (one / "corpus.jsonl.gz").stat().st_size)[:FEW]
     known = stated(options.packs / "README.md") if options.packs else {}
     try:
-        for folder in (None, *folders):
-            dataset = load_dataset(folder) if folder else made()
-            name = folder.name if folder else "made"
-            found, quality = checked(dataset)
-            figures |= {f"agreement.{name}.{case}": value for case, value in found.items()}
-            figures[f"bm25.{name}.ndcg@10"] = quality
-            if name in known:
-                figures[f"bm25.{name}.stated"] = known[name]
-                figures[f"bm25.{name}.off"] = abs(quality - known[name])
-            if name == "scifact":
-                figures["scifact_outside"] = max(0.0, PUBLISHED[0] - quality, quality - PUBLISHED[1])
-            print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        packs = ((folder.name, load_dataset(folder)) for folder in folders)
+        figures = measured(chain([("made", made())], packs), known)
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None
-    figures["difference_most"] = max(v for key, v in figures.items() if key.startswith("agreement."))
-    if offs := [value for key, value in figures.items() if key.endswith(".off")]:
-        figures["bm25_off_most"] = max(offs)
-    figures["packs"] = len(folders)
-    write(options.output, "metrics", figures)
+    write(options.output, "metrics", {**figures, "packs": len(folders)})
 
 
 if __name__ == "__main__":

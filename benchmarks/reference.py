@@ -5,20 +5,24 @@
     python benchmarks/reference.py … --young DIR             and evidence of a base with less pretraining
 
 Figures are nDCG@10 on the test split, means over the seeds; `_low` and `_high` are bounds of 95 % intervals.
+What is gathered is kept in the work folder; what was interrupted goes on where it was. The machine of the
+result is that on which the evidence was begun, by its recipe.yaml; the commit is that of this file, for a
+folder of evidence does not know its own. Evidence that is not complete is refused.
 `--quick` gathers the same evidence on fewer documents, steps and seeds: it shows that everything works.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from _minilm import minilm
 from _result import arguments, write
 
+from searchr3.errors import SearchR3Error
 from searchr3.evaluation.evidence import STAGES
+from searchr3.evaluation.saved import read_json
 from searchr3.evidence import Plan, gather
 
 LABELS = (100, 300, 1000, 3000)
@@ -66,25 +70,39 @@ def young_figures(found: dict[str, Any]) -> dict[str, float | None]:
     return {f"young_{name}": flat[name] for name in wanted}
 
 
+def gathered(folder: Path) -> dict[str, Any]:
+    """The evidence in a folder.
+
+    Raises:
+        SearchR3Error: there is none, or it is not complete.
+    """
+    place = folder / "evidence.json"
+    found = read_json(place, "give a folder of `searchr3 evidence`")
+    if not found.get("complete"):
+        raise SearchR3Error(f"{place}: is not complete; go on with `searchr3 evidence … --resume`")
+    return found
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--run", type=Path, help="folder of evidence that `searchr3 evidence` has gathered")
-    parser.add_argument("--work", type=Path, help="folder to gather in; what is there is gone on with")
+    parser.add_argument("--work", type=Path, help="default runs/benchmark-reference, with -quick if short")
     parser.add_argument(
         "--young", type=Path, help="folder of evidence, of a base with a tenth of the pretraining"
     )
     options = parser.parse_args()
-    if options.run:
-        found = json.loads((options.run / "evidence.json").read_text(encoding="utf-8"))
-    else:
-        place = options.work or Path(tempfile.mkdtemp(prefix="reference-")) / "evidence"
-        plan = Plan(1, (50,), 1) if options.quick else Plan(3, LABELS, 1, minilm())
-        begun = (place / "recipe.yaml").is_file()
-        found = gather("reference", QUICK if options.quick else (), place, plan, resume=begun)
-    flat = figures(found)
-    if options.young:
-        flat |= young_figures(json.loads((options.young / "evidence.json").read_text(encoding="utf-8")))
-    write(options.output, "reference", flat)
+    place = options.run or options.work or Path("runs") / ("benchmark-reference" + "-quick" * options.quick)
+    try:
+        young = young_figures(gathered(options.young)) if options.young else {}
+        if not options.run:
+            plan = Plan(1, (50,), 1) if options.quick else Plan(3, LABELS, 1, minilm())
+            begun = (place / "recipe.yaml").is_file()
+            gather("reference", QUICK if options.quick else (), place, plan, resume=begun)
+        flat = figures(gathered(place)) | young
+    except SearchR3Error as error:
+        raise SystemExit(f"error: {error}") from None
+    used = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
+    write(options.output, "reference", flat, used.get("machine"))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,25 @@
 """What benchmarks/evidence.py reckons with: packs made smaller and one, cells, and what counts as helped."""
 
+import gzip
 import importlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
+from searchr3.adaptive import load_rule
 from searchr3.dataset import Document, Query, RetrievalDataset
+from searchr3.errors import SearchR3Error
+from searchr3.files import write_json
 from searchr3.training.base import parser
+from searchr3.training.recipe_file import load_recipe
 
 Import = Callable[[str], ModuleType]
 
@@ -131,8 +140,10 @@ def test_adaptive_thinking_is_pooled_where_thinking_helped(benchmark: Import) ->
     assert found["adaptive_packs"] == 1
     assert found["adaptive_gain_share"] == pytest.approx(0.8, abs=0.2)
     assert found["adaptive_token_share"] == 0.25
-    assert "adaptive_gain_share" not in cells.headline({"hurt": hurt})
-    assert "adaptive_gain_share" not in cells.headline({"helped": case(benchmark, **BELOW)})
+    for nothing in ({"hurt": hurt}, {"helped": case(benchmark, **BELOW)}):
+        found = cells.headline(nothing)
+        assert (found["adaptive_gain_share"], found["adaptive_token_share"]) == (None, None)
+        assert found["adaptive_packs"] == 0
 
 
 def test_the_test_sets_of_a_part(benchmark: Import, tmp_path: Path) -> None:
@@ -161,3 +172,123 @@ def test_the_base_goes_on_from_another_if_one_is_named(
     assert (found.start, found.steps) == ((start, 1500) if start else (None, 3000))
     assert found.size == (None if start else "5m")  # a base keeps its shape
     assert found.pairs and found.python and found.resume
+
+
+# What is kept
+
+
+@pytest.fixture
+def options(benchmark: Import, tmp_path: Path) -> SimpleNamespace:
+    """Of a run whose base and part `python` are made."""
+    evidence = benchmark("evidence")
+    found = SimpleNamespace(
+        work=tmp_path, packs=None, start=None, quick=True, size=evidence.QUICK, overrides=[]
+    )
+    (tmp_path / "data" / "python").mkdir(parents=True)
+    write_json(tmp_path / "base" / "base.json", {"sources": []})
+    write_json(tmp_path / "python" / "base" / "base.json", {"sources": []})
+    write_json(tmp_path / "python" / "evidence.json", {"complete": True})
+    recipe = load_recipe(evidence.RECIPE, evidence.overrides("python", found))
+    text = yaml.safe_dump({"recipe": recipe.dump(), "machine": {}})
+    (tmp_path / "python" / "recipe.yaml").write_text(text, encoding="utf-8")
+    return found
+
+
+def test_a_part_that_is_done_is_taken_only_as_it_was_asked_for(
+    benchmark: Import, options: SimpleNamespace
+) -> None:
+    evidence = benchmark("evidence")
+    assert evidence.train("python", options) == options.work / "python"
+    options.overrides = ["evaluation.depth=150"]  # changes no model
+    assert evidence.train("python", options) == options.work / "python"
+    options.overrides = ["stage2.rollouts=2"]
+    with pytest.raises(SearchR3Error, match=r"python: was made by another recipe; remove it, or .* --work"):
+        evidence.train("python", options)
+
+
+def test_a_part_of_another_base_is_not_taken(benchmark: Import, options: SimpleNamespace) -> None:
+    evidence = benchmark("evidence")
+    write_json(options.work / "base" / "base.json", {"sources": [], "from": {"sources": []}})
+    options.start = options.work / "start"
+    write_json(options.start / "base.json", {"sources": []})
+    with pytest.raises(SearchR3Error, match="python: was made from another base"):
+        evidence.train("python", options)
+    options.start = None
+    with pytest.raises(SearchR3Error, match="base: goes on from another base than is named with --from"):
+        evidence.train("python", options)
+
+
+def test_bm25_is_held_against_others_figures_where_the_data_is_whole(
+    benchmark: Import, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = benchmark("_checks")
+    quality = {"python": 0.5, "scifact": 0.7, "squad11_dev": 0.9}
+    monkeypatch.setattr(checks, "checked", lambda name: ({"as_found": 0.0, "ties": 1e-9}, quality[name]))
+    pairs = [(name, name) for name in quality]
+
+    found = checks.measured(pairs, {"scifact": 0.677, "squad11_dev": 0.894})
+    assert found["bm25.scifact.off"] == pytest.approx(0.023) == found["bm25_off_most"]
+    assert found["bm25.squad11_dev.stated"] == 0.894 and "bm25.python.stated" not in found
+    assert found["scifact_outside"] == pytest.approx(0.7 - 0.679)
+    assert found["difference_most"] == found["agreement.python.ties"] == 1e-9
+
+    less = checks.measured(pairs, None)
+    assert less.keys() == {key for key in found if key[-4:] not in (".off", "ated", "most", "side")} | {
+        "difference_most"
+    }
+
+
+# For real
+
+
+def pack(folder: Path, name: str) -> None:
+    """A data set as the packs are: gzipped BEIR, splits train, dev and test."""
+    folder = folder / name
+    (folder / "qrels").mkdir(parents=True)
+    words = [f"{name}{kind}{i}" for i in range(160) for kind in "ab"]
+    files = {
+        "corpus": [
+            {"_id": f"d{i}", "title": words[2 * i], "text": " ".join(words[i : i + 9])} for i in range(160)
+        ],
+        "queries": [{"_id": f"q{i}", "text": f"find {words[2 * i]} and {words[i + 3]}"} for i in range(160)],
+    }
+    for file, rows in files.items():
+        with gzip.open(folder / f"{file}.jsonl.gz", "wt", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+    for split, rows in {"train": range(120), "dev": range(120, 140), "test": range(140, 160)}.items():
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in rows)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_mixed_part_and_the_checks_from_packs_to_figures(tmp_path: Path) -> None:
+    """One model of four data sets, tested on seven, a rule chosen, and nothing done twice."""
+    foreign = ("scifact", "cosqa", "mbxp_code")
+    for name in ("tldr", "nl2bash", "medquad", *foreign, "squad11_dev"):
+        pack(tmp_path / "packs", name)
+    script = Path(__file__).parent.parent / "benchmarks" / "evidence.py"
+    command = [sys.executable, str(script), "--quick", "--packs", "packs", "--output", "found.json"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        asked = [*command, "--parts", "mixed", "checks", *more]
+        return subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
+
+    done = run()
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["figures"]
+    assert found["packs"] == len(foreign)  # the others have, in full, models of their own
+    for test in ("python", "tldr", "nl2bash", "medquad", *foreign):
+        for arm in ("bm25", "direct1", "reasoned1", "direct2", "reasoned2", "auto", "st_mnrl", "control_a"):
+            assert 0 <= found[f"mixed-{test}.{arm}.ndcg"] <= 1
+    assert {"stage1_over_st_mnrl_mean", "adaptive_gain_share", "adaptive_token_share"} <= found.keys()
+    assert found["difference_most"] < 1e-6 and "bm25.squad11_dev.ndcg@10" in found
+    base = json.loads((tmp_path / "runs/benchmark-evidence-quick/base/base.json").read_text(encoding="utf-8"))
+    assert {f"hold-out-{name}" for name in foreign} < {one["name"] for one in base["sources"]}
+    rule = load_rule(tmp_path / "runs/benchmark-evidence-quick/mixed/seed-0/stage2")
+    assert rule and "mixed dev" in rule.chosen_on
+
+    again = run()
+    assert again.returncode == 0 and "stage2 on" not in again.stdout
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["figures"] == found
+    refused = run("--", "stage2.rollouts=2")
+    assert refused.returncode and "mixed: was made by another recipe" in refused.stderr

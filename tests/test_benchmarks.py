@@ -294,6 +294,7 @@ def test_arms_of_a_cost_have_recipes_that_fit_it(benchmark) -> None:
     for weight in (None, *adaptive.WEIGHTS):
         recipe = adaptive.recipe_of("quickstart", adaptive.QUICK, weight)
         assert recipe.stage2.reward.length == (weight or 0)
+        assert recipe.stage2.direct_rollout == bool(weight)  # without a cost it is another answer, and harms
         assert "." not in adaptive.arm_name(weight)
     assert len({adaptive.arm_name(weight) for weight in adaptive.WEIGHTS}) == len(adaptive.WEIGHTS)
 
@@ -319,6 +320,38 @@ def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> No
     young = benchmark("reference").young_figures(found)
     assert young["young_direct2"] == flat["direct2"]
     assert young["young_reasoned2_minus_direct1_low"] == flat["reasoned2_minus_direct1_low"]
+
+
+@pytest.mark.parametrize("option", ["--run", "--young"])
+def test_evidence_that_is_not_complete_is_no_reference(benchmark, monkeypatch, tmp_path, option: str) -> None:
+    reference = benchmark("reference")
+    monkeypatch.setattr(
+        reference, "gather", lambda *_, **__: pytest.fail("gathered before all was looked at")
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["reference.py", option, str(tmp_path), "--output", str(tmp_path / "out")]
+    )
+    for content, words in (({"complete": False}, "is not complete; go on with"), (None, "no such file")):
+        (tmp_path / "evidence.json").unlink(missing_ok=True)
+        if content:
+            (tmp_path / "evidence.json").write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(SystemExit, match=words):
+            reference.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_says_on_what_it_was_measured(benchmark, tmp_path: Path) -> None:
+    result = benchmark("_result")
+    for used, told in (
+        ({"processor": "A chip", "cores": "3", "python": "3.11.1", "platform": "Linux"}, "A chip, 3 cores, "),
+        ({"python": "3.11.1", "platform": "Linux-6"}, "Linux-6, "),  # of an older run
+    ):
+        result.write(tmp_path / "one.json", "one", {"x": 1.0}, used)
+        found = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
+        assert found["machine"] == told + "Python 3.11.1"
+    result.write(tmp_path / "one.json", "one", {"x": 1.0})
+    found = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
+    assert found["machine"].endswith(f"Python {sys.version.split()[0]}")
 
 
 def test_the_cost_of_indexing_is_that_of_slices_that_were_measured_both_ways(benchmark) -> None:

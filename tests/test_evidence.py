@@ -1,6 +1,7 @@
 """`searchr3 evidence`: everything once, whatever interrupted it, and the whole of it for real on a toy."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ from searchr3.pipeline import train
 from searchr3.ranking import METRICS
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
+
+PLACES = {
+    "direct1": ("stage1", "direct"),
+    "reasoned1": ("stage1", "reasoned"),
+    "direct2": ("stage2", "direct"),
+    "reasoned2": ("stage2", "reasoned"),
+    "control_a": ("direct_only", "direct"),
+    "control_b": ("no_policy", "reasoned"),
+    "control_b_direct": ("no_policy", "direct"),
+    "control_c": ("no_contrastive", "reasoned"),
+    "control_c_direct": ("no_contrastive", "direct"),
+    "control_d": ("stage2", "other_trace"),
+    "control_e": ("stage2", "filler"),
+    "control_f": ("stage2", "repeated"),
+    "control_g": ("stage2", "bm25+trace"),
+}
+"""Figure of the evidence → the model and the run of it that it must come from."""
 
 SHORT = ("data.source=toy", "stage2.contrastive=0.5", "data.stage1_queries=40", "data.dev_queries=2")
 
@@ -141,11 +159,10 @@ def test_every_arm_begins_with_the_seeds_own_stage_1(here: Path, stage: Stage) -
 def test_the_figures_are_those_of_the_right_runs(here: Path, stage: Stage) -> None:
     found = gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=2))
 
-    for name, one in RUNS.items():
-        if name not in ("bm25", "rival"):
-            model, run = one.place
-            runs = [stage.run(run, f"seed-{seed} {model}").values["ndcg@10"] for seed in (0, 1)]
-            assert found[name] == pytest.approx(np.mean([[*values.values()] for values in runs]))
+    for name, (model, run) in PLACES.items():
+        runs = [stage.run(run, f"seed-{seed} {model}").values["ndcg@10"] for seed in (0, 1)]
+        assert found[name] == pytest.approx(np.mean([[*values.values()] for values in runs]))
+    assert PLACES.keys() | {"bm25", "rival"} == RUNS.keys()
     assert "rival" not in found and found["bm25"] > 0.5
     assert found["complete"] and found["seeds"] == [0, 1]
     assert (found["thinking_tokens"], found["emission_rate"]) == (2.0, 1.0)
@@ -193,17 +210,32 @@ def test_killed_at_every_turn_it_does_everything_once(here: Path, stage: Stage) 
     assert without_clock(found) == expected
 
 
-def test_more_may_be_asked_for_later(here: Path, stage: Stage) -> None:
+def test_more_may_be_asked_for_later(here: Path, stage: Stage, tiny_model: Path) -> None:
     gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=1))
     stage.done.clear()
 
-    found = gather("recipe.yaml", output=Path("out"), plan=Plan(2, (20, 40), label_seeds=1), resume=True)
+    more = Plan(2, (20, 40), label_seeds=1, rival=str(tiny_model))
+    found = gather("recipe.yaml", output=Path("out"), plan=more, resume=True)
 
     trained = [one[:3] for one in stage.done if one[0] in ("stage1", "stage2")]
     assert trained == [("stage1", 1, 40), ("stage2", 1, 40), ("stage1", 0, 20), ("stage2", 0, 20)]
     assert found["seeds"] == [0, 1]
     assert [(point["labels"], point["seeds"]) for point in found["labels"]] == [(20, 1), (40, 2)]
     assert found["labels"][1]["reasoned2"] == found["reasoned2"]  # the recipe's own number is no new run
+    assert 0 <= found["rival"] <= 1
+
+
+def test_what_is_there_is_told_though_less_is_asked_for(here: Path, stage: Stage, tiny_model: Path) -> None:
+    asked = Plan(seeds=2, labels=(20,), rival=str(tiny_model))
+    found = gather("recipe.yaml", output=Path("out"), plan=asked)
+    stage.done.clear()
+
+    few = Plan(seeds=1, stage2_arms=False, both_rates=False)
+    again = gather("recipe.yaml", output=Path("out"), plan=few, resume=True)
+
+    assert without_clock(again) == without_clock(found)
+    assert {"rival", "control_b", "control_c"} <= found.keys() and stage.done == []
+    assert len(found["control_a_rates"]) == 2 and len(found["labels"]) == 2
 
 
 def test_evidence_so_far_is_told_after_every_seed(here: Path, stage: Stage) -> None:
@@ -235,6 +267,22 @@ def test_a_base_that_has_read_the_pairs_is_named(here: Path, stage: Stage) -> No
     for found, shown in ((plain, False), (taught, True)):
         assert found["base_was_shown_pairs"] == shown
         assert ("The base has read" in found["verdict"]["sentences"][-1]) == shown
+
+
+def test_what_a_base_has_read_is_known_after_it_has_moved(here: Path, stage: Stage, tiny_base: Path) -> None:
+    shutil.copytree(tiny_base, here / "taught")
+    facts = {"sources": [{"name": "other", "kind": "data", "pairs": True}]}
+    (here / "taught" / "base.json").write_text(json.dumps(facts), encoding="utf-8")
+    overrides = ["model.base=taught"]
+    gather("recipe.yaml", overrides, Path("out"), Plan(seeds=1))
+    copy = Path("out/base/base.json")
+    assert json.loads(copy.read_text(encoding="utf-8")) == facts
+
+    (here / "taught").rename(here / "moved")
+    for then in (lambda: None, copy.unlink):  # older versions kept no copy
+        then()
+        found = gather("recipe.yaml", overrides, Path("out"), Plan(seeds=1), resume=True)
+        assert found["base_was_shown_pairs"] is True
 
 
 # What is refused

@@ -56,10 +56,20 @@ def test_wheel_brings_the_command_and_the_licence_and_no_tests(wheel: zipfile.Zi
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_full_benchmark_renews_the_picture_and_a_quick_one_nothing(quick: bool) -> None:
-    command = ["make", "--dry-run", "bench", *(["QUICK=1"] if quick else [])]
+    command = ["make", "--dry-run", "bench", "QUICK=1" if quick else "NAME=quickstart"]
     shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert ("benchmarks/metrics.py" in shown) is quick
     for renewed in ("--picture docs/quickstart.png", "benchmarks/results/", "benchmarks/_result.py"):
         assert (renewed in shown) is not quick, renewed
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_a_full_benchmark_is_named() -> None:
+    """All at once would put results without their data in the place of those with them."""
+    told = subprocess.run(["make", "--dry-run", "bench"], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        told.returncode and "name one with NAME=" in told.stderr and "benchmarks/results" not in told.stdout
+    )
 
 
 @pytest.mark.parametrize(("theirs", "disabled"), [(None, True), ("0", False)])

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -319,6 +320,28 @@ def test_a_new_folder_an_empty_one_and_an_interrupted_run_are_admitted(
         begin(tmp_path, toy_recipe(), resume=False)
     with pytest.raises(RecipeError, match="another recipe"):
         begin(tmp_path, toy_recipe("stage1.steps=5"), resume=True)
+
+
+def test_the_seconds_before_a_kill_count(
+    tmp_path: Path, toy_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("searchr3.progress._QUIET", 0.0)
+    run = RunFolder(tmp_path, toy_recipe(), Screen())
+    run.record()
+    with run.phase("stage1", "preparing"):
+        time.sleep(0.2)
+        run.screen.training({"stage": "stage1", "step": 1, "steps": 9})
+        known = json.loads((tmp_path / "progress.json").read_text(encoding="utf-8"))  # all that a kill leaves
+        assert known["stage1"] >= 0.2
+        (tmp_path / "killed").write_text(json.dumps(known), encoding="utf-8")
+    run.screen.training({"stage": "stage1", "step": 2, "steps": 9})  # of no phase
+
+    (tmp_path / "killed").replace(tmp_path / "progress.json")
+    again = RunFolder(tmp_path, toy_recipe(), Screen())
+    again.take_up()
+    with again.phase("stage1", "preparing"):
+        time.sleep(0.1)
+    assert again.seconds["stage1"] >= known["stage1"] + 0.1 - 1e-9
 
 
 def test_how_a_run_is_measured_may_change_when_it_is_resumed(here: Path, toy_recipe: MakeRecipe) -> None:

@@ -174,7 +174,7 @@ def evaluate(
         "samples": counts,
         "cache": kept,
     }
-    plan = Plan(model, split, split_by, instructions, options)
+    plan = Plan(model, split, split_by, instructions, options, prompts)
     with kept or nullcontext():
         if several and output:
             _several(thinker, sources, output, plan, suite, resume, overwrite, as_json)

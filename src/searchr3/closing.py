@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -120,9 +122,19 @@ def _next_steps(
 
 
 def machine() -> dict[str, str]:
-    """What a run ran on: versions and platform."""
-    here = {"python": platform.python_version(), "platform": platform.platform(), "searchr3": __version__}
+    """What a run ran on: processor, platform and versions."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    here = {"processor": processor(), "cores": str(cores), "platform": platform.platform()}
+    here |= {"python": platform.python_version(), "searchr3": __version__}
     return here | {name: version(name) for name in LIBRARIES}
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _rows(place: Path) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ class Evidence:
     screen: Screen
     group: Group = ALONE
     model: Any = field(default=None, repr=False)  # one network, whose weights are replaced
-    label_folders: dict[int, Path] = field(default_factory=dict)
+    labels: int = 0  # labelled queries of stage 1, by the recipe
 
     def run(self, resume: bool) -> dict[str, Any]:
         from searchr3.evaluation import check_baselines
@@ -115,7 +115,8 @@ class Evidence:
         folder = RunFolder(self.path, self.recipe, self.screen, self.group)
         on_first(self.group, folder.take_up)
         dataset, self.model = folder.begin()
-        self.label_folders, points = self._label_points(folder, dataset)
+        self.labels = len(dataset.split("stage1"))
+        points = self._label_points(folder)
         on_first(self.group, lambda: self._conclude(complete=False))
         self._baselines(folder, dataset)
         for seed in self._seeds(self.plan.seeds):
@@ -131,6 +132,10 @@ class Evidence:
     def read(self) -> dict[str, Any]:
         """The content of `evidence.json`."""
         return json.loads((self.path / "evidence.json").read_text(encoding="utf-8"))
+
+    def _was_said(self) -> bool:
+        """Whether the base was known to have read pairs: a folder of old has no copy of its `base.json`."""
+        return (self.path / "evidence.json").is_file() and self.read().get("base_was_shown_pairs", False)
 
     def _seeds(self, count: int) -> range:
         return range(self.recipe.seed, self.recipe.seed + count)
@@ -157,28 +162,25 @@ class Evidence:
                 f"{place}: was begun with another recipe; resume with the same keys or {elsewhere}"
             )
 
-    def _label_points(
-        self, folder: RunFolder, dataset: RetrievalDataset
-    ) -> tuple[dict[int, Path], list[tuple[Path, Recipe, RetrievalDataset]]]:
-        """The curve over labels: number → folder of its seeds; folders to fill, with their recipes and data.
+    def _label_points(self, folder: RunFolder) -> list[tuple[Path, Recipe, RetrievalDataset]]:
+        """The points of the curve over labels: the folder of each one's seeds, its recipe and its data.
 
         The recipe's own number of labels is the evidence itself.
         """
-        folders, points = {}, []
-        whole = folder.whole_data() if self.plan.labels else dataset
+        if not self.plan.labels:
+            return []
+        points, whole = [], folder.whole_data()
         there = len(whole.split("stage1"))
         for labels in self.plan.labels:
             if labels > there:
                 raise RecipeError(
                     f"--labels {labels}: {whole.name} has {there} labelled queries for stage 1; leave it out"
                 )
-            folders[labels] = self.path
-            if labels != len(dataset.split("stage1")):
-                folders[labels] = self.path / f"labels-{labels}"
+            if labels != self.labels:
                 data = self.recipe.data.model_copy(update={"stage1_queries": labels})
                 recipe = self.recipe.model_copy(update={"data": data})
-                points.append((folders[labels], recipe, limited(whole, recipe)))
-        return folders, points
+                points.append((self.path / f"labels-{labels}", recipe, limited(whole, recipe)))
+        return points
 
     def _baselines(self, folder: RunFolder, dataset: RetrievalDataset) -> None:
         from searchr3.evaluation.runner import evaluate_baseline
@@ -199,10 +201,9 @@ class Evidence:
         from searchr3.evaluation.evidence_page import evidence_page
         from searchr3.findings import findings
 
-        plan = self.plan
-        asked = plan.rival is not None, plan.stage2_arms, plan.both_rates
-        found = findings(self.path, self.recipe, self.label_folders, *asked)
-        shown = was_shown_pairs(facts_of_base(self.recipe))
+        asked = self.plan.stage2_arms, self.plan.both_rates
+        found = findings(self.path, self.recipe, self.labels, *asked)
+        shown = was_shown_pairs(facts_of_base(self.recipe, self.path / "base")) or self._was_said()
         found = {"recipe": self.recipe.name, "complete": complete, "base_was_shown_pairs": shown, **found}
         if "reasoned2" in found:
             found["verdict"]["sentences"] += [SHOWN] * shown

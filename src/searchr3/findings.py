@@ -36,37 +36,38 @@ Runs = Mapping[str, Mapping[str, float]]
 
 
 def findings(
-    path: Path,
-    recipe: Recipe,
-    labels: Mapping[int, Path] | None = None,
-    rival: bool = False,
-    arms: bool = True,
-    both_rates: bool = True,
+    path: Path, recipe: Recipe, labels: int, arms: bool = True, both_rates: bool = True
 ) -> dict[str, Any]:
     """The figures of all seeds whose results are there, see `docs/evidence.md`.
 
+    What lies there is told, whether it is asked for this time or was before: a rival, points of the curve
+    over labels, and the arms that every seed has.
+
     Args:
         path: the folder of the evidence.
-        labels: number of labelled queries → the folder of its seeds, for the curve over labels.
-        rival: one was named.
-        arms: (b) and (c) are trained.
-        both_rates: (a) is trained at stage 1's learning rate, too.
+        labels: the recipe's own number of labelled queries, which is a point of the curve, too.
+        arms: a seed is whole only with (b) and (c).
+        both_rates: a seed is whole only with (a) at stage 1's learning rate, too.
 
     Returns:
         `{"seeds", "labels"}`, and from the first whole seed on all of `weigh`, sizes and costs.
     """
-    direct_only = direct_only_arms(recipe, 1, both_rates)
-    models = ["stage1", "stage2", *direct_only, *(stage2_arms(recipe) if arms else ())]
-    seeds = _seeds(path, models)
+    direct_only, others = direct_only_arms(recipe, 1), stage2_arms(recipe)
+    wanted = ["stage1", "stage2", *direct_only_arms(recipe, 1, both_rates), *(others if arms else ())]
+    seeds = _seeds(path, wanted)
     found: dict[str, Any] = {"seeds": [int(folder.name.removeprefix("seed-")) for folder in seeds]}
     if seeds:
         summary = read_results(_results(seeds[0], "stage2"))
         found |= {key: summary[key] for key in ("data", "split", "documents", "queries")}
-        baselines = {name: _runs(_results(path, name)) for name in ("bm25", "rival")[: 1 + rival]}
+        models = [name for name in ("stage1", "stage2", *direct_only, *others) if _in_all(seeds, name)]
+        there = [name for name in ("bm25", "rival") if _in_all([path], name)]
+        baselines = {name: _runs(_results(path, name)) for name in there}
         found |= weigh(_values([_models(folder, models) for folder in seeds], baselines, recipe))
         found |= _costs(seeds)
-        found["control_a_rates"] = _rates(direct_only, seeds)
-    points = [_label_point(number, place, recipe) for number, place in sorted((labels or {}).items())]
+        rates = {name: arm for name, arm in direct_only.items() if name in models}
+        found["control_a_rates"] = _rates(rates, seeds)
+    places = {int(one.name.removeprefix("labels-")): one for one in path.glob("labels-*")} | {labels: path}
+    points = [_label_point(number, place, recipe) for number, place in sorted(places.items())]
     return found | {"labels": [point for point in points if point]}
 
 
@@ -74,9 +75,13 @@ def _results(folder: Path, name: str) -> Path:
     return folder / "results" / f"{name}.json"
 
 
+def _in_all(folders: Sequence[Path], name: str) -> bool:
+    return all(_results(folder, name).is_file() for folder in folders)
+
+
 def _seeds(path: Path, models: Sequence[str]) -> list[Path]:
     """The folders of seeds that hold the results of all `models`, in order."""
-    folders = [one for one in path.glob("seed-*") if all(_results(one, name).is_file() for name in models)]
+    folders = [one for one in path.glob("seed-*") if all(_in_all([one], name) for name in models)]
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("seed-")))
 
 

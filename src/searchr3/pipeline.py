@@ -31,6 +31,7 @@ from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
 from searchr3.preparation import (
     check_names,
+    keep_facts,
     limited,
     make_base_model,
     make_dataset,
@@ -183,6 +184,7 @@ class RunFolder:
                     one.save(place)
             if fresh:
                 fresh.save_pretrained(base)
+            keep_facts(self.recipe, base)
         return dataset
 
     def whole_data(self) -> RetrievalDataset:
@@ -303,12 +305,18 @@ class RunFolder:
 
     @contextmanager
     def phase(self, name: str, doing: str) -> Iterator[None]:
-        """Time a phase; the seconds of an interrupted run count too."""
+        """Time a phase; the seconds of an interrupted run count too, of a killed one all but the last few."""
+        before, started = self.seconds.get(name, 0.0), time.perf_counter()
+
+        def clock() -> None:
+            self.seconds[name] = round(before + time.perf_counter() - started, 1)
+            if self.group.rank == 0 and (self.path / "recipe.yaml").is_file():
+                write_json(self.path / "progress.json", self.seconds)
+
         self.screen.phase(name, doing)
-        started = time.perf_counter()
+        self.screen.beat = clock
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
-            if self.group.rank == 0 and (self.path / "recipe.yaml").is_file():
-                write_json(self.path / "progress.json", self.seconds)
+            self.screen.beat = None
+            clock()

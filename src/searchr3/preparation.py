@@ -13,7 +13,8 @@ from searchr3.dataset.lazy import View
 from searchr3.dataset.splits import first_of, query_key
 from searchr3.dataset.traces import make_traces
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.training.base_facts import HELD_OUT, MAKE, python_splits, read_facts, was_taught
+from searchr3.files import write_json
+from searchr3.training.base_facts import FACTS, HELD_OUT, MAKE, python_splits, read_facts, was_taught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,10 +26,21 @@ if TYPE_CHECKING:
 YOURS = "your-data"  # what stands in a packaged recipe where the user's data are named
 
 
-def facts_of_base(recipe: Recipe) -> dict[str, Any]:
-    """What the `base.json` of a recipe's base says, see `read_facts`."""
+def facts_of_base(recipe: Recipe, copy: Path | None = None) -> dict[str, Any]:
+    """What the `base.json` of a recipe's base says, see `read_facts`.
+
+    Args:
+        copy: a run's own copy of the base, which is asked first: the base may have moved, or be another now.
+    """
     name = recipe.model.base
-    return read_facts(bundled_base() if name == "bundled" else Path(name))
+    own = read_facts(copy) if copy else {}
+    return own or read_facts(bundled_base() if name == "bundled" else Path(name))
+
+
+def keep_facts(recipe: Recipe, copy: Path) -> None:
+    """Put the base's `base.json` into a run's own copy of the base, where there is one and it is missing."""
+    if not (copy / FACTS).is_file() and (facts := facts_of_base(recipe)):
+        write_json(copy / FACTS, facts)
 
 
 def refuse_a_base_that_knows(recipe: Recipe, dataset: RetrievalDataset | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,11 +28,17 @@ SHOWN = {
     "eval_ndcg@10": "dev nDCG@10",
 }
 """Figures of a log that are worth a place on the line, and what they are called there."""
-_QUIET = 30.0  # seconds between lines where nobody watches a bar
+_QUIET = 30.0  # seconds between lines where nobody watches a bar, and between beats
 
 
 class Screen:
-    """A live line on a terminal; in a file or a pipe a plain line every half minute; silent nothing."""
+    """A live line on a terminal; in a file or a pipe a plain line every half minute; silent nothing.
+
+    Attributes:
+        beat: called with the news, every half minute at most; None calls nothing.
+    """
+
+    beat: Callable[[], None] | None = None
 
     def __init__(self, console: Console | None = None, silent: bool = False):
         self.console = console or Console(stderr=True, quiet=silent)
@@ -54,7 +60,7 @@ class Screen:
         self._task: Any = None
         self._name = ""
         self._figures: dict[str, float] = {}
-        self._told = 0.0
+        self._told = self._beaten = 0.0
         self._started = time.perf_counter()
 
     def __enter__(self) -> Screen:
@@ -98,6 +104,9 @@ class Screen:
         if self._task is None or self._bar.tasks[-1].description != what:
             self._replace(what, total)
         self._bar.update(self._task, completed=done, total=total, figures=figures)
+        if self.beat and time.perf_counter() - self._beaten > _QUIET:
+            self._beaten = time.perf_counter()
+            self.beat()
         if not self.live and time.perf_counter() - self._told > _QUIET:
             self._told = time.perf_counter()
             seconds = self._bar.tasks[-1].time_remaining

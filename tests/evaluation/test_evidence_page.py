@@ -40,9 +40,14 @@ def test_the_page_is_one_file_that_tells_the_figures(found: dict[str, Any]) -> N
     assert "9,000" in page and "9,100" in page
 
 
-def test_without_labels_there_is_no_curve_over_them(found: dict[str, Any]) -> None:
-    page = evidence_page({**found, "labels": [], "complete": False})
-    assert page.count("<svg ") == 1
+def test_one_number_of_labels_is_no_curve(found: dict[str, Any]) -> None:
+    for few in ([], found["labels"][:1]):
+        assert evidence_page({**found, "labels": few}).count("<svg ") == 1
+        assert len(evidence_tables({**found, "labels": few})) == 1
+
+
+def test_what_is_still_to_be_done_is_said(found: dict[str, Any]) -> None:
+    page = evidence_page({**found, "complete": False})
     assert "not complete yet" in page and "not complete yet" not in evidence_page(found)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from searchr3.dataset import Eligible, load_dataset
-from searchr3.dataset.mteb_task import dataset_of, find_task, read_mteb, task_instruction
+from searchr3.dataset import Document, Eligible, load_dataset
+from searchr3.dataset.mteb_task import dataset_of, document_from, find_task, read_mteb, task_instruction
 from searchr3.errors import DataError
 from searchr3.evaluation import evaluate
 from searchr3.evaluation.mteb_adapter import SearchR3Encoder, own_scores
@@ -104,6 +104,13 @@ def assert_same(task: AbsTaskRetrieval, scores: dict[str, Any], values: Any) -> 
         assert values["recall@10"][query] == pytest.approx(theirs["recall_10"], abs=1e-6)
     for ours, name in (("ndcg@10", "ndcg_at_10"), ("recall@10", "recall_at_10"), ("mrr@10", "mrr_at_10")):
         assert np.mean([*values[ours].values()]) == pytest.approx(scores[name], abs=6e-6)  # theirs: 5 digits
+
+
+def test_a_document_without_text_is_its_title_once():
+    in_the_corpus = {"title": "Red ", "text": ""}
+    in_a_batch = {"title": "Red", "text": "Red ", "body": ""}
+    assert document_from(in_the_corpus) == document_from(in_a_batch) == Document("Red", "")
+    assert document_from({"text": "blue", "body": None}) == Document("", "blue")
 
 
 @pytest.mark.parametrize("reasoning", [False, True])

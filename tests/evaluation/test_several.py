@@ -1,6 +1,7 @@
 """Several data sets: files, resuming, what is missing, and what the results say together."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,31 @@ def test_results_of_other_weights_are_not_taken_over(model, folders, tmp_path):
     assert not (out / "two.json").exists()
     model.digest = lambda: "before"
     assert len(evaluate_several(lambda: model, folders, out, PLAN, resume=True)["tasks"]) == 2
+
+
+def test_results_of_weights_that_were_there_before_are_not_taken_over(model, folders, tmp_path, tiny_model):
+    out, place = tmp_path / "out", shutil.copytree(tiny_model, tmp_path / "trained")
+    plan = replace(PLAN, model=str(place))
+    summary = evaluate_several(lambda: model, folders, out, plan)
+
+    def no_model():
+        pytest.fail("the model was loaded")
+
+    Adaptive("margin", 0.25).save(place)  # which is no part of what was measured
+    assert evaluate_several(no_model, folders, out, replace(plan), resume=True) == summary
+    (place / "prompts.yaml").write_text("embed: Find it.")
+    (place / "model.safetensors").write_bytes(b"trained again")
+    for changed in (plan, replace(plan, prompts=place / "prompts.yaml")):
+        with pytest.raises(SearchR3Error, match=r"one.json: is of a model with other weights or prompts"):
+            evaluate_several(no_model, folders, out, replace(changed), resume=True)
+    shutil.copy(tiny_model / "model.safetensors", place)
+    with pytest.raises(SearchR3Error, match="other weights or prompts"):
+        evaluate_several(no_model, folders, out, changed, resume=True)
+    for name in ("one", "two"):
+        old = json.loads((out / f"{name}.json").read_text())
+        del old["files"]  # of a version that did not look
+        write_json(out / f"{name}.json", old)
+    assert evaluate_several(no_model, folders, out, changed, resume=True)["tasks"]
 
 
 def test_results_by_another_rule_of_when_to_think_are_not_taken_over(model, folders, tmp_path):

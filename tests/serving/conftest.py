@@ -15,7 +15,7 @@ import torch
 
 from searchr3.answers import Hit
 from searchr3.model import SearchR3
-from searchr3.serving.backend import Embedded, Figures, Refused, Said
+from searchr3.serving.backend import Busy, Embedded, Figures, Refused, Said
 from searchr3.serving.searchers import Question
 from searchr3.serving.server import listen, server
 from searchr3.serving.service import Service
@@ -73,6 +73,8 @@ class Patient:
             raise RuntimeError(f"a defect that holds the text {ask.what}")
         if ask.what == "refuse":
             raise Refused("no")
+        if ask.what == "busy":
+            raise Busy(7.2)
         return Said("first ", 1, 2, True, np.eye(4, dtype=np.float32)[1] if ask.embeds else None)
 
 

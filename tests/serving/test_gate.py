@@ -105,6 +105,21 @@ def test_too_many_at_once_are_told_to_wait(serving: Serving, patient: Patient) -
         assert post(client).status_code == 200
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_would_wait_too_long_is_told_when_to_come_back(
+    serving: Serving, patient: Patient, streams: bool
+) -> None:
+    patient.go.set()
+    with serving(patient) as client:
+        if streams:  # it has begun already
+            text = client.post("/v1/embeddings", json={**THINK, "input": "busy", "stream": True}).text
+            assert '"rate_limit_exceeded"' in text
+            return
+        response = client.post("/v1/embeddings", json={**THINK, "input": "busy"})
+        assert response.status_code == 429 and kind(response) == "rate_limit_exceeded"
+        assert response.headers["retry-after"] == "8"
+
+
 def test_a_request_whose_time_is_over(serving: Serving, patient: Patient) -> None:
     with serving(patient, bounds={"seconds": 0.3}) as client:
         response = post(client)

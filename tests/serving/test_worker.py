@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from searchr3.model import SearchR3
-from searchr3.serving.backend import Ask, Closed, Refused, Said
-from searchr3.serving.jobs import Texts
+from searchr3.serving.backend import Ask, Busy, Closed, Refused, Said
+from searchr3.serving.jobs import Asks, Texts
 from searchr3.serving.plain import Plain
-from searchr3.serving.worker import Worker
+from searchr3.serving.worker import PATIENCE, Worker
 
 from .conftest import QUERIES, endless, until
 
@@ -126,6 +126,73 @@ def test_nobody_is_passed_over_while_others_keep_coming(tiny_model: Path) -> Non
         worker._turn()
 
     assert served == [*"01234"]
+
+
+def test_small_requests_end_about_in_the_order_in_which_they_came(tiny_model: Path) -> None:
+    """Equal ones do not share until all are late, and a large one keeps none of them waiting."""
+    worker = Worker(SearchR3(tiny_model, batch_size=8))
+    served: list[str] = []
+
+    def come(name: str, texts: list[str]) -> None:
+        vectors = np.zeros((len(texts), worker.dimension), np.float32)
+        worker.encoding.append(Texts(lambda _: served.append(name), len(texts), texts=texts, vectors=vectors))
+
+    come("large", [f"a text of some length, number {number} " * 20 for number in range(200)])
+    for number in range(12):
+        come(str(number), [f"text {number} " * (row + 1) for row in range(8)])
+    half = len(worker.encoding[0].texts) // 2
+    while len(served) < 6:
+        worker._turn()
+    assert sum(job.left for job in worker.encoding if len(job.texts) == 8) > 6 * 8 / 3
+    while len(served) < 12:
+        worker._turn()
+    assert sum(map(int, served[:6])) < sum(map(int, served[6:]))
+    (large,) = worker.encoding
+    assert large.left > half
+    while worker.encoding:
+        worker._turn()
+    assert served[-1] == "large"
+
+
+def test_who_would_wait_too_long_is_refused_and_who_brings_little_is_not(tiny_model: Path) -> None:
+    many = [f"text {number} " * 40 for number in range(300)]
+
+    async def work(worker: Worker) -> Any:
+        large = [asyncio.ensure_future(worker.embed(many, "document")) for _ in range(2)]
+        while not worker.figures.texts > 100:
+            await asyncio.sleep(0.002)
+        worker.seconds = 2 * worker.lines[Texts].wait(1) / PATIENCE  # small ones may wait twice as long
+        small = await worker.embed(["one"], "query")
+        with pytest.raises(Busy, match="ask again later") as refused:
+            await worker.embed(many, "document")
+        assert refused.value.seconds > PATIENCE * worker.seconds
+        await asyncio.gather(*large)
+        again = await worker.embed(many, "document")  # nobody is before it any more
+        assert not worker.lines[Texts].requests
+        return small, again
+
+    small, again = run(tiny_model, work)
+    assert len(small.vectors) == 1 and len(again.vectors) == len(many)
+
+
+def test_thoughts_that_would_wait_too_long_are_refused(tiny_model: Path) -> None:
+    async def work(worker: Worker) -> None:
+        asks = [Ask(f"text {number}", 8) for number in range(60)]
+        some = asyncio.ensure_future(worker.say(asks))
+        while not worker.lines[Asks].wait(len(asks)):
+            await asyncio.sleep(0.002)
+        worker.seconds = worker.lines[Asks].wait(len(asks))
+        with pytest.raises(Busy):
+            await worker.say(asks)
+        pieces = [piece async for piece in worker.stream(Ask(TURNS, 4))]  # one waits for one of the others
+        assert isinstance(pieces[-1], Said) and not some.done()
+        worker.seconds = 1e-9
+        with pytest.raises(Busy):
+            async for _ in worker.stream(Ask(TURNS, 4)):
+                raise AssertionError("it was to be refused")
+        assert len(await some) == len(asks) and not worker.lines[Asks].requests
+
+    run(endless(tiny_model), work, rows=2)
 
 
 def test_a_stream_is_the_thought_in_pieces(tiny_model: Path, reference: SearchR3) -> None:

@@ -13,7 +13,15 @@ from searchr3.dataset import Document, Query, RetrievalDataset
 from searchr3.errors import DataError, ModelError
 from searchr3.training.base_facts import ids_digest, read_facts, was_taught
 from searchr3.training.base_rows import LONGEST_TEXT
-from searchr3.training.base_sources import data_sources, pieces, text_source
+from searchr3.training.base_sources import (
+    Source,
+    data_sources,
+    hold_out_source,
+    kept_apart,
+    pair_talk,
+    pieces,
+    text_source,
+)
 
 
 def toy(name: str = "toy") -> RetrievalDataset:
@@ -34,7 +42,7 @@ def test_pairs_are_of_training_queries_alone(tmp_path: Path) -> None:
     queries = other.queries | {"q1": Query("toy query 7")}  # a test query of the first data set
     replace(other, queries=queries).save(tmp_path / "other")
 
-    first, second = data_sources([tmp_path / "toy", tmp_path / "other"], pairs=True)
+    first, second = kept_apart(data_sources([tmp_path / "toy", tmp_path / "other"], pairs=True))
 
     asked = [(talk[0][1], talk[1][1]) for talk in first.talks]
     assert asked == [(f"toy query {i}", f"title {i}\nbody toy {i}") for i in (1, 2, 3)]
@@ -56,8 +64,23 @@ def test_a_relevant_document_that_is_held_out_is_no_answer(tmp_path: Path) -> No
     dataset = toy()
     dataset.qrels["stage1"]["q1"] = {"d7": 1, "d5": 0}
     dataset.save(tmp_path / "toy")
-    (source,) = data_sources([tmp_path / "toy"], pairs=True)
+    (source,) = kept_apart(data_sources([tmp_path / "toy"], pairs=True))
     assert [talk[0][1] for talk in source.talks] == ["toy query 2", "toy query 3"]
+
+
+def test_what_will_be_tested_is_in_no_pair_whatever_its_source(tmp_path: Path) -> None:
+    toy().save(tmp_path / "toy")
+    turns = (("system", "toy query 4"), ("user", "hi"), ("assistant", "hello"), ("user", "Toy query 7?"))
+    docstrings = [pair_talk(f"toy query {i}", "def f(): ...") for i in range(8)]
+    others = [Source("python", ["toy query 7"], docstrings), Source("text", [], [turns, turns[:3]])]
+
+    code, text, held = kept_apart([*others, hold_out_source(tmp_path / "toy")])
+
+    assert [talk[0][1] for talk in code.talks] == ["toy query 1", "toy query 2", "toy query 3", "toy query 4"]
+    assert text.talks == [turns[:3]] and code.texts == ["toy query 7"]  # what is only said is no pair
+    assert (held.name, held.texts, held.talks) == ("hold-out-toy", [], [])
+    assert held.facts["held_out_queries"] == 4 and not was_taught({"sources": [held.facts]}, toy())
+    assert kept_apart(others) == others
 
 
 def test_running_text_and_conversations_of_a_file(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def subset_and_split(task: Any) -> tuple[str, str]:
 
 def document_from(row: Mapping[str, Any]) -> Document:
     """A row of a corpus as MTEB has it; in a batch for an encoder `body` is the text without its title."""
-    return Document((row.get("title") or "").strip(), row.get("body") or row["text"] or "")
+    body = row.get("body")
+    return Document((row.get("title") or "").strip(), (row["text"] if body is None else body) or "")
 
 
 def query_from(row: Mapping[str, Any], where: str) -> str:

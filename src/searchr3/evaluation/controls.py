@@ -6,18 +6,18 @@ text and keeps the rest:
 
     other_trace   the thought about another query, each thought used once
     filler        as many filler tokens as the own thought has tokens
-    repeated      the query's own words, again from the start where they end, as many tokens as the thought
+    repeated      the whole query, as often as it takes to have at least as many tokens as the thought
     bm25+trace    BM25 over query and thought: are the thought's words enough, without the model?
 
-`filler` and `repeated` have exactly the own thought's number of tokens for each query, so that they differ
-from `reasoned` in what is said and in nothing else. `other_trace` has the same thoughts over all queries. In
-all of them the embed token is put there by force (`emitted` is False), and `seconds` leave the thinking out.
+`filler` has exactly the own thought's number of tokens for each query, so that it differs from `reasoned` in
+what is said and in nothing else. `repeated` has as many or more: a part of the query would be a weaker
+control than the whole. `other_trace` has the same thoughts over all queries. In all of them the embed token
+is put there by force (`emitted` is False), and `seconds` leave the thinking out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import cycle, islice
 
 import numpy as np
 
@@ -90,9 +90,18 @@ def _thoughts(
         token = filler_token(words)
         setting = f"as many tokens {words.thought_text([token])!r} (id {token}) as the own thought has"
         return [given(words, [token] * size) for size in sizes], setting
-    ids = words.thought_ids(bench.queries)
-    setting = "the query's own words, as many tokens as the own thought has"
-    return [given(words, [*islice(cycle(i), n)]) for i, n in zip(ids, sizes, strict=True)], setting
+    setting = "the whole query, as often as it takes to have as many tokens as the own thought"
+    queries = zip(words.thought_ids(bench.queries), sizes, strict=True)
+    return [given(words, echo(ids, size)) for ids, size in queries], setting
+
+
+def echo(ids: Sequence[int], least: int) -> list[int]:
+    """`ids` over and over, whole, and once at the least, until there are `least` or more.
+
+    >>> echo([1, 2, 3], 2), echo([1, 2, 3], 4)
+    ([1, 2, 3], [1, 2, 3, 1, 2, 3])
+    """
+    return [*ids] * max(1, -(-least // max(1, len(ids))))
 
 
 def filler_token(words: Words) -> int:

@@ -41,7 +41,7 @@ def evidence_tables(found: Mapping[str, Any]) -> list[Table]:
             p_value(row["p_holm"]) if row else "",
             " ".join(f"{signed(mean)}" for mean in row["seeds"]) if row else "",
         )
-    return [runs, _label_table(found["labels"])] if found["labels"] else [runs]
+    return [runs, _label_table(found["labels"])] if len(found["labels"]) > 1 else [runs]
 
 
 def _label_table(points: Sequence[Mapping[str, Any]]) -> Table:
@@ -71,7 +71,7 @@ def evidence_page(found: Mapping[str, Any]) -> str:
         found=found,
         rows=rows,
         forest=forest(bars, "Stage 2, reasoned, minus each of the others") if bars else None,
-        labels=label_curve(points) if points else None,
+        labels=label_curve(points) if len(points) > 1 else None,
     )
 
 

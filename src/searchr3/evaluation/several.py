@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from searchr3.evaluation.saved import read_results
 from searchr3.evaluation.statistics import holm
 from searchr3.evaluation.suites import GROUPS
 from searchr3.evaluation.tables import table_of
-from searchr3.files import write_json
+from searchr3.files import sha256_of, write_json
 from searchr3.ranking import METRICS
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ class Plan:
     """How each data set is measured.
 
     Attributes:
-        model: name of the model.
+        model: name of the model, or its folder.
         split: whose queries.
         split_by: of the data `python`, see `load_dataset`.
         instructions: tell the model what the data says of its queries.
         options: further arguments of `evaluate`.
+        prompts: a file that takes the place of the model's own.
     """
 
     model: str
@@ -55,6 +57,15 @@ class Plan:
     split_by: str = "hash"
     instructions: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Path | None = None
+
+    @cached_property
+    def files(self) -> str | None:
+        """A name of what the files of the model hold, which is not loaded; None where it is no folder."""
+        from searchr3.loading import model_files
+
+        files = model_files(Path(self.model))
+        return sha256_of([*files, *([self.prompts] if self.prompts else [])]) if files else None
 
     def load(self, source: str) -> RetrievalDataset:
         """The data set, as the model is told of it.
@@ -79,7 +90,7 @@ class Plan:
 
         depth = {"depth": _CANDIDATES} if judged_by_change(source) else {}
         results = evaluate(model, dataset, self.split, name=self.model, **{**depth, **self.options})
-        told = {"options": self.told(source), "digest": digest_of(model)}
+        told = {"options": self.told(source), "digest": digest_of(model), "files": self.files}
         results = replace(results, extras={**results.extras, **told})
         return replace(results, scores=own_scores(source, dataset, results))
 
@@ -119,7 +130,7 @@ def evaluate_several(
     }
     by_rule = any("adaptive" in one for one in there.values())  # which is no part of the digest
     ready = model() if there and (by_rule or len(there) < len(files)) else None
-    _of_one_model(files, there, digest_of(ready) if ready else None)
+    _of_one_model(files, there, plan, digest_of(ready) if ready else None)
     if by_rule:
         _of_one_rule(files, there, known_rule(ready, plan.options.get("adaptive")))
     found: dict[str, dict[str, Any]] = {}
@@ -266,12 +277,17 @@ def _words(value: object) -> str:
 
 
 def _of_one_model(
-    files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any]], digest: str | None
+    files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any]], plan: Plan, digest: str | None
 ) -> None:
-    """Raise SearchR3Error where results are of other weights than others, or than `digest` where known."""
+    """Raise SearchR3Error where results are of other weights than others, or than the model has now.
+
+    Args:
+        digest: of the model; None where it is not loaded, and its files are looked at instead.
+    """
     known = digest or next((one.get("digest") for one in there.values()), None)
     for source, one in there.items():
-        if one.get("digest") != known:
+        moved = digest is None and one.get("files") not in (None, plan.files)
+        if one.get("digest") != known or moved:
             raise SearchR3Error(f"{files[source]}: is of a model with other weights or prompts; {_AGAIN}")
 
 

@@ -22,6 +22,18 @@ class Closed(SearchR3Error):
     """The model takes no more requests."""
 
 
+class Busy(SearchR3Error):
+    """So much waits that a request would hardly be answered in time.
+
+    Attributes:
+        seconds: that it would wait, about.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__(f"too much waits already, for about {seconds:.0f} s; ask again later, or for less")
+        self.seconds = seconds
+
+
 class Unavailable(SearchR3Error):
     """What the model runs on gives no answer now."""
 
@@ -100,8 +112,9 @@ class Backend(Protocol):
     """A model that embeds, thinks and chats for many at once.
 
     A call that is cancelled is forgotten: nothing more is computed for it. What cannot be done raises
-    `Refused`, and everything `Closed` once it has ended; one that computes elsewhere may raise `Unavailable`
-    or `Faulty`. Where it must be begun and ended, it is an asynchronous context manager.
+    `Refused`, what would have to wait too long `Busy`, and everything `Closed` once it has ended; one that
+    computes elsewhere may raise `Unavailable` or `Faulty`. Where it must be begun and ended, it is an
+    asynchronous context manager.
     """
 
     figures: Figures

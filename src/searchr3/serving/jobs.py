@@ -16,6 +16,13 @@ from searchr3.serving.backend import Ask, Kind, Said
 from searchr3.serving.speech import Speech
 from searchr3.tasks import Task
 
+AROUND = 32  # characters that the conversation around a text costs, about
+
+
+def work(text: str) -> int:
+    """What a text costs to encode, in characters."""
+    return AROUND + len(text)
+
 
 @dataclass(eq=False)
 class Job:
@@ -35,21 +42,39 @@ class Job:
 
 @dataclass(eq=False)
 class Texts(Job):
+    """Texts to be encoded.
+
+    Attributes:
+        waiting: work of those that were not yet, see `work`.
+        turn: work done in this turn.
+    """
+
     texts: Sequence[str] = ()
     kind: Kind = "document"
     instruction: str | None = None
+    waiting: int = 0
+    turn: int = 0
     ready: dict[int, Rendered] = field(default_factory=dict)  # rendered, not yet encoded
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     tokens: int = 0
 
+    def __post_init__(self) -> None:
+        self.waiting = sum(map(work, self.texts))
+
 
 @dataclass(eq=False)
 class Asks(Job):
+    """Thoughts and chats; `waiting`: those that were not begun."""
+
     asks: Sequence[Ask] = ()
     heard: Callable[[str], None] | None = None  # of the only one: gets its text piece by piece
     tasks: dict[Task, int] = field(default_factory=dict)
     said: dict[int, Said] = field(default_factory=dict)
     speech: Speech | None = None
+
+    @property
+    def waiting(self) -> int:
+        return len(self.asks) - self.taken
 
 
 def poster(call: Callable[..., None], *first: Any) -> Callable[[Any], None]:

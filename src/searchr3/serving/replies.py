@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from searchr3.files import json_text
-from searchr3.serving.backend import Closed, Faulty, Refused, Unavailable
+from searchr3.serving.backend import Busy, Closed, Faulty, Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class ApiError(Exception):
             return error
         if isinstance(error, Refused):
             return cls(422, str(error))
+        if isinstance(error, Busy):
+            return cls(429, str(error), headers={"Retry-After": str(max(1, math.ceil(error.seconds)))})
         if isinstance(error, Faulty):
             return cls(502, str(error))
         if isinstance(error, Closed | Unavailable):

@@ -19,6 +19,7 @@ from searchr3.serving.metrics import Traffic
 from searchr3.serving.service import Service
 from searchr3.serving.settings import Settings
 
+IDLE = 75  # seconds that a connection is kept without a request: longer than clients and proxies keep theirs
 BACKLOG = 512  # connections that the system keeps until we look at them
 
 
@@ -58,6 +59,7 @@ def server(service: Service) -> Server:
         proxy_headers=False,
         lifespan="on",
         ws="none",
+        timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=int(service.settings.seconds + 2 * GRACE),
     )
     return Server(config, app.state.traffic)

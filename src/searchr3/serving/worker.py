@@ -2,7 +2,8 @@
 
 One thread does everything that touches model or tokenizer. In a turn it either makes a step of the engine,
 which gives every thought and chat a token, or encodes one batch of texts; whichever had less time has the
-next turn. Requests of a kind take turns too, so that a large one does not keep small ones waiting.
+next turn. Requests of a kind take turns too, so that a large one does not keep small ones waiting. What would
+wait too long to be answered in time is refused at once.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from searchr3.conversation import Rendered
 from searchr3.embedding import length_batches, tokens_per_pass
 from searchr3.engine import Engine
 from searchr3.errors import ModelError
 from searchr3.model import SearchR3
-from searchr3.serving.backend import Ask, Closed, Embedded, Figures, Kind, Refused, Said
-from searchr3.serving.jobs import Asks, Job, Texts, poster, settle
+from searchr3.serving.backend import Ask, Busy, Closed, Embedded, Figures, Kind, Refused, Said
+from searchr3.serving.jobs import Asks, Job, Texts, poster, settle, work
+from searchr3.serving.line import Line
 from searchr3.serving.plain import Plain
 from searchr3.serving.reading import Reading
 from searchr3.serving.speech import Speech
@@ -31,6 +34,8 @@ from searchr3.tasks import Runner, Task
 
 log = logging.getLogger(__name__)
 _LOOK = 4  # batches of texts that are looked at, to find some of like length
+_CHARACTERS = 4  # of a token, about
+PATIENCE = 0.1  # share of its time that a request may have to wait, by what is known when it comes
 
 
 class Worker:
@@ -40,7 +45,7 @@ class Worker:
         search: the model; nobody else uses it from now on.
         rows: most thoughts and chats in a step.
         text_tokens: most tokens of a text, or of a chat so far; a longer one is refused.
-        seconds: most that its end takes, as an asynchronous context manager.
+        seconds: that a request may take, and the end of this as an asynchronous context manager.
     """
 
     def __init__(
@@ -53,6 +58,8 @@ class Worker:
         self.engine = self._engine()
         self.encoding: deque[Texts] = deque()
         self.thinking: deque[Asks] = deque()
+        turn = _CHARACTERS * tokens_per_pass(search.device)
+        self.lines: dict[type[Job], Line] = {Texts: Line(turn), Asks: Line(1)}  # characters, thoughts
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._owners: dict[Task, Asks] = {}
         self._ahead = 0.0  # seconds that encoding had more than thinking, while both wanted
@@ -112,19 +119,27 @@ class Worker:
                 raise event
             yield event[0]
         finally:
-            job.gone = True
+            self._let_go(job)
 
-    async def _wait(self, job: Job, answer: asyncio.Future[Any]) -> Any:
+    async def _wait(self, job: Texts | Asks, answer: asyncio.Future[Any]) -> Any:
         self._accept(job)
         try:
             return await answer
         finally:
-            job.gone = True
+            self._let_go(job)
 
-    def _accept(self, job: Job) -> None:
+    def _accept(self, job: Texts | Asks) -> None:
         if not self.alive:
             raise Closed("the model takes no more requests; ask again later")
+        line = self.lines[type(job)]
+        if (wait := line.wait(job.waiting)) > PATIENCE * self.seconds:
+            raise Busy(wait)
+        line.requests.add(job)
         self._inbox.put(job)
+
+    def _let_go(self, job: Texts | Asks) -> None:
+        job.gone = True
+        self.lines[type(job)].requests.discard(job)
 
     # the thread's side
 
@@ -138,6 +153,8 @@ class Worker:
                 for part in (self.encoding, self.thinking, self._owners):
                     part.clear()
                 self.engine = self._engine()
+                for line in self.lines.values():
+                    line.rest()
                 for job in failed:
                     job.settle(error)
             self.figures.rows = len(self._owners)
@@ -170,6 +187,10 @@ class Worker:
             self._think()
         seconds = time.perf_counter() - start
         self._ahead += seconds if encodes else -seconds
+        if not self.encoding:
+            self.lines[Texts].rest()
+        if not any(job.waiting for job in self.thinking):
+            self.lines[Asks].rest()
 
     def _jobs(self) -> list[Job]:
         return [*self.encoding, *self.thinking]
@@ -185,16 +206,13 @@ class Worker:
             self.encoding.remove(gone)
 
     def _encode(self) -> None:
-        """One pass over texts that wait: the next request's first, and others of like length."""
+        """One pass: texts of the first request, and others of like length from those behind it.
+
+        The first stays the first until it is done or has had its turn, as much as fills a pass: small
+        requests are served in the order in which they came, large ones share.
+        """
         first, size = self.encoding[0], self.search.batch_size
-        share = max(1, _LOOK * size // len(self.encoding))
-        for job in list(self.encoding):
-            try:
-                self._render(job, share)
-            except Refused as error:
-                self.encoding.remove(job)
-                job.settle(error)
-        line = [(job, row, one) for job in self.encoding for row, one in job.ready.items()]
+        line = self._window(_LOOK * size)
         if not line:
             return
         batches = length_batches([one for *_, one in line], size, tokens_per_pass(self.search.device))
@@ -205,15 +223,36 @@ class Worker:
             job.vectors[row] = vector
             job.tokens += len(one.ids)
             job.left -= 1
+            job.waiting -= work(job.texts[row])
+            job.turn += work(job.texts[row]) if job is first else 0
             self.figures.read += len(one.ids)
             self.figures.texts += 1
         for job in {job for job, *_ in batch if not job.left}:
             self.encoding.remove(job)
             job.settle(Embedded(job.vectors, job.tokens))
-        if self.encoding and self.encoding[0] is first:  # else it is done, and the next is first already
+        line_of = self.lines[Texts]
+        line_of.did(sum(work(job.texts[row]) for job, row, _ in batch), time.perf_counter())
+        if first.left and first.turn >= line_of.turn:
+            first.turn = 0
             self.encoding.rotate(-1)
 
+    def _window(self, most: int) -> list[tuple[Texts, int, Rendered]]:
+        """The first so many texts in line, rendered; a request that cannot be is settled."""
+        line: list[tuple[Texts, int, Rendered]] = []
+        for job in list(self.encoding):
+            try:
+                self._render(job, min(most - len(line), self.search.batch_size))
+            except Refused as error:
+                self.encoding.remove(job)
+                job.settle(error)
+                continue
+            line += [(job, row, one) for row, one in job.ready.items()]
+            if len(line) >= most:
+                break
+        return line
+
     def _render(self, job: Texts, most: int) -> None:
+        """Have so many texts of a request ready, if there are."""
         start, end = job.taken, min(len(job.texts), job.taken + most - len(job.ready))
         if start >= end:
             return
@@ -223,17 +262,19 @@ class Worker:
 
     def _think(self) -> None:
         """A step; before it the rows are filled with tasks, after it their owners hear of it."""
-        self._feed()
+        self.lines[Asks].did(self._feed(), time.perf_counter())
         took_part = self.engine.step()
         self.figures.steps += 1
         for task in took_part:
             self._hear(self._owners[task], task)
 
-    def _feed(self) -> None:
+    def _feed(self) -> int:
+        """Give free rows tasks; how many."""
+        begun = 0
         while len(self._owners) < self.rows:
-            job = next((job for job in self.thinking if job.taken < len(job.asks)), None)
+            job = next((job for job in self.thinking if job.waiting), None)
             if job is None:
-                return
+                break
             try:
                 task = self.engine.submit(self._task(job.asks[job.taken]))
             except Refused as error:
@@ -243,9 +284,11 @@ class Worker:
                 continue
             job.tasks[task], self._owners[task] = job.taken, job
             job.taken += 1
+            begun += 1
             self.figures.read += len(task.prompt)
             self.thinking.remove(job)  # the others first, next time
             self.thinking.append(job)
+        return begun
 
     def _task(self, ask: Ask) -> Task:
         prompt, most = self.reading.prompt(ask)

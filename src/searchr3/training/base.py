@@ -11,7 +11,9 @@ over everything that is said.
 Python code is read with docstrings apart from their functions. With --pairs the base is also shown
 conversations in which the user says a query and the assistant writes the answer: a docstring's summary and
 its function, a data set's training query and a relevant document. Nothing of dev and test is among them, nor,
-with --split-by package, of the packages that are held out. `base.json` in OUTPUT says how it was made.
+with --split-by package, of the packages that are held out. No conversation, whatever it is from, is shown in
+which the user says a dev or test query of a data set that is named with --data or --hold-out: name those with
+--hold-out that the model will be tested on and not trained on. `base.json` in OUTPUT says how it was made.
 
 With --from the weights, tokenizer and shape are those of a base that was made before; the learning rate warms
 up and decays anew. What that one has read counts as read, for good: name --data again that are to stay
@@ -26,7 +28,7 @@ from pathlib import Path
 
 from searchr3.errors import SearchR3Error
 from searchr3.training.base_model import SIZES, VOCABULARY, Shape
-from searchr3.training.base_sources import data_sources, python_source, text_source
+from searchr3.training.base_sources import data_sources, hold_out_source, python_source, text_source
 from searchr3.training.base_start import Start
 from searchr3.training.base_training import Settings, make_base
 
@@ -51,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
     )
     reads.add_argument("--split-by", choices=("hash", "package"), default="hash", help="as data.split_by")
     reads.add_argument("--data", action="append", default=[], help="documents of a data set; may come again")
+    reads.add_argument(
+        "--hold-out",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help="a data set whose dev and test queries no pair may show; nothing of it is read; may come again",
+    )
     reads.add_argument(
         "--text", action="append", default=[], help="JSON lines with text or messages; may come again"
     )
@@ -111,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sources = [python_source(options.split_by, options.pairs)] if reads_python else []
         sources += data_sources(options.data, options.pairs)
         sources += [text_source(path) for path in options.text]
+        sources += [hold_out_source(data) for data in options.hold_out]
         make_base(sources, options.output, settings, options.resume, start)
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None

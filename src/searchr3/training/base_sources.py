@@ -1,13 +1,13 @@
 """What a tiny base reads: installed Python code, the documents of data sets, running text, conversations.
 
-No query of dev or test is read, and no pair of one; see each source.
+No query of dev or test is read, and no pair of one; see each source, and `kept_apart` for all together.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,24 @@ class Source:
     Attributes:
         name: of its texts in shares and losses; its conversations are called `NAME-pairs`.
         facts: what `base.json` says of it.
+        held_out: `query_key`s of queries that no source may show with an answer.
     """
 
     name: str
     texts: Sequence[str]
     talks: Sequence[Talk] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    held_out: Set[str] = frozenset()
+
+
+def kept_apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources without conversations in which the user says a query that one of them holds out."""
+    held_out = {key for one in sources for key in one.held_out}
+
+    def tells(talk: Talk) -> bool:
+        return any(role == "user" and query_key(text) in held_out for role, text in talk)
+
+    return [replace(one, talks=[talk for talk in one.talks if not tells(talk)]) for one in sources]
 
 
 def python_source(split_by: str = "hash", pairs: bool = False) -> Source:
@@ -54,35 +66,51 @@ def python_source(split_by: str = "hash", pairs: bool = False) -> Source:
 def data_sources(folders: Sequence[str | Path], pairs: bool = False) -> list[Source]:
     """The documents of data sets; with `pairs` also training queries, each answered by a relevant document.
 
-    All documents of the corpus are read, but for `held_out` ones: what is searched is no secret. Left out is
-    a training query that is, in other words or signs, a dev or test query of any of the data sets.
+    All documents of the corpus are read, but for `held_out` ones: what is searched is no secret. Queries of
+    dev and test are held out, see `kept_apart`.
 
     Raises:
-        DataError: a data set cannot be read, or two have one name.
+        DataError: a data set cannot be read.
     """
-    datasets = [load_dataset(folder) for folder in folders]
-    held_out = {query_key(one.queries[query].text) for one in datasets for query in held_out_queries(one)}
-    return [_data_source(one, held_out, pairs) for one in datasets]
+    return [_data_source(load_dataset(folder), pairs) for folder in folders]
 
 
-def _data_source(dataset: RetrievalDataset, held_out: set[str], pairs: bool) -> Source:
+def hold_out_source(folder: str | Path) -> Source:
+    """A data set of which nothing is read, and whose dev and test queries are held out, see `kept_apart`.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    dataset = load_dataset(folder)
+    facts = {"kind": "hold-out", **_facts_of_queries(dataset)}
+    return Source(f"hold-out-{dataset.name}", [], [], facts, _held_out(dataset))
+
+
+def _held_out(dataset: RetrievalDataset) -> frozenset[str]:
+    return frozenset(query_key(dataset.queries[query].text) for query in held_out_queries(dataset))
+
+
+def _facts_of_queries(dataset: RetrievalDataset) -> dict[str, Any]:
+    held_out = held_out_queries(dataset)
+    return {
+        "queries": ids_digest(dataset.queries),
+        "held_out": ids_digest(held_out),
+        "held_out_queries": len(held_out),
+    }
+
+
+def _data_source(dataset: RetrievalDataset, pairs: bool) -> Source:
     corpus = dataset.training_corpus()
     texts = [piece for document in corpus.values() for piece in pieces(document.content)]
-    facts = {
-        "kind": "data",
-        "pairs": pairs,
-        "queries": ids_digest(dataset.queries),
-        "held_out": ids_digest(held_out_queries(dataset)),
-        "held_out_queries": len(held_out_queries(dataset)),
-    }
+    facts = {"kind": "data", "pairs": pairs, **_facts_of_queries(dataset)}
     talks = [
         pair_talk(dataset.queries[query].text, corpus[document].content)
         for split in TRAINING_SPLITS
         for query, judged in dataset.qrels.get(split, {}).items()
         for document in sorted(key for key, grade in judged.items() if grade > 0)
-        if pairs and document in corpus and query_key(dataset.queries[query].text) not in held_out
+        if pairs and document in corpus
     ]
-    return Source(dataset.name, texts, talks, facts)
+    return Source(dataset.name, texts, talks, facts, _held_out(dataset))
 
 
 def text_source(path: str | Path) -> Source:

@@ -36,7 +36,7 @@ from searchr3.training.base_rows import (
     pack_talks,
     schedule,
 )
-from searchr3.training.base_sources import Source
+from searchr3.training.base_sources import Source, kept_apart
 from searchr3.training.base_start import Start
 from searchr3.training.checkpoints import WholeCheckpoints, last_checkpoint, resume_point
 from searchr3.training.precision import computes_bf16
@@ -131,6 +131,7 @@ def make_base(
         raise SearchR3Error(
             f"{folder}: holds a base in the making; go on with --resume, or remove the folder"
         )
+    sources = kept_apart(sources)
     tokenizer, train, dev = _prepare(sources, settings, start)
     sizes = {name: len(rows) for name, rows in train.items()}
     if sum(sizes.values()) < settings.batch_size:
