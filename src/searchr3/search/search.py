@@ -145,13 +145,17 @@ def visible(store: Store, k: int, asks: Sequence[Ask]) -> list[list[Row]]:
     while True:
         met = [[one.row for one in ask(most + _SPARE)] for ask in asks]
         records = store.files({row.path for rows in met for row in rows})
-        versions = {path: record.version for path, record in records.items()}
-        found = [[row for row in rows if versions.get(row.path) == row.version] for rows in met]
+        found = [
+            [row for row in rows if (one := records.get(row.path)) and one.version == row.version]
+            for rows in met
+        ]
+        if found == met:
+            return found
         others = {
-            row.path: version
+            row.path: one.version
             for rows in met
             for row in rows
-            if (version := versions.get(row.path, "")) and version != row.version
+            if (one := records.get(row.path)) and one.version not in ("", row.version)
         }
         if not others.items() <= known.items():
             known |= others
