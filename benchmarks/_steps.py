@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from _timing import Clock, StepTimes, now
@@ -65,12 +66,16 @@ def _parts_timed(clock: Clock) -> Iterator[None]:
 
 
 def stage2_steps(
-    search: SearchR3, dataset: RetrievalDataset, vectors: np.ndarray, recipe: Recipe
+    search: SearchR3, dataset: RetrievalDataset, vectors: np.ndarray, recipe: Recipe, reread: bool = False
 ) -> dict[str, Any]:
     """Some steps of stage 2, the first left out.
 
+    Args:
+        reread: trl samples the rollouts, and each is read once more for its vector.
+
     Returns:
-        `steps`: the seconds of each and of its parts; `seconds` of each; `tokens`, mean length of a thought.
+        `steps`: the seconds of each and of its parts; `seconds` of each; `tokens`, mean length of a
+        completion; `thinking`, of the thought in it.
     """
     clock, ends = Clock(), list[float]()
 
@@ -79,12 +84,18 @@ def stage2_steps(
             ends.append(now())
             clock.close_step()
 
-    with tempfile.TemporaryDirectory() as folder, _parts_timed(clock):
+    way = patch.object(Stage2Trainer, "one_pass", None) if reread else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as folder, _parts_timed(clock), way:
         curve = train_stage2(search, dataset, recipe, Path(folder), vectors=vectors.copy(), tell=tell)
     steps = []
     for parts, start, end in zip(clock.steps[1:], ends, ends[1:], strict=False):
         steps.append({**parts, "step": end - start})
         steps[-1]["reward_forward"] = parts["reward"] - parts["refresh"] - parts["scoring"]
         steps[-1]["update"] = end - start - parts["reward"] - parts["rollout"]
-    thoughts = [row["thinking_tokens"] for row in curve if "thinking_tokens" in row]
-    return {"steps": steps, "seconds": [step["step"] for step in steps], "tokens": fmean(thoughts)}
+    logged = [row for row in curve if "loss" in row]
+    return {
+        "steps": steps,
+        "seconds": [step["step"] for step in steps],
+        "tokens": fmean(row["completions/mean_length"] for row in logged),
+        "thinking": fmean(row["thinking_tokens"] for row in logged),
+    }

@@ -7,19 +7,24 @@ Stage 2 of the quickstart over at least 17,000 documents, its contrastive term o
 and budget as they are by default, no audit. `environment_share_of_step` is the part of a step that goes into
 encoding what is ranked, refreshing and scoring. What is ranked are the rollouts, whose vectors come from the
 pass that samples them (`rollout`), so that little is left, and the direct queries that tell what thinking is
-worth. `samples_ratio` is rollouts a second against trl's own GRPOTrainer
-with a constant reward and the same model, prompts, generation, precision and batch.
+worth. `environment_share_reread` is that part where this cannot be (vLLM, an architecture that is not known):
+trl samples, and each rollout is read once more for its vector. `samples_ratio` is rollouts a second against
+trl's own GRPOTrainer with a constant reward and the same model, prompts, sampling, precision and batch; it
+generates as trl does by default, by `generate` of transformers. `samples_ratio_reread` is of the reread arm.
 
-Both run in turn, round after round, from the same weights, each a few steps of which the first does not
+All run in turn, round after round, from the same weights, each a few steps of which the first does not
 count; a step goes from one's end to the next's. Figures are medians over the steps of all rounds. The corpus
-is encoded once, before. Their rewards being constant, trl's rollouts stay as long as they are at the start;
-`thinking_tokens` tells how long ours became, trl's are in `completion_tokens_trl`.
+is encoded once, before. Queries that are so long that they would be cut are left out, for trl cuts nothing.
+Their rewards being constant, trl's rollouts stay as long as they are at the start: `completion_tokens…` tells
+how long those of each arm were, their end included, and `tokens_ratio` is of tokens a second.
 """
 
 from __future__ import annotations
 
 import tempfile
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -32,6 +37,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from trl import GRPOTrainer
 
+from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import SearchR3Error
 from searchr3.model import SearchR3
@@ -49,6 +55,7 @@ QUICK_RECIPE = (
     *("stage1.batch_size=8", "stage2.queries=4", "stage2.rollouts=4"),
 )
 OTHERS = ("rollout", "update")
+ENDS = {"ours": "", "reread": "_reread", "theirs": "_trl"}
 
 
 def recipe_of(options: Namespace) -> Recipe:
@@ -63,6 +70,30 @@ def recipe_of(options: Namespace) -> Recipe:
     )
 
 
+def turns(chat: Conversation, text: str) -> list[dict[str, str]]:
+    """The prompt of a query as a user of trl would write it."""
+    system = [{"role": "system", "content": chat.prompts.reason}] if chat.prompts.reason else []
+    return [*system, {"role": "user", "content": text}]
+
+
+def asked_alike(dataset: RetrievalDataset, chat: Conversation) -> RetrievalDataset:
+    """Only the queries of stage 2 of which trl makes the very prompt that we do: of long ones we cut some.
+
+    Raises:
+        SearchR3Error: they are too few for the rest to stand for all.
+    """
+    texts = {key: dataset.queries[key].text for key in dataset.split("stage2")}
+    ours = chat.reasoning_prompts(list(texts.values()), dataset.instruction)
+    conversations = [turns(chat, text) for text in texts.values()]
+    theirs = chat.tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)
+    same = {key for key, a, b in zip(texts, ours, theirs["input_ids"], strict=True) if a == b}
+    print(f"{len(same):,} of {len(texts):,} queries of stage 2 are asked alike by both", flush=True)
+    if len(same) < len(texts) / 2:
+        raise SearchR3Error("most queries of stage 2 are asked otherwise by trl; raise model.max_length")
+    kept = {key: grades for key, grades in dataset.split("stage2").items() if key in same}
+    return replace(dataset, qrels={**dataset.qrels, "stage2": kept})
+
+
 def plain_grpo(
     search: SearchR3, dataset: RetrievalDataset, recipe: Recipe, folder: Path
 ) -> tuple[GRPOTrainer, StepTimes]:
@@ -72,17 +103,15 @@ def plain_grpo(
     args = grpo_config(recipe, folder)
     args.eval_strategy = args.save_strategy = "no"
     args.load_best_model_at_end = False
-
-    def turns(query: str) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": chat.prompts.reason}] if chat.prompts.reason else []
-        return [*system, {"role": "user", "content": dataset.queries[query].text}]
-
     trainer = GRPOTrainer(
         model=search.model,
         reward_funcs=lambda completions, **_: [1.0] * len(completions),
         args=args,
         train_dataset=Dataset.from_list(
-            [{"prompt": turns(query)} for query in relevant_documents(dataset, "stage2")]
+            [
+                {"prompt": turns(chat, dataset.queries[query].text)}
+                for query in relevant_documents(dataset, "stage2")
+            ]
         ),
         processing_class=search.tokenizer,
         callbacks=[times],
@@ -98,29 +127,37 @@ def theirs(search: SearchR3, dataset: RetrievalDataset, recipe: Recipe) -> dict[
         trainer, times = plain_grpo(search, dataset, recipe, Path(folder))
         trainer.train()
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "loss" in row]
-    search.model = trainer.accelerator.unwrap_model(trainer.model).eval()
     return {"seconds": times.seconds, "tokens": fmean(lengths)}
 
 
 def figures_of(found: dict[str, list[dict[str, Any]]], rollouts: int) -> dict[str, float]:
-    """Of the rounds of both arms."""
+    """Of the rounds of all arms."""
     steps = [step for one in found["ours"] for step in one["steps"]]
-    seconds = {name: [x for one in rounds for x in one["seconds"]] for name, rounds in found.items()}
-    speed = {name: [rollouts / median(one["seconds"]) for one in rounds] for name, rounds in found.items()}
+    again = [step for one in found["reread"] for step in one["steps"]]
+    seconds = {arm: median(x for one in rounds for x in one["seconds"]) for arm, rounds in found.items()}
+    speed = {arm: [rollouts / median(one["seconds"]) for one in rounds] for arm, rounds in found.items()}
+    tokens = {arm: fmean(one["tokens"] for one in rounds) for arm, rounds in found.items()}
+    by_token = {
+        arm: [one["tokens"] * x for one, x in zip(found[arm], speed[arm], strict=True)] for arm in found
+    }
     return {
-        "environment_share_of_step": median(step["reward"] / step["step"] for step in steps),
-        **{f"{name}_share_of_step": median(step[name] / step["step"] for step in steps) for name in PARTS},
-        **{f"{name}_share_of_step": median(step[name] / step["step"] for step in steps) for name in OTHERS},
-        "step_seconds": median(seconds["ours"]),
-        "step_seconds_trl": median(seconds["theirs"]),
+        "environment_share_of_step": _share("reward", steps),
+        "environment_share_reread": _share("reward", again),
+        **{f"{name}_share_of_step": _share(name, steps) for name in (*PARTS, *OTHERS)},
+        **{f"step_seconds{end}": seconds[arm] for arm, end in ENDS.items()},
         **{f"{name}_seconds": median(step[name] for step in steps) for name in (*PARTS, *OTHERS)},
         "steps": len(steps),
-        "samples_a_second": rollouts / median(seconds["ours"]),
-        "samples_a_second_trl": rollouts / median(seconds["theirs"]),
+        **{f"samples_a_second{end}": rollouts / seconds[arm] for arm, end in ENDS.items()},
         **ratio("samples_ratio", speed["ours"], speed["theirs"]),
-        "thinking_tokens": fmean(one["tokens"] for one in found["ours"]),
-        "completion_tokens_trl": fmean(one["tokens"] for one in found["theirs"]),
+        **ratio("samples_ratio_reread", speed["reread"], speed["theirs"]),
+        **ratio("tokens_ratio", by_token["ours"], by_token["theirs"]),
+        **{f"completion_tokens{end}": tokens[arm] for arm, end in ENDS.items()},
+        "thinking_tokens": fmean(one["thinking"] for one in found["ours"]),
     }
+
+
+def _share(part: str, steps: Sequence[Mapping[str, float]]) -> float:
+    return median(step[part] / step["step"] for step in steps)
 
 
 def measure(dataset: RetrievalDataset, start: Path, options: Namespace) -> dict[str, float]:
@@ -137,6 +174,7 @@ def measure(dataset: RetrievalDataset, start: Path, options: Namespace) -> dict[
         )
     search = SearchR3(start, batch_size=recipe.model.batch_size, dtype="float32")
     search.autocast = precision(recipe)
+    dataset = asked_alike(dataset, search.conversation)
     print(f"encoding {len(corpus):,} documents", flush=True)
     vectors = search.encode_document(corpus)
 
@@ -146,6 +184,7 @@ def measure(dataset: RetrievalDataset, start: Path, options: Namespace) -> dict[
     found = in_turn(
         {
             "ours": lambda: stage2_steps(fresh(), dataset, vectors, recipe),
+            "reread": lambda: stage2_steps(fresh(), dataset, vectors, recipe, reread=True),
             "theirs": lambda: theirs(fresh(), dataset, recipe),
         },
         options.size["rounds"],

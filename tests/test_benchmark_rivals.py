@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -14,9 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from searchr3.conversation import Prompts
+from searchr3.dataset import RetrievalDataset
+from searchr3.errors import SearchR3Error
 from searchr3.model import SearchR3
+from searchr3.training.recipe import Recipe
 
 Import = Callable[[str], ModuleType]
+MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
@@ -181,15 +186,40 @@ def test_shares_of_a_step_are_medians_over_all_rounds(benchmark: Import) -> None
         return {"step": seconds, **parts, "rollout": 0.5, "update": 0.2}
 
     ours = [
-        {"steps": [step(2, 0.1), step(2, 0.3)], "seconds": [2, 2], "tokens": 3},
-        {"steps": [step(4, 0.5)], "seconds": [4], "tokens": 5},
+        {"steps": [step(2, 0.1), step(2, 0.3)], "seconds": [2, 2], "tokens": 3, "thinking": 2},
+        {"steps": [step(4, 0.5)], "seconds": [4], "tokens": 5, "thinking": 6},
     ]
-    theirs = [{"seconds": [1, 1], "tokens": 4}, {"seconds": [2], "tokens": 4}]
-    found = benchmark("stage2").figures_of({"ours": ours, "theirs": theirs}, 8)
+    again = [{"steps": [step(3, 0.6)], "seconds": [3], "tokens": 4, "thinking": 3}] * 2
+    theirs = [{"seconds": [1, 1], "tokens": 5}, {"seconds": [2], "tokens": 5}]
+    found = benchmark("stage2").figures_of({"ours": ours, "reread": again, "theirs": theirs}, 8)
     assert found["environment_share_of_step"] == pytest.approx(0.2)
+    assert found["environment_share_reread"] == pytest.approx(0.3)
     assert found["samples_ratio"] == pytest.approx(0.5)
+    assert found["samples_ratio_reread"] == pytest.approx((8 / 3) / 6)
+    assert found["tokens_ratio"] == pytest.approx((3 * 4 + 5 * 2) / (5 * 8 + 5 * 4))  # lengths count
     assert found["samples_a_second_trl"] == pytest.approx(8)
-    assert found["thinking_tokens"] == 4
+    assert found["completion_tokens"] == found["thinking_tokens"] == 4
+    assert found["completion_tokens_trl"] == 5
+
+
+def test_both_are_asked_the_same_prompts(
+    benchmark: Import, tiny_model: Path, toy: RetrievalDataset, tmp_path: Path, toy_recipe: MakeRecipe
+) -> None:
+    """A query that is cut is left out; of the others trl's trainer makes the ids that ours makes."""
+    stage2, search = benchmark("stage2"), SearchR3(tiny_model, dtype="float32", max_length=96)
+    chat, (first, *others) = search.conversation, toy.split("stage2")
+    long = replace(toy.queries[first], text="parse " * 100)
+    data = stage2.asked_alike(replace(toy, queries={**toy.queries, first: long}), chat)
+    assert list(data.split("stage2")) == others
+
+    trainer, _ = stage2.plain_grpo(search, data, toy_recipe(), tmp_path)
+    asked = [row["prompt"] for row in trainer.train_dataset]
+    texts = [data.queries[key].text for key in others]
+    assert trainer._tokenize_prompts(asked)[0] == chat.reasoning_prompts(texts)
+    assert set(chat.stop_ids) <= set(trainer.generation_config.eos_token_id)
+
+    with pytest.raises(SearchR3Error, match="asked otherwise by trl"):
+        stage2.asked_alike(replace(toy, instruction="Find the function."), chat)
 
 
 def test_model_flops_are_those_of_a_forward(benchmark: Import) -> None:
