@@ -15,11 +15,12 @@ padding, the optimizer and sampling count nothing. Of `all_losses` the base's fo
 Encoding counts what must be computed: of the last layer keys and values alone, and no shared beginning.
 
 Stage 2: seconds of a step's rollout, reward forward, refresh, scoring and update; medians, the first step
-left out. With random weights no rollout ends before `max_new_tokens`.
+left out. With random weights no rollout ends before `max_new_tokens`. Sizes are chosen for 80 GB.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
@@ -68,10 +69,11 @@ REAL = {
     "documents": 4000,
     "length": 512,
     "batch": 256,
-    "micro": 16_384,
+    "micro": 8192,
     "steps": 6,
     "queries": 16,
     "rollouts": 8,
+    "micro_batches": 8,
     "thought": 128,
     "encoding_batch": 256,
 }
@@ -83,6 +85,7 @@ SMALL = {
     "steps": 3,
     "queries": 2,
     "rollouts": 4,
+    "micro_batches": 2,
     "thought": 4,
     "encoding_batch": 32,
 }
@@ -139,6 +142,7 @@ def recipe_of(size: dict[str, int], stage1: Iterable[str] = ()) -> Recipe:
             *(f"model.max_length={size['length']}", f"model.batch_size={size['encoding_batch']}"),
             *(f"stage1.batch_size={size['batch']}", f"stage1.micro_tokens={size['micro']}"),
             *(f"stage2.queries={size['queries']}", f"stage2.rollouts={size['rollouts']}"),
+            f"stage2.accumulation={size['micro_batches']}",
             *("stage2.contrastive=0", "stage2.log_every=1", f"stage2.episodes_every={10**6}"),
             *("data.dev_queries=8", "data.dev_documents=32"),
             *(f"stage1.{one}" for one in stage1),
@@ -177,7 +181,14 @@ def stage1(search: SearchR3, dataset: RetrievalDataset, options: Namespace) -> d
         }
         search.model.eval()
         del trainer
+        free()
     return figures
+
+
+def free() -> None:
+    """Give back what a trainer held: it refers to itself, and its optimizer is large."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def encode(search: SearchR3, texts: Sequence[str], options: Namespace) -> dict[str, float | None]:
@@ -211,6 +222,7 @@ def stage2(search: SearchR3, dataset: RetrievalDataset, options: Namespace) -> d
     corpus = [document.content for document in dataset.training_corpus().values()]
     steps = stage2_steps(search, dataset, search.encode_document(corpus), recipe_of(options.size))["steps"]
     names = ("step", "rollout", "reward_forward", "refresh", "scoring", "update")
+    free()
     figures: dict[str, Any] = {f"stage2_{name}_seconds": median(one[name] for one in steps) for name in names}
     rollouts = options.size["queries"] * options.size["rollouts"]
     return {**figures, "stage2_documents": len(corpus), "stage2_rollouts": rollouts}

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config
 
 from searchr3.conversation import Prompts
 from searchr3.dataset import RetrievalDataset
+from searchr3.dry_run import STAGES, Machine, needs
 from searchr3.errors import SearchR3Error
+from searchr3.loading import on_meta
 from searchr3.model import SearchR3
 from searchr3.training.recipe import Recipe
+from searchr3.training.workload import Lengths
 
 Import = Callable[[str], ModuleType]
 MakeRecipe = Callable[..., Recipe]
@@ -220,6 +224,16 @@ def test_both_are_asked_the_same_prompts(
 
     with pytest.raises(SearchR3Error, match="asked otherwise by trl"):
         stage2.asked_alike(replace(toy, instruction="Find the function."), chat)
+
+
+def test_the_gpu_benchmark_fits_into_80_gb(benchmark: Import) -> None:
+    gpu = benchmark("gpu")
+    model = on_meta(Qwen2Config(**gpu.SHAPES["qwen2.5-1.5b"], tie_word_embeddings=True))
+    for arm in (gpu.ALONE, ()):
+        recipe = gpu.recipe_of(gpu.REAL, arm)
+        lengths = Lengths.assumed(recipe, query=256)
+        for stage in STAGES:
+            assert needs(recipe, model, stage, lengths, Machine())[1].total < 78e9
 
 
 def test_model_flops_are_those_of_a_forward(benchmark: Import) -> None:
