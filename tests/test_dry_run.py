@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from searchr3 import probe
 from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset
+from searchr3.training import rollout_engine
 from searchr3.training.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -144,6 +145,48 @@ def test_memory_is_that_of_the_longest_texts_of_a_mixture(here: Path, toy: Retri
     assert column(mixed, "activations")[0] > 1.3 * column(alone, "activations")[0]
     assert column(mixed, "activations")[1] == column(alone, "activations")[1]
     assert "mixture: long, 150 documents, 150 queries; document " in mixed
+
+
+VLLM = "stage2.generation={engine: vllm, mode: MODE, port: PORT, timeout: 1, tensor_parallel: GPUS}"
+
+
+@pytest.fixture
+def with_vllm(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The override for vLLM, which is taken for installed."""
+    monkeypatch.setattr(rollout_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(rollout_engine, "_has_gpu", lambda: True)
+    return lambda mode, port=1, gpus=1: (
+        VLLM.replace("MODE", mode).replace("PORT", str(port)).replace("GPUS", str(gpus))
+    )
+
+
+def test_with_vllm_the_trainer_generates_for_dev_alone(here: Path, with_vllm: Callable[..., str]) -> None:
+    many = ("stage2.queries=32", "data.dev_queries=5", *GIVEN)
+    alone, beside = look(*many), look(*many, with_vllm("colocate"))
+    rollouts = column(alone, "or else: generation")[1]
+    assert column(beside, "or else: generation")[1] == pytest.approx(rollouts * 5 / (32 * 4), abs=0.02)
+    # vLLM samples, so the trainer reads each rollout for its vector, and once more for its probabilities
+    assert column(beside, "stage2 ")[2] > column(alone, "stage2 ")[2]
+    assert "vLLM takes 0.3 of each GPU, which must then have " in beside and "vLLM" not in alone
+
+
+def test_a_server_of_vllm_has_memory_of_its_own(here: Path, with_vllm: Callable[..., str]) -> None:
+    output = look(*GIVEN, with_vllm("server"))
+    assert "# the vLLM server needs, on GPUs of its own, " in output and "vLLM takes" not in output
+    assert "# no vLLM server answers at http://127.0.0.1:1 now; when stage 2 begins it is waited" in output
+
+
+def test_what_vllm_needs_is_looked_at(here: Path, with_vllm: Callable[..., str]) -> None:
+    said = fault("--processes", "2", with_vllm("colocate", gpus=4))
+    assert said.startswith("stage2.generation.tensor_parallel: 2 processes cannot be divided")
+    look("--processes", "2", with_vllm("colocate", gpus=2), *GIVEN)
+
+
+def test_without_vllm_its_recipe_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_engine, "find_spec", lambda name: None)
+    assert fault("stage2.generation.engine=vllm").startswith(
+        "stage2.generation.engine: vllm is not installed"
+    )
 
 
 def test_only_the_first_process_speaks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

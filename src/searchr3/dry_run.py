@@ -111,30 +111,15 @@ def dry_run(
         return  # the first of the launched processes speaks for all, and has the machine for itself
     settings = load_recipe(recipe, overrides)
     refuse_a_base_that_knows(settings)
-    check_batches(settings, machine.processes)
     folder = run_folder(recipe, output)
     may_run(folder, settings, resume)
     hush_transformers()
     dataset = limited(make_dataset(settings), settings)
-    check_names(settings)
+    check_names(settings, machine.processes)
     lines = list(estimate(settings, dataset, machine, make_sources(settings, dataset), folder))
     print(yaml.safe_dump(settings.dump(), sort_keys=False), end="")
     for line in lines:
         print(f"# {line}".rstrip())
-
-
-def check_batches(recipe: Recipe, processes: int) -> None:
-    """Whether batches can be divided among the processes.
-
-    Raises:
-        RecipeError: they cannot.
-    """
-    from searchr3.training.parallel import micro_batch, share_of
-
-    if recipe.stage1.steps:
-        share_of(recipe.stage1.batch_size, processes)
-    if recipe.stage2.steps:
-        micro_batch(recipe.stage2, processes)
 
 
 def setting_of(recipe: Recipe, model: PreTrainedModel, stage: str, machine: Machine) -> Setting:
@@ -192,6 +177,8 @@ def estimate(
         SearchR3Error: the base model cannot be had, or the recipe does not fit it.
     """
     from searchr3.embedding import KNOWN
+    from searchr3.training.engine_memory import engine_lines
+    from searchr3.training.rollout_engine import server_state
     from searchr3.training.workload import (
         Lengths,
         environment_bytes,
@@ -231,11 +218,12 @@ def estimate(
     documents = len(dataset.training_corpus())
     vectors = environment_bytes(recipe, documents, shape.hidden, machine.processes)
     yield f"  {'vectors of the corpus (main memory)':<38}{_size(vectors, unit)}"
+    yield from engine_lines(recipe, shape, *found["stage2"], lengths)
     yield _disk(folder, one, environment_bytes(recipe, documents, shape.hidden, 1), unit)
     yield ""
     work = {
         "stage1": stage1_work(dataset, chat, recipe, lengths, machine.processes, others, theirs),
-        "stage2": stage2_work(recipe, lengths, documents),
+        "stage2": stage2_work(recipe, lengths, documents, model.config.model_type in KNOWN and not one.shard),
         "measuring": measuring_work(dataset, recipe, lengths),
     }
     yield f"{'':<12}{'steps':>8}{'tokens learnt':>16}{'tokens read':>16}{'generated':>14}{'PFLOP':>12}"
@@ -246,6 +234,8 @@ def estimate(
         steps = f"{getattr(recipe, name).steps:,}" if name in STAGES else ""
         tokens = f"{part.learnt:>16,.0f}{part.read:>16,.0f}{part.sampled:>14,.0f}"
         yield f"{name:<12}{steps:>8}{tokens}{costs[name] / 1e15:>12,.3g}"
+    if recipe.stage2.generation.served and recipe.stage2.steps:
+        yield server_state(recipe.stage2.generation)
     if recipe.stage2.steps:
         yield f"stage 2 encodes at most {refreshed(recipe, documents):,.0f} documents again each generation"
     yield ""

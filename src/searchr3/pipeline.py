@@ -174,7 +174,7 @@ class RunFolder:
                 self.others = make_sources(self.recipe, dataset, self.path / MIXTURE)
         with self.phase("base", "loading the base model"):
             hush_transformers()
-            check_names(self.recipe)
+            check_names(self.recipe, self.group.size)
             fresh = None if base.is_dir() else make_base_model(self.recipe)
             self.record()
             if not data.is_dir():

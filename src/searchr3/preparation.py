@@ -163,13 +163,17 @@ def _told(dataset: RetrievalDataset, asked: SourceRecipe) -> RetrievalDataset:
     return replace(dataset, instruction=asked.instruction or dataset.instruction)
 
 
-def check_names(recipe: Recipe) -> None:
-    """Look at the launcher, and at the trackers, the baselines and the engine that a recipe names."""
+def check_names(recipe: Recipe, processes: int = 1) -> None:
+    """Look at the launcher, and at the trackers, the baselines and the engine that a recipe names.
+
+    Also at whether its batches can be divided: that of stage 2 would be told only when stage 1 has ended.
+    """
     from searchr3.evaluation import check_baselines
     from searchr3.training.common import check_trackers
-    from searchr3.training.parallel import check_launcher
+    from searchr3.training.parallel import check_batches, check_launcher
     from searchr3.training.rollout_engine import check_installed
 
+    check_batches(recipe, processes)
     check_launcher(os.environ, lora=recipe.model.lora is not None)
     check_trackers(recipe.report_to)
     check_installed(recipe.stage2.generation)

@@ -18,6 +18,8 @@ from searchr3.embedding import backbone
 from searchr3.errors import RecipeError
 from searchr3.group import ALONE, Group
 from searchr3.model import SearchR3
+from searchr3.pipeline import RunFolder
+from searchr3.progress import Screen
 from searchr3.training import grpo, stage1
 from searchr3.training.checkpoints import BEST, is_whole
 from searchr3.training.common import DevEvaluation
@@ -155,6 +157,22 @@ def test_what_cannot_be_divided_is_told_in_one_line(
     monkeypatch.setattr(grpo, "start_group", Two)
     with pytest.raises(RecipeError, match=said):
         grpo.grpo_config(toy_recipe(*overrides), tmp_path)
+
+
+def test_a_run_that_cannot_be_divided_ends_before_stage_1(
+    toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    class Three:
+        rank, size = 0, 3
+
+        def gather(self, array: Any) -> list[Any]:
+            return [array] * 3
+
+    toy.save(tmp_path / "toy")
+    recipe = toy_recipe(f"data.source={tmp_path / 'toy'}", "stage1.batch_size=9")
+    with Screen(silent=True) as screen, pytest.raises(RecipeError, match=r"stage2\.queries: 2 queries"):
+        RunFolder(tmp_path / "run", recipe, screen, Three()).run(False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

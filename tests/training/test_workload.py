@@ -111,6 +111,28 @@ def test_stage_2_learns_from_as_many_tokens_as_were_counted(
     assert (len(passed) > micro_batches) == bool(passes.vectors) == bool(term)
 
 
+@pytest.mark.parametrize(
+    ("keys", "prompts", "wholes"),
+    [
+        ((), 32, 32),  # each rollout is read before it thinks, and for its vector
+        (("reads_once",), 4, 0),
+        (("reads_once", "stage2.beta=0.1"), 4, 32),
+        (("reads_once", "stage2.generation={engine: vllm}"), 0, 64),
+        (("stage2.generation={engine: vllm, correct: false}",), 0, 32),
+    ],
+)
+def test_what_is_read_hangs_on_who_generates(
+    toy_recipe: MakeRecipe, keys: tuple[str, ...], prompts: int, wholes: int
+) -> None:
+    recipe = toy_recipe(
+        *("stage2.queries=4", "stage2.rollouts=8", "stage2.environment.policy=frozen", "stage2.steps=2"),
+        *(key for key in keys if key != "reads_once"),
+    )
+    lengths = Lengths(direct=7, prompt=11, document=0, thought=5, longest_prompt=11, longest_document=0)
+    found = stage2_work(recipe, lengths, 100, "reads_once" in keys)
+    assert found.read == 2 * (11 * prompts + 17 * wholes + 7 * 4)
+
+
 def test_lengths_are_those_of_the_conversations(
     search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe
 ) -> None:

@@ -133,11 +133,15 @@ class Memory:
     saving: int
 
     @property
+    def held(self) -> int:
+        """What is there whatever it does."""
+        return self.weights + self.copies + self.gradients + self.optimizer + self.buckets
+
+    @property
     def total(self) -> int:
         """The peak: it learns, or generates, or saves."""
-        held = self.weights + self.copies + self.gradients + self.optimizer + self.buckets
         learning = self.bf16_weights + self.rows + self.activations + self.logits + self.vectors
-        return held + max(learning, self.rows + self.generation, self.saving)
+        return self.held + max(learning, self.rows + self.generation, self.saving)
 
 
 def checkpoint_bytes(setting: Setting, vectors: int = 0) -> int:

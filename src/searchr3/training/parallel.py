@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from searchr3.errors import RecipeError
 from searchr3.group import Group
-from searchr3.training.recipe import Stage2Recipe
+from searchr3.training.recipe import Recipe, Stage2Recipe
 
 _BUCKET = 32 * 2**20  # numbers summed in one message
 
@@ -115,6 +115,25 @@ def micro_batch(stage: Stage2Recipe, processes: int) -> int:
             f"into {parts} micro-batches (accumulation × updates); set it lower"
         )
     return own // parts
+
+
+def check_batches(recipe: Recipe, processes: int) -> None:
+    """Whether batches, and the GPUs of vLLM, can be divided among the processes.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    if recipe.stage1.steps:
+        share_of(recipe.stage1.batch_size, processes)
+    if not recipe.stage2.steps:
+        return
+    micro_batch(recipe.stage2, processes)
+    engine = recipe.stage2.generation
+    if engine.colocated and processes % engine.tensor_parallel:
+        raise RecipeError(
+            f"stage2.generation.tensor_parallel: {processes} processes cannot be divided into copies on "
+            f"{engine.tensor_parallel} GPUs each; set it to a divisor of {processes}"
+        )
 
 
 def check_launcher(environment: Mapping[str, str], lora: bool) -> None:

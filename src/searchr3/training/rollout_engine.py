@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from searchr3.errors import SearchR3Error
-from searchr3.training.section import Count, Positive, Section, Share
+from searchr3.training.section import Count, Positive, Section
 
 _PAUSE = 2.0  # seconds between two looks at a server that is not there yet
 
@@ -32,8 +32,9 @@ class GenerationRecipe(Section):
         description="`server`: a free port of the trainer's machine, over which weights are handed over",
     )
     timeout: Positive = Field(240, description="`server`: seconds to wait for it")
-    gpu_memory: Annotated[Share, Field(gt=0)] = Field(
-        0.3, description="`colocate`: share of each GPU's memory that vLLM may take"
+    gpu_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3,
+        description="`colocate`: share of each GPU's memory that vLLM takes, for weights, keys and values",
     )
     tensor_parallel: Count = Field(
         1, description="`colocate`: GPUs that one copy of the model is divided among"
@@ -50,6 +51,14 @@ class GenerationRecipe(Section):
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    @property
+    def colocated(self) -> bool:
+        return self.engine == "vllm" and self.mode == "colocate"
+
+    @property
+    def served(self) -> bool:
+        return self.engine == "vllm" and self.mode == "server"
 
 
 def check_installed(settings: GenerationRecipe) -> None:
@@ -78,7 +87,7 @@ def check_server(settings: GenerationRecipe) -> None:
     Raises:
         SearchR3Error: it does not answer in time, or was started without what is needed.
     """
-    if settings.engine != "vllm" or settings.mode != "server":
+    if not settings.served:
         return
     import httpx2
 
@@ -86,12 +95,7 @@ def check_server(settings: GenerationRecipe) -> None:
     place = f"stage2.generation: the vLLM server at {settings.url}"
     start = "start it with `VLLM_SERVER_DEV_MODE=1 vllm serve RUN/base --weight-transfer-config "
     start += """'{"backend": "nccl"}' --logprobs-mode processed_logprobs`"""
-    while True:
-        try:
-            if httpx2.get(f"{settings.url}/health", timeout=10).status_code == 200:
-                break
-        except httpx2.HTTPError:
-            pass
+    while not answers(settings):
         if time.monotonic() + _PAUSE > give_up:
             raise SearchR3Error(f"{place} does not answer within {settings.timeout:g} seconds; {start}")
         time.sleep(_PAUSE)
@@ -104,6 +108,31 @@ def check_server(settings: GenerationRecipe) -> None:
         raise SearchR3Error(f"{place} does not tell its settings (VLLM_SERVER_DEV_MODE=1); {start}")
     if config.get("weight_transfer_config") is None:
         raise SearchR3Error(f"{place} takes no new weights (--weight-transfer-config); {start}")
+
+
+def answers(settings: GenerationRecipe, seconds: float = 10) -> bool:
+    """Whether the vLLM server is there and well; it has so many seconds to say so."""
+    import httpx2
+
+    try:
+        return httpx2.get(f"{settings.url}/health", timeout=seconds).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def server_state(settings: GenerationRecipe) -> str:
+    """A line on whether the vLLM server is there now; it need not be before stage 2, which waits for it.
+
+    Raises:
+        SearchR3Error: it is, and was started without what is needed.
+    """
+    if answers(settings, 2):
+        check_server(settings)
+        return f"the vLLM server at {settings.url} answers, and takes new weights"
+    return (
+        f"no vLLM server answers at {settings.url} now; when stage 2 begins it is waited for, "
+        f"{settings.timeout:g} seconds"
+    )
 
 
 def engine_arguments(settings: GenerationRecipe, stop_ids: Sequence[int], length: int) -> dict[str, Any]:

@@ -191,18 +191,24 @@ def stage1_passes(recipe: Recipe, lengths: Lengths, shape: Shape, processes: int
 # Stage 2
 
 
-def stage2_work(recipe: Recipe, lengths: Lengths, documents: int) -> Work:
+def stage2_work(recipe: Recipe, lengths: Lengths, documents: int, reads_once: bool = False) -> Work:
     """All steps of stage 2 but what is measured on the way.
 
     Args:
         documents: of the training corpus.
+        reads_once: transformers may read each prompt once, and take the rollouts' vectors from the pass that
+            samples them; of a known architecture whose weights are not dealt.
     """
     stage = recipe.stage2
     rollouts, generations = stage.queries * stage.rollouts, stage.steps // stage.updates
     whole = lengths.prompt + lengths.thought + 1
     spoken = rollouts * (lengths.thought + 1)
-    passes = 1 + (stage.updates > 1) + (stage.beta > 0)  # for the reward, old log-probabilities, reference
-    read = rollouts * (lengths.prompt + passes * whole) + stage.queries * lengths.direct
+    elsewhere = stage.generation.engine == "vllm"
+    once = reads_once and not elsewhere
+    old = stage.updates > 1 or (elsewhere and stage.generation.correct)
+    passes = (not once) + old + (stage.beta > 0)  # for the reward, old log-probabilities, reference
+    prompts = 0 if elsewhere else stage.queries if once else rollouts
+    read = prompts * lengths.prompt + rollouts * passes * whole + stage.queries * lengths.direct
     read += refreshed(recipe, documents) * lengths.document
     learnt = rollouts * whole
     if stage.contrastive:
@@ -229,7 +235,8 @@ def refreshed(recipe: Recipe, documents: int) -> float:
 def stage2_passes(recipe: Recipe, lengths: Lengths, shape: Shape, processes: int) -> Passes:
     """The largest passes of stage 2: a micro-batch of rollouts, with its share of the contrastive term.
 
-    The matrix that makes logits has a float32 gradient, for the embed token's row at least.
+    The matrix that makes logits has a float32 gradient, for the embed token's row at least. Where vLLM
+    generates the rollouts, the trainer generates for the dev queries alone.
     """
     stage, most = recipe.stage2, recipe.model.max_new_tokens
     rows = -(-stage.queries * stage.rollouts // processes)
@@ -241,11 +248,13 @@ def stage2_passes(recipe: Recipe, lengths: Lengths, shape: Shape, processes: int
         negatives = pairs + stage.queries * stage.contrastive_negatives
         learnt += round((pairs * lengths.direct + negatives * lengths.document) / parts)
         vectors = 4 * (2 * (rows + pairs + negatives) * shape.hidden + 4 * (rows + pairs) * negatives)
+    dev = min(recipe.model.batch_size, -(-recipe.data.dev_queries // processes))
+    own = dev if stage.generation.engine == "vllm" else max(dev, rows)
     return Passes(
         learnt=learnt,
         logits=4 * min(learnt, TILE[0]) * TILE[1] + 4 * shape.head,
         vectors=vectors,
-        spoken_to=rows * (lengths.longest_prompt + most),
+        spoken_to=own * (lengths.longest_prompt + most),
     )
 
 
