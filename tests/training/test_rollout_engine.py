@@ -1,6 +1,7 @@
 """vLLM as the engine of the rollouts, by a stand-in (`vllm_stand_in.py`); vLLM itself was not run here."""
 
 import importlib.util
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -141,6 +143,41 @@ def test_vllm_generates_by_the_weights_that_are_trained(
     said = 2 / 3 if stage.direct_rollout else 1 / 2  # every other one, and the last is not sampled
     assert all(row["emission_rate"] == pytest.approx(said, abs=0.15) for row in generated)
     assert all(row["thinking_tokens"] <= recipe.model.max_new_tokens for row in generated)
+
+
+@pytest.mark.parametrize("lora", ["null", pytest.param("{r: 4}", marks=pytest.mark.slow)])
+def test_two_processes_share_a_server(
+    lora: str,
+    tiny_model: Path,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    launch: Callable[..., None],
+) -> None:
+    """The first hands the weights over and asks for all; each gets what belongs to its own prompts."""
+    recipe = toy_recipe(
+        *("stage2.generation={engine: vllm, mode: server, timeout: 5}", f"model.lora={lora}"),
+        *("stage2.steps=3", "stage2.queries=4", "stage2.evaluate_every=3", "stage2.warmup_share=0"),
+    )
+    toy.save(tmp_path / "data")
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.dump()), encoding="utf-8")
+    start = SearchR3.from_base(recipe.model.base, max_length=96, dtype="float32")
+    start.save_pretrained(tmp_path / "start")
+
+    launch(2, Path(__file__).with_name("vllm_processes.py"), tmp_path)
+
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["synchronised"] == 3 and second["synchronised"] == 0 and second["said"] == []
+    had = load_file(tmp_path / "first.safetensors")
+    for name, weight in start.model.state_dict().items():
+        torch.testing.assert_close(had[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+    rollouts = recipe.stage2.steps * recipe.stage2.queries * recipe.stage2.rollouts
+    assert len(first["got"]) == len(second["got"]) == rollouts // 2
+    assert sorted(first["got"] + second["got"]) == sorted(first["said"])
+    prompts = [{tuple(prompt) for prompt, _ in one["got"]} for one in (first, second)]
+    assert prompts[0] != prompts[1]
+    for row in (row for row in first["curve"] if "loss" in row):  # over both: none has another's
+        assert row["sampling/sampling_logp_difference/max"] < 2e-3
 
 
 def test_stops_and_limits_are_those_of_the_conversation() -> None:
