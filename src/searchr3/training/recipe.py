@@ -32,9 +32,9 @@ class SourceRecipe(Section):
         description="the task of its queries in a sentence, put after the system prompt wherever they are "
         "embedded or thought about; default: what the data set's `dataset.json` says",
     )
-    weight: Positive = Field(1.0, description="of its share of stage 1's batches, in a mixture")
+    weight: Positive = Field(1.0, description="factor of its share of stage 1's batches, see `data.by_size`")
     temperature: Positive | None = Field(
-        None, description="τ of InfoNCE in its batches; default: `stage1.temperature`"
+        None, description="τ of InfoNCE in its batches, as `stage1.temperature`, which is the default"
     )
     on_disk: bool | None = Field(
         None,
@@ -106,10 +106,14 @@ class DataRecipe(SourceRecipe):
 
 
 class LoraRecipe(Section):
-    r: Count = Field(16, description="rank")
-    alpha: Positive = Field(32, description="scale of the update, divided by the rank")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
-    target_modules: str | tuple[str, ...] = Field("all-linear", description="layers that get an adapter")
+    r: Count = Field(16, description="rank of each update: more can learn more, and takes more memory")
+    alpha: Positive = Field(32, description="each update is multiplied by `alpha / r`")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of its inputs set to 0")
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear",
+        description="layers that get an adapter: `all-linear` (all but the output head), or names such as "
+        "[q_proj, v_proj]",
+    )
 
 
 class ModelRecipe(Section):
@@ -118,7 +122,9 @@ class ModelRecipe(Section):
         None, description="YAML or JSON file with the prompts; default: those of the base, else ours"
     )
     max_length: Count = Field(1024, description="most tokens of template and text; reasoning comes on top")
-    max_new_tokens: Count = Field(128, description="most tokens of reasoning")
+    max_new_tokens: Count = Field(
+        128, description="most tokens of reasoning; what has not ended by then is closed by force"
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="of forward passes (weights that learn and the optimizer stay float32; linear layers "
@@ -131,17 +137,22 @@ class ModelRecipe(Section):
         description="keep only the input of each layer for the backward pass and compute the rest again: "
         "much less memory, a third more work",
     )
-    batch_size: Count = Field(64, description="most texts in one encoding forward")
+    batch_size: Count = Field(
+        64, description="most texts in one forward without gradient: of encoding, and of thinking on dev"
+    )
 
 
 class OptimizerRecipe(Section):
-    learning_rate: Positive = Field(1e-4, description="peak learning rate (AdamW)")
+    learning_rate: Positive = Field(1e-4, description="learning rate of AdamW at its peak, after the warm-up")
     warmup_share: Share = Field(0.05, description="share of the steps with rising learning rate")
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
-        "linear", description="after the warm-up"
+        "linear",
+        description="of the learning rate after the warm-up: it stays, or falls to 0 on a line or a cosine",
     )
-    weight_decay: Weight = Field(0.01, description="of AdamW")
-    max_grad_norm: Positive = Field(1.0, description="gradient clipping")
+    weight_decay: Weight = Field(
+        0.01, description="of AdamW: a step shrinks weights by it × the learning rate"
+    )
+    max_grad_norm: Positive = Field(1.0, description="norm that longer gradients are scaled down to")
 
 
 class SelectionRecipe(OptimizerRecipe):
@@ -150,7 +161,7 @@ class SelectionRecipe(OptimizerRecipe):
         100, description="steps between dev evaluations, each with a checkpoint; the best is kept"
     )
     patience: Count | None = Field(None, description="stop after so many dev evaluations without a new best")
-    log_every: Count = Field(10, description="steps between log lines")
+    log_every: Count = Field(10, description="steps between lines of the log, each their mean")
 
 
 class Stage1Recipe(SelectionRecipe):
@@ -176,10 +187,10 @@ class Stage1Recipe(SelectionRecipe):
         0.01,
         description="weight of KL(policy || base) on assistant tokens but the embed token, and chat replies",
     )
-    info_nce: Weight = Field(1.0, description="weight of InfoNCE")
-    triplet: Weight = Field(0.1, description="weight of the triplet margin loss")
-    temperature: Positive = Field(0.05, description="τ of InfoNCE")
-    margin: Weight = Field(0.1, description="θ of the triplet margin, in cosine")
+    info_nce: Weight = Field(1.0, description="weight of InfoNCE, the contrastive loss over the batch")
+    triplet: Weight = Field(0.1, description="weight of the triplet margin loss, see `margin`")
+    temperature: Positive = Field(0.05, description="τ of InfoNCE: cosines are divided by it")
+    margin: Weight = Field(0.1, description="θ: how far a positive's cosine is to exceed a negative's")
     matryoshka: Counts = Field(
         (),
         description="shorter widths at which the contrastive losses, of stage 2 too, are taken besides the "
@@ -203,7 +214,9 @@ class Stage1Recipe(SelectionRecipe):
     own_samples_after: Share = Field(
         0.3, description="share of the steps before own samples are used; noisy traces stand in"
     )
-    chat_prompts: Annotated[int, Field(ge=0)] = Field(8, description="general chat prompts in each step's KL")
+    chat_prompts: Annotated[int, Field(ge=0)] = Field(
+        8, description="general chat prompts, with a reply, in each step's KL, so that the model still chats"
+    )
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Stage1Recipe:
@@ -236,12 +249,16 @@ class Stage1Recipe(SelectionRecipe):
 
 class Stage2Recipe(SelectionRecipe):
     queries: Count = Field(16, description="queries in one generation, by default one optimizer step")
-    rollouts: Annotated[int, Field(ge=2)] = Field(8, description="G: rollouts a query")
-    accumulation: Count = Field(1, description="micro-batches of one optimizer step")
+    rollouts: Annotated[int, Field(ge=2)] = Field(
+        8, description="G: rollouts a query, compared with each other"
+    )
+    accumulation: Count = Field(
+        1, description="micro-batches of a step in each process; more take less memory"
+    )
     updates: Count = Field(
         1, description="optimizer steps on one generation, a share of it each; `epsilon` clips the later ones"
     )
-    sampling_temperature: Positive = Field(1.0, description="of the rollouts")
+    sampling_temperature: Positive = Field(1.0, description="of the rollouts: logits are divided by it")
     direct_rollout: bool = Field(
         False,
         description="one of the G rollouts is not sampled but the direct form's fixed answer (with "
@@ -249,22 +266,27 @@ class Stage2Recipe(SelectionRecipe):
         "among what is compared",
     )
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field(
-        "dapo", description="how TRL normalizes the policy loss"
+        "dapo",
+        description="what TRL divides the sum over tokens by: a rollout's tokens (`grpo`), the step's "
+        "(`dapo`), the micro-batch's (`bnpo`), or the most there may be (`dr_grpo`)",
     )
     scale_rewards: Literal["group", "batch", "none"] = Field(
-        "group", description="divide advantages by the spread of the rewards"
+        "group",
+        description="divide advantages by the standard deviation in a query's group, in the batch, or not",
     )
     beta: Weight = Field(
         0.0, description="weight of KL to the model at the start of the stage (GRPO's reference)"
     )
-    epsilon: Positive = Field(0.2, description="clip range of the policy ratio")
+    epsilon: Positive = Field(
+        0.2, description="the policy's ratio to that which sampled counts from 1 − ε to 1 + ε; see `updates`"
+    )
     policy_gradient: Weight = Field(
         1.0, description="weight of GRPO's loss; 0 leaves the contrastive term alone, as a control"
     )
     contrastive: Weight = Field(
         0.0, description="weight of InfoNCE through the rollouts' embeddings and the direct queries"
     )
-    contrastive_temperature: Positive = Field(0.05, description="its τ")
+    contrastive_temperature: Positive = Field(0.05, description="its τ: cosines are divided by it")
     contrastive_pairs: Annotated[int, Field(ge=0)] = Field(
         48, description="further pairs in its batch, direct only, grouped by `stage1.neighbours`"
     )
@@ -295,7 +317,7 @@ class EvaluationRecipe(Section):
     baselines: Names = Field(
         ("bm25",), description="`bm25`, or folder or Hub id of a searchr3 or sentence-transformers model"
     )
-    depth: Annotated[int, Field(ge=100)] = Field(100, description="documents ranked a query")
+    depth: Annotated[int, Field(ge=100)] = Field(100, description="documents ranked a query, when measured")
     chat_tokens: Annotated[int, Field(ge=0)] = Field(
         48,
         description="most tokens of a reply when the trained model is held against its base on general chat "
@@ -304,7 +326,7 @@ class EvaluationRecipe(Section):
 
 
 class Recipe(Section):
-    name: str = Field("run", description="name of the run")
+    name: str = Field("run", description="name of the run, in its report and in trackers")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything random")
     data: DataRecipe = DataRecipe()
     model: ModelRecipe = ModelRecipe()

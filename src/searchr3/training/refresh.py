@@ -31,12 +31,16 @@ class EnvironmentRecipe(Section):
         0.05, description="`certified`: share of the steps in which they may err by more"
     )
     calibration: Share = Field(0.2, description="`certified`: share of the budget of each of its two draws")
-    correct: bool = Field(True, description="`certified`: predict what is not re-encoded")
+    correct: bool = Field(
+        True, description="`certified`: predict the vectors that are not re-encoded from those that are"
+    )
     neighbours: Count = Field(
         8, description="`neighbourhood`: neighbours of a document in the proximity graph"
     )
     candidates: Count = Field(100, description="K: other documents in the reward, those that score highest")
-    dtype: Literal["float32", "float16"] = Field("float32", description="of the stored vectors")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the stored vectors; `float16` halves them"
+    )
     audit_every: Count | None = Field(
         None, description="steps between audits: rewards held against those of fresh vectors; null: none"
     )

@@ -37,7 +37,8 @@ class GenerationRecipe(Section):
         description="`colocate`: share of each GPU's memory that vLLM takes, for weights, keys and values",
     )
     tensor_parallel: Count = Field(
-        1, description="`colocate`: GPUs that one copy of the model is divided among"
+        1,
+        description="`colocate`: GPUs that one copy of the model is divided among; it divides the processes",
     )
     sleep: bool = Field(
         False, description="`colocate`: vLLM gives its memory back while the model is trained"
