@@ -5,7 +5,8 @@ python parallel.py FOLDER NAME [STAGE] [STOP]
 The recipe is FOLDER/recipe.json, the data FOLDER/data, the run FOLDER/run-NAME. With STOP the training is
 interrupted at that step. The rollouts of stage 2 are not sampled but worked out from query and step, so that
 they are the same in any number of processes, unless SAMPLED is set. Where `accelerate launch` would have
-asked for FSDP (ACCELERATE_USE_FSDP), the weights are dealt; accelerate itself does so on accelerators only.
+asked for FSDP or DeepSpeed (ACCELERATE_USE_FSDP, …_DEEPSPEED), it is used; accelerate itself does so on
+accelerators only.
 """
 
 import json
@@ -42,14 +43,20 @@ def decided(trainer, prompts, images, fields, generations):
 
 
 def deal_on_cpu() -> None:
-    """Let accelerate take FSDP's settings on a CPU, as it does on GPUs."""
+    """Let accelerate take the settings of FSDP or DeepSpeed on a CPU, as it does on GPUs."""
     real = AcceleratorState.__init__
+    kinds = {"fsdp_plugin": DistributedType.FSDP, "deepspeed_plugin": DistributedType.DEEPSPEED}
 
     def init(self, *arguments, **named) -> None:
         real(self, *arguments, **named)
-        if self.distributed_type == DistributedType.MULTI_CPU and named.get("fsdp_plugin"):
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            self.fsdp_plugin = named["fsdp_plugin"]
+        for name, kind in kinds.items():
+            plugin = named.get(name)
+            if self.distributed_type == DistributedType.MULTI_CPU and plugin:
+                self.distributed_type = PartialState._shared_state["distributed_type"] = kind
+                if name == "fsdp_plugin":
+                    self.fsdp_plugin = plugin
+                else:
+                    self.deepspeed_plugins = {"default": plugin}
 
     AcceleratorState.__init__ = init
 
@@ -78,7 +85,7 @@ def main() -> None:
     stage, stop = [*rest, *["stage1", ""][len(rest) :]]
     folder, rank = Path(folder), os.environ.get("RANK", "0")
     recipe = load_recipe(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
-    if os.environ.get("ACCELERATE_USE_FSDP"):
+    if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
         deal_on_cpu()
     search = SearchR3.from_base(recipe.model.base, max_length=recipe.model.max_length, dtype="float32")
 
