@@ -33,6 +33,7 @@ from searchr3.training.estimate import (
     Shape,
     Work,
     activations,
+    at_work,
     checkpoint_bytes,
     hours,
     memory,
@@ -142,6 +143,7 @@ def setting_of(recipe: Recipe, model: PreTrainedModel, stage: str, machine: Mach
         processes=machine.processes,
         shard=machine.shard,
         held=held(recipe, machine.shard) is not None,
+        base=stage == "stage1" and bool(kl),
     )
 
 
@@ -322,13 +324,17 @@ def _table(
             yield f"  {NAMES[one.name]:<38}" + "".join(_size(value, unit) for value in values)
         if one.name == "activations":
             other = [
-                memory.activations // activations(shape, setting) * activations(shape, _turned(setting))
+                memory.activations // _of_token(shape, setting) * _of_token(shape, _turned(setting))
                 for setting, memory in found
             ]
             which = "without" if found and found[0][0].checkpointing else "with"
             words = f"  ({which} gradient checkpointing)"
             yield f"  {words:<38}" + "".join(_size(value, unit) for value in other)
     yield f"  {'peak':<38}" + "".join(_size(memory.total, unit) for _, memory in found)
+
+
+def _of_token(shape: Shape, setting: Setting) -> int:
+    return activations(shape, setting) + at_work(shape, setting)
 
 
 def _turned(setting: Setting) -> Setting:

@@ -82,6 +82,7 @@ class Setting:
         shard: weights, also of copies, gradients and optimizer states are dealt among the processes (FSDP,
             ZeRO-3).
         held: linear layers, frozen, are held in bf16.
+        base: a pass of the base is made while a graph is kept (stage 1's KL).
     """
 
     parameters: int
@@ -92,6 +93,7 @@ class Setting:
     processes: int = 1
     shard: bool = False
     held: bool = False
+    base: bool = False
 
     @property
     def adapter(self) -> bool:
@@ -172,7 +174,7 @@ def memory(shape: Shape, setting: Setting, passes: Passes) -> Memory:
         buckets=buckets,
         bf16_weights=_bf16_weights(shape, setting),
         rows=_rows(shape, setting),
-        activations=passes.learnt * activations(shape, setting),
+        activations=passes.learnt * (activations(shape, setting) + at_work(shape, setting)),
         logits=passes.logits,
         vectors=passes.vectors,
         generation=passes.spoken_to * shape.layers * 2 * shape.keys * wide,
@@ -231,6 +233,16 @@ def activations(shape: Shape, setting: Setting) -> int:
     if setting.checkpointing:
         return 4 * shape.hidden * shape.layers + one + ends
     return one * shape.layers + ends
+
+
+def at_work(shape: Shape, setting: Setting) -> int:
+    """Bytes of a token that come and go while the graph is kept; the shares are fitted to a small model.
+
+    A quarter of what a layer keeps for gradients on the way back, and half of it for a pass of the base. With
+    checkpointing they come when no layer is kept, and are no more than the one that is counted.
+    """
+    one = saved_by_layer(shape, setting)
+    return 0 if setting.checkpointing else one // 4 + one // 2 * setting.base
 
 
 @dataclass(frozen=True)
