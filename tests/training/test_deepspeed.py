@@ -38,7 +38,7 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return fmean((a[name] - b[name]).abs().mean().item() for name in a)
 
 
-@pytest.mark.parametrize("stage", ["stage2"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_with_deepspeed_a_stage_is_that_stage(
     stage: str, toy: RetrievalDataset, toy_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path, launch: Launch
 ) -> None:

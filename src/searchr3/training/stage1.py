@@ -133,7 +133,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         cache = stage.micro_tokens is not None and len(list(length_batches(items, len(items), limit))) > 1
         self.learnt.count += sum(len(item.ids) for item in items)
         chunks = list(length_batches(items, len(items), min(limit, tokens_per_pass(self.args.device))))
-        self.dealt = is_dealt(model)
+        # DeepSpeed sums gradients at every backward pass, also of weights that are whole (ZeRO-2)
+        self.dealt = is_dealt(model) or self.is_deepspeed_enabled
         if self.dealt:  # every process must make as many passes: a token that teaches nothing fills up
             cache = bool(most(self.group, cache))  # which makes more of them
             for _ in range(most(self.group, len(chunks)) - len(chunks)):
