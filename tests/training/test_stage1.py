@@ -25,7 +25,7 @@ from searchr3.training import language, stage1, stage1_batch
 from searchr3.training.adapter import add_adapter
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
-from searchr3.training.forward import run
+from searchr3.training.forward import Item, Outputs, run
 from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Stage1Trainer, train_stage1
@@ -666,6 +666,25 @@ def test_gradients_do_not_depend_on_the_size_of_a_pass(
         assert parts.keys() == whole.keys()
         for name, grad in whole.items():
             torch.testing.assert_close(parts[name], grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("tokens", ["null", "300"])
+def test_the_passes_of_a_batch_are_of_like_size(
+    tokens: str, make_trainer: Callable[..., Stage1Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("stage1.own_samples=0", "stage1.kl=0", f"stage1.micro_tokens={tokens}")
+    monkeypatch.setattr(stage1, "tokens_per_pass", lambda device: 300)
+    sizes = list[int]()
+
+    def counted(model: Any, items: list[Item], *others: Any) -> Outputs:
+        sizes.append(len(items) * max(len(item.ids) for item in items))
+        return run(model, items, *others)
+
+    monkeypatch.setattr(stage1, "run", counted)
+    gradients(trainer, list(range(8)))
+
+    assert len(sizes) >= 3 and max(sizes) <= 300
+    assert min(sizes) > 0.6 * max(sizes)
 
 
 @pytest.mark.parametrize("lora", ["null", "{r: 4}"])
