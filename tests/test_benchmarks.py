@@ -249,6 +249,7 @@ def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path
     result = benchmark("_result")
     monkeypatch.setattr(result, "HERE", tmp_path / "benchmarks")
     (tmp_path / "src").mkdir()
+    (tmp_path / "benchmarks").mkdir()
 
     def digest(text: str) -> str:
         (tmp_path / "src" / "one.py").write_text(text, encoding="utf-8")
@@ -257,6 +258,13 @@ def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path
     plain = digest('def f(x):\n    """What it does."""\n    return x + 1\n')
     assert digest('"""About."""\n\ndef f(x):\n    """More of it."""\n    return x + 1  # why\n') == plain
     assert digest('def f(x):\n    """What it does."""\n    return x + 2\n') != plain
+    again = "def f(x):\n    return x + 1\n"
+    assert digest(again) == plain
+    (tmp_path / "benchmarks" / "_one.py").write_text("x = 1\n", encoding="utf-8")
+    measured = digest(again)
+    assert measured != plain
+    monkeypatch.setattr(result, "version", lambda library: "0")
+    assert digest(again) != measured
 
 
 def evaluated(name: str, gain: float, auto: float, low: float, queries: int = 100, **more) -> dict:
