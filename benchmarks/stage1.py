@@ -14,9 +14,10 @@ all_losses    SFT, KL, InfoNCE and triplet as the quickstart's recipe weighs the
 Tokens are those of the conversations that a step learns from, padding left out, each once however often it
 is passed through: of queries and documents, and for `all_losses` also those of the reasoned queries, the
 traces and the chats. Seconds are whole steps from one's end to the next's: loading, tokenizing, forward,
-backward, optimizer. Those of `all_losses` include that the model samples reasoning of its own, in the 70 % of the steps in which the recipe has it (the untrained base hardly ever ends before
-`max_new_tokens`, so it costs there what it can cost at most); tokens that are only sampled do not count. The
-base's replies to the chat prompts are made before the first step, and are not timed.
+backward, optimizer. Those of `all_losses` include that the model samples reasoning of its own, in the 70 %
+of the steps in which the recipe has it (the untrained base hardly ever ends before `max_new_tokens`, so it
+costs there what it can cost at most); tokens that are only sampled do not count. The base's replies to the
+chat prompts are made before the first step, and are not timed.
 
 `contrastive_tokens_ratio` is against the fastest of sentence-transformers' own four ways, so is
 `all_losses_tokens_ratio`; `…_against_NAME` is against one of the five. `peak_memory_ratio` is that of the
