@@ -668,6 +668,37 @@ def test_gradients_do_not_depend_on_the_size_of_a_pass(
             torch.testing.assert_close(parts[name], grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("lora", ["null", "{r: 4, dropout: 0.0}"])
+def test_the_trajectory_does_not_depend_on_the_size_of_a_pass(
+    lora: str, tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Six steps of a batch in one pass, in some, and in one for each conversation."""
+    keys = ("stage1.own_samples=0", "stage1.kl=0.5", "stage1.steps=6", "stage1.batch_size=8")
+    keys = (
+        *keys,
+        "stage1.evaluate_every=6",
+        "stage1.log_every=1",
+        "stage1.warmup_share=0",
+        f"model.lora={lora}",
+    )
+    found: list[tuple[list[float], dict[str, Tensor]]] = []
+    for tokens in ("null", "300", "1"):
+        search = SearchR3(tiny_model, dtype="float32")
+        start = {name: weight.clone() for name, weight in search.model.state_dict().items()}
+        curve = train_stage1(
+            search, toy, toy_recipe(*keys, f"stage1.micro_tokens={tokens}"), tmp_path / tokens
+        )
+        model = search.model if lora == "null" else search.model.merge_and_unload()
+        found.append(([row["loss"] for row in curve if "loss" in row], model.state_dict()))
+
+    (losses, whole), *others = found
+    moved = mean_difference(whole, start)
+    assert len(losses) == 6 and moved > 3e-4
+    for other_losses, weights in others:
+        assert other_losses == pytest.approx(losses, rel=1e-4)
+        assert mean_difference(weights, whole) < 1e-3 * moved
+
+
 @pytest.mark.parametrize("tokens", ["null", "300"])
 def test_the_passes_of_a_batch_are_of_like_size(
     tokens: str, make_trainer: Callable[..., Stage1Trainer], monkeypatch: pytest.MonkeyPatch
