@@ -194,11 +194,14 @@ def test_losses_are_compared_query_by_query(benchmark: Import) -> None:
     base = {f"q{number}": value for number, value in enumerate(rng.random(50))}
     arms = {
         "all": {"documents": 9, "pairs": 5, "ndcg": {key: value + 0.1 for key, value in base.items()}},
-        "st": {"documents": 9, "pairs": 5, "ndcg": base},
+        "st": {"documents": 9, "pairs": 5, "ndcg": dict(reversed(base.items()))},  # by query, not by place
+        "st_half": {"documents": 9, "pairs": 5, "ndcg": {key: value + 0.04 for key, value in base.items()}},
     }
     found = benchmark("losses").figures_of({"pack": arms})
     assert found["pack_minus_st"] == pytest.approx(0.1)
     assert found["pack_minus_st_low"] == pytest.approx(0.1)  # paired: no spread is left
+    for key in ("minus_best_st", "minus_best_st_low", "minus_best_st_high"):
+        assert found[f"pack_{key}"] == pytest.approx(0.06)
     assert found["pack.st.minus_st"] is None and found["pack.st.minus_all"] == pytest.approx(-0.1)
     assert found["pack.all.low"] < found["pack.all.ndcg"] < found["pack.all.high"]
 
