@@ -11,14 +11,22 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from platform import python_version
 from statistics import fmean, stdev
+from typing import Any
 
 from searchr3.closing import machine
 from searchr3.files import write_json, write_text
 
 HERE = Path(__file__).parent
+LIBRARIES = (
+    *("python", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "datasets"),
+    *("sentence-transformers", "numpy", "faiss-cpu", "bm25s", "ray"),
+)
+"""On which what is measured hangs."""
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -59,9 +67,8 @@ def commit() -> str:
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
     )
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "src"], cwd=HERE.parent, capture_output=True, text=True, check=False
-    )
+    sources = ["git", "status", "--porcelain", "src", "benchmarks/*.py"]
+    changed = subprocess.run(sources, cwd=HERE.parent, capture_output=True, text=True, check=False)
     return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
 
 
@@ -77,15 +84,51 @@ def interval(differences: Sequence[float]) -> tuple[float, float | None, float |
 
 
 def code() -> str:
-    """A digest of the source that benchmarks run, committed or not; comments and docstrings left out."""
-    digest = hashlib.sha256()
-    for path in sorted((HERE.parent / "src").rglob("*.py")):
+    """A digest of what benchmarks run: the source, theirs and ours, committed or not, and the libraries.
+
+    Comments and docstrings are left out. Parts measured by another are never mixed with new ones.
+    """
+    digest = hashlib.sha256("".join(f"{name} {versions(name)}\n" for name in LIBRARIES).encode())
+    for path in sorted([*(HERE.parent / "src").rglob("*.py"), *HERE.glob("*.py")]):
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 del node.body[0]
         digest.update(f"{path.name} {ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def parts_folder(work: Path, **about: Any) -> Path:
+    """Where this code keeps the parts that it measures of something; never another's.
+
+    Args:
+        work: of the benchmark.
+        about: what is measured, such as its sizes; told in the folder's about.json.
+    """
+    told = {"code": code(), **about}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    folder = work / f"by-{digest}"
+    write_json(folder / "about.json", told)
+    return folder
+
+
+def part(place: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures in a file of a `parts_folder`; measured where there are none yet."""
+    if not place.is_file():
+        print(f"part {place.stem}", flush=True)
+        write_json(place, measure())
+    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return found
+
+
+def versions(library: str) -> str:
+    """Of Python or an installed library; empty where it is not installed."""
+    if library == "python":
+        return python_version()
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
 
 
 def render() -> str:

@@ -28,7 +28,6 @@ The whole takes hours on two cores, and 10 GB of disk.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Callable
@@ -41,7 +40,7 @@ from _figures import FASTER, figures
 from _growth import WANTED, curve_of, drift, fidelity
 from _plots import fidelity_picture, growth_picture
 from _replay import Oracle, replay
-from _result import arguments, code, write
+from _result import arguments, part, parts_folder, write
 from _start import beginning
 from _topk import measure
 from _trajectory import Trajectory, record
@@ -232,15 +231,6 @@ def refuse_another(options: Namespace) -> None:
         raise SearchR3Error(f"{options.work}: holds another model's or recipe's; choose another with --work")
 
 
-def folder_of_parts(options: Namespace) -> Path:
-    """Where this code puts what it measures, at this size; another's parts are never taken for its own."""
-    about = {"code": code(), "size": options.size}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    folder: Path = options.work / f"by-{digest}"
-    _is(folder / "about.json", about)
-    return folder
-
-
 def _is(place: Path, about: dict[str, Any]) -> bool:
     """Whether the file holds `about`; written where there is none."""
     if not place.is_file():
@@ -267,13 +257,10 @@ def main() -> None:
         options.dataset, options.start = beginning(
             options.work, options.overrides, options.stage1, options.data
         )
-        options.made = folder_of_parts(options)
+        options.made = parts_folder(options.work, size=options.size)
         done = {}
         for name in options.parts:
-            place = options.made / f"{name}.json"
-            if not place.is_file():
-                write_json(place, PARTS[name](options))
-            done[name] = json.loads(place.read_text(encoding="utf-8"))
+            done[name] = part(options.made / f"{name}.json", lambda name=name: PARTS[name](options))
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None
     write(options.output, "environment", figures(done))

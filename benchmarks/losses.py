@@ -12,12 +12,15 @@ would fare in another order of the pairs.
 
 all                     the recipe's four losses and its batches of like documents
 st                      sentence-transformers' MultipleNegativesRankingLoss in its trainer, NO_DUPLICATES
+st_half, st_double      the same at half and at twice the learning rate
 info_nce_direct         InfoNCE on direct queries in random batches: what `st` does, done by us
 random_batches          all, in random batches
 without_…, only_…       all without one of the losses, and one of them alone
 
-The first three are run on every pack, the others on the first (`--ablation` names others). A finished arm is
-a file in the work folder: an interrupted study goes on where it was, one with other code begins anew.
+`minus_st` is against `st`, `PACK_minus_best_st` against the best of the three rates by these very queries,
+which favours it. The first five are run on every pack, the others on the first (`--ablation` names others).
+A finished arm is a file in the work folder: an interrupted study goes on where it was, one with other code
+begins anew.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ from searchr3.training.recipe_file import load_recipe
 
 LOSSES = ("sft", "kl", "info_nce", "triplet")
 RIVAL, WHOLE = "st", "all"
-COMPARED = (WHOLE, RIVAL, "info_nce_direct")
+RIVALS = {RIVAL: 1.0, "st_half": 0.5, "st_double": 2.0}
+"""Arm → times the recipe's learning rate."""
+COMPARED = (WHOLE, *RIVALS, "info_nce_direct")
 
 
 def zero(*names: str) -> tuple[str, ...]:
@@ -55,7 +60,7 @@ def zero(*names: str) -> tuple[str, ...]:
 
 ARMS: dict[str, tuple[str, ...]] = {
     WHOLE: (),
-    RIVAL: (),
+    **dict.fromkeys(RIVALS, ()),
     "info_nce_direct": (*zero("sft", "kl", "triplet", "reasoned_share"), "stage1.neighbours=1"),
     "random_batches": ("stage1.neighbours=1",),
     **{f"without_{name}": zero(name) for name in LOSSES},
@@ -97,16 +102,16 @@ def train(arm: str, dataset: RetrievalDataset, recipe: Recipe, folder: Path) -> 
     from searchr3.training.stage1 import train_stage1
 
     search = make_base_model(recipe)
-    if arm == RIVAL:
-        train_rival(search, dataset, recipe, folder)
+    if arm in RIVALS:
+        train_rival(search, dataset, recipe, RIVALS[arm], folder)
         search.autocast = precision(recipe)
     else:
         train_stage1(search, dataset, recipe, folder)
     return search
 
 
-def train_rival(search: Any, dataset: RetrievalDataset, recipe: Recipe, folder: Path) -> None:
-    """Train by sentence-transformers and take over the weights."""
+def train_rival(search: Any, dataset: RetrievalDataset, recipe: Recipe, times: float, folder: Path) -> None:
+    """Train by sentence-transformers, at so many times the recipe's rate, and take over the weights."""
     from _rival import as_text, cut, rival_of, rival_trainer, settings_like
     from sentence_transformers.base.sampler import BatchSamplers
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -122,6 +127,7 @@ def train_rival(search: Any, dataset: RetrievalDataset, recipe: Recipe, folder: 
     queries = [dataset.queries[pairs.query_ids[query]].text for query, _ in pairs.pairs]
     documents = [dataset.corpus[pairs.document_ids[row]].content for _, row in pairs.pairs]
     settings = settings_like(recipe, folder / "st")
+    settings["learning_rate"] *= times
     loss = MultipleNegativesRankingLoss(model, 1 / recipe.stage1.temperature)
     texts = [as_text(chat, cut(chat, some)) for some in (queries, documents)]
     rival_trainer(model, loss, *texts, settings, sampler=BatchSamplers.NO_DUPLICATES).train()
@@ -165,7 +171,8 @@ def figures_of(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str
     for pack, arms in found.items():
         figures |= {f"{pack}_{key}": arms[WHOLE][key] for key in ("documents", "pairs")}
         figures[f"{pack}_queries"] = len(arms[WHOLE]["ndcg"])
-        values = {arm: np.array(list(one["ndcg"].values())) for arm, one in arms.items()}
+        queries = list(arms[WHOLE]["ndcg"])
+        values = {arm: np.array([one["ndcg"][query] for query in queries]) for arm, one in arms.items()}
         for arm, own in values.items():
             low, high = bootstrap_ci(own)
             row = {"ndcg": float(own.mean()), "low": float(low), "high": float(high)}
@@ -177,6 +184,10 @@ def figures_of(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str
             figures |= {f"{pack}.{arm}.{name}": value for name, value in row.items()}
         for name in ("minus_st", "minus_st_low", "minus_st_high"):
             figures[f"{pack}_{name}"] = figures[f"{pack}.{WHOLE}.{name}"]
+        best = max((arm for arm in RIVALS if arm in values), key=lambda arm: values[arm].mean())
+        gap = paired_difference(values[WHOLE], values[best])
+        name, (low, high) = f"{pack}_minus_best_st", gap.ci95
+        figures |= {name: gap.mean, f"{name}_low": low, f"{name}_high": high}
     return figures
 
 

@@ -32,8 +32,6 @@ kills     Indexing is killed with SIGKILL at random moments, see `_kills.py`: `c
 
 from __future__ import annotations
 
-import hashlib
-import json
 from argparse import Namespace
 from pathlib import Path
 from shutil import rmtree
@@ -45,10 +43,9 @@ from _engine import engine_figures, no_stops
 from _indexing import indexing_figures
 from _kills import kill_figures
 from _load import server_figures
-from _result import arguments, code, write
+from _result import arguments, part, parts_folder, write
 
 from searchr3.errors import SearchR3Error
-from searchr3.files import write_json
 from searchr3.model import SearchR3
 from searchr3.preparation import bundled_base
 from searchr3.progress import hush_transformers
@@ -64,46 +61,34 @@ QUICK = {
 }
 
 
-def measured(part: str, options: Namespace) -> dict[str, float]:
+def measured(name: str, options: Namespace) -> dict[str, float]:
     """The figures of a part."""
     size, model, work = options.size, options.model, options.folder
-    if part == "indexing":
+    if name == "indexing":
         return indexing_figures(work, model, int(size["chunks"]), int(size["questions"]))
-    alone = work / part
+    alone = work / name
     rmtree(alone, ignore_errors=True)  # of one that was interrupted
     alone.mkdir()
-    if part == "kills":
+    if name == "kills":
         return kill_figures(alone, model, int(size["kills"]), int(size["killed_chunks"]))
-    if part == "api":
+    if name == "api":
         return api_figures(alone, model, int(size["examples"]))
     corpus = code_corpus(options.data, options.quick)
     texts = [query.text for query, _ in zip(corpus.queries.values(), range(2000), strict=False)]
-    if part == "load":
+    if name == "load":
         return server_figures(model, texts, size)
     search = SearchR3(model)
     with no_stops(search):
         return engine_figures(search, texts, size)
 
 
-def folder_of(options: Namespace) -> Path:
-    """Where this code keeps what it measures of this model at these sizes; no other's is taken for it."""
-    about = {"code": code(), "size": options.size, "model": str(options.model)}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    folder: Path = options.work / f"by-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def figures_of(options: Namespace) -> dict[str, float]:
     """Those of all parts that are asked for; of the others too, where they are known."""
     figures: dict[str, float] = {"threads": float(torch.get_num_threads())}
-    for part in PARTS:
-        place = options.folder / f"{part}.json"
-        if not place.is_file() and part in options.parts:
-            print(f"part {part}", flush=True)
-            write_json(place, measured(part, options))
-        if place.is_file():
-            figures |= json.loads(place.read_text(encoding="utf-8"))
+    for name in PARTS:
+        place = options.folder / f"{name}.json"
+        if place.is_file() or name in options.parts:
+            figures |= part(place, lambda name=name: measured(name, options))
     return figures
 
 
@@ -120,7 +105,7 @@ def main() -> None:
         options.size["minutes"] = options.minutes
     options.work = options.work or Path("runs") / ("benchmark-serving" + "-quick" * options.quick)
     options.data = options.data or options.work / "data"
-    options.folder = folder_of(options)
+    options.folder = parts_folder(options.work, size=options.size, model=str(options.model))
     hush_transformers()
     try:
         if options.model is None:

@@ -22,6 +22,7 @@ from searchr3.errors import SearchR3Error
 from searchr3.loading import on_meta
 from searchr3.model import SearchR3
 from searchr3.training.recipe import Recipe
+from searchr3.training.recipe_file import load_recipe
 from searchr3.training.workload import Lengths
 
 Import = Callable[[str], ModuleType]
@@ -146,6 +147,44 @@ def test_arms_of_stage_1_differ_in_what_they_say(benchmark: Import) -> None:
     assert alone.micro_tokens == whole.micro_tokens and alone.batch_size == whole.batch_size
 
 
+def test_no_pass_of_the_rival_is_larger_than_ours(benchmark: Import) -> None:
+    stage1 = benchmark("stage1")
+    size = {"rows": 8, "length": 100}
+    limit = stage1.recipe_of("contrastive", stage1.FULL).stage1.micro_tokens
+    assert limit == stage1.FULL["rows"] * stage1.FULL["length"]
+    found = {arm: stage1.their_passes(arm, size) for arm in (*stage1.THEIRS, stage1.HELPED)}
+    assert found["rows"] == {"mini_batch_size": 8} and found["fewer_rows"] == {"mini_batch_size": 2}
+    assert found["tokens"]["mini_batch_num_tokens"] == 800
+    assert found["fewer_tokens"]["mini_batch_num_tokens"] == 200 == found["sorted"]["mini_batch_num_tokens"]
+
+
+def test_batches_that_are_sorted_for_the_rival_keep_their_pairs(benchmark: Import) -> None:
+    assert benchmark("stage1").batches_sorted([3, 9, 5, 1, 2, 8, 7], 3) == [1, 2, 0, 5, 4, 3, 6]
+
+
+def test_both_passes_of_the_rival_compute_in_the_precision_of_ours(
+    benchmark: Import, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    rival = benchmark("_rival")
+    recipe = load_recipe("quickstart", ["model.precision=bf16", "stage1.steps=1", "stage1.batch_size=4"])
+    search = SearchR3(tiny_model, dtype="float32")
+    search.save_pretrained(tmp_path / "model")
+    model = rival.rival_of(tmp_path / "model", search.dimension)
+    seen: list[tuple[bool, torch.dtype]] = []
+    layer = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    layer.register_forward_hook(lambda *given: seen.append((torch.is_grad_enabled(), given[2].dtype)))
+    loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)
+    texts = rival.as_text(search.conversation, [*TEXTS[:3], "y"])
+    settings = rival.settings_like(recipe, tmp_path / "run")
+    trainer = rival.rival_trainer(model, loss, texts, texts, settings)
+    trainer.train()
+    assert seen == [(False, torch.bfloat16)] * 4 + [(True, torch.bfloat16)] * 4
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 def test_each_loss_is_left_out_and_stands_alone(benchmark: Import) -> None:
     losses = benchmark("losses")
     whole = losses.recipe_of("all", losses.FULL, ()).stage1
@@ -164,11 +203,14 @@ def test_losses_are_compared_query_by_query(benchmark: Import) -> None:
     base = {f"q{number}": value for number, value in enumerate(rng.random(50))}
     arms = {
         "all": {"documents": 9, "pairs": 5, "ndcg": {key: value + 0.1 for key, value in base.items()}},
-        "st": {"documents": 9, "pairs": 5, "ndcg": base},
+        "st": {"documents": 9, "pairs": 5, "ndcg": dict(reversed(base.items()))},  # by query, not by place
+        "st_half": {"documents": 9, "pairs": 5, "ndcg": {key: value + 0.04 for key, value in base.items()}},
     }
     found = benchmark("losses").figures_of({"pack": arms})
     assert found["pack_minus_st"] == pytest.approx(0.1)
     assert found["pack_minus_st_low"] == pytest.approx(0.1)  # paired: no spread is left
+    for key in ("minus_best_st", "minus_best_st_low", "minus_best_st_high"):
+        assert found[f"pack_{key}"] == pytest.approx(0.06)
     assert found["pack.st.minus_st"] is None and found["pack.st.minus_all"] == pytest.approx(-0.1)
     assert found["pack.all.low"] < found["pack.all.ndcg"] < found["pack.all.high"]
 

@@ -43,14 +43,22 @@ def test_the_short_form_writes_a_result(name: str, tmp_path: Path) -> None:
 
 
 def test_parts_of_another_code_or_size_are_not_taken(benchmark, monkeypatch, tmp_path: Path) -> None:
-    environment = benchmark("environment")
-    options = SimpleNamespace(work=tmp_path, size={"steps": 5})
-    first = environment.folder_of_parts(options)
-    assert environment.folder_of_parts(options) == first
-    monkeypatch.setattr(environment, "code", lambda: "another")
-    second = environment.folder_of_parts(options)
-    options.size = {"steps": 6}
-    assert len({first, second, environment.folder_of_parts(options)}) == 3
+    result = benchmark("_result")
+    first = result.parts_folder(tmp_path, size={"steps": 5})
+    assert result.parts_folder(tmp_path, size={"steps": 5}) == first
+    assert json.loads((first / "about.json").read_text(encoding="utf-8"))["size"] == {"steps": 5}
+    monkeypatch.setattr(result, "code", lambda: "another")
+    second = result.parts_folder(tmp_path, size={"steps": 5})
+    assert len({first, second, result.parts_folder(tmp_path, size={"steps": 6})}) == 3
+
+
+def test_a_part_is_measured_once(benchmark, tmp_path: Path) -> None:
+    result, asked = benchmark("_result"), []
+    for _ in range(2):
+        assert result.part(tmp_path / "speed.json", lambda: asked.append(1) or {"speed": 2.0}) == {
+            "speed": 2.0
+        }
+    assert asked == [1]
 
 
 def test_a_run_recorded_with_another_recipe_is_refused(benchmark, tmp_path: Path) -> None:
@@ -249,6 +257,7 @@ def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path
     result = benchmark("_result")
     monkeypatch.setattr(result, "HERE", tmp_path / "benchmarks")
     (tmp_path / "src").mkdir()
+    (tmp_path / "benchmarks").mkdir()
 
     def digest(text: str) -> str:
         (tmp_path / "src" / "one.py").write_text(text, encoding="utf-8")
@@ -257,6 +266,13 @@ def test_the_digest_of_the_code_is_of_what_runs(benchmark, monkeypatch, tmp_path
     plain = digest('def f(x):\n    """What it does."""\n    return x + 1\n')
     assert digest('"""About."""\n\ndef f(x):\n    """More of it."""\n    return x + 1  # why\n') == plain
     assert digest('def f(x):\n    """What it does."""\n    return x + 2\n') != plain
+    again = "def f(x):\n    return x + 1\n"
+    assert digest(again) == plain
+    (tmp_path / "benchmarks" / "_one.py").write_text("x = 1\n", encoding="utf-8")
+    measured = digest(again)
+    assert measured != plain
+    monkeypatch.setattr(result, "version", lambda library: "0")
+    assert digest(again) != measured
 
 
 def evaluated(name: str, gain: float, auto: float, low: float, queries: int = 100, **more) -> dict:
@@ -374,12 +390,10 @@ def test_the_cost_of_indexing_is_that_of_slices_that_were_measured_both_ways(ben
 def test_parts_of_serving_that_are_known_are_not_measured_again(benchmark, monkeypatch, tmp_path) -> None:
     serving, asked = benchmark("serving"), []
     options = SimpleNamespace(work=tmp_path, model=None, size={"rounds": 1}, parts=["engine", "api"])
-    options.folder = serving.folder_of(options)
+    options.folder = tmp_path
     monkeypatch.setattr(serving, "measured", lambda part, _: asked.append(part) or {f"{part}_figure": 1.0})
     first = serving.figures_of(options)
     assert asked == ["engine", "api"] and {"engine_figure", "api_figure"} < set(first)
     options.parts = ["load"]
     assert serving.figures_of(options) == {**first, "load_figure": 1.0}
     assert asked == ["engine", "api", "load"]
-    monkeypatch.setattr(serving, "code", lambda: "another")
-    assert serving.folder_of(options) != options.folder

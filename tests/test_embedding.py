@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from searchr3.conversation import Rendered
-from searchr3.embedding import Embedder, embed, length_batches
+from searchr3.embedding import Embedder, embed, length_batches, pass_tokens
 from searchr3.generation import padding_id
 from searchr3.model import SearchR3
 
@@ -180,3 +180,21 @@ def test_batches_hold_every_row_once_within_their_limits(
     for rows in batches:
         assert 1 <= len(rows) <= batch_size
         assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= tokens
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200))
+def test_passes_of_like_size_are_no_more_than_full_ones(lengths: list[int], tokens: int) -> None:
+    items = [Rendered([0] * length, 0, 0) for length in lengths]
+
+    def passes(most: int) -> int:
+        return len(list(length_batches(items, len(items), most)))
+
+    found = pass_tokens(items, tokens)
+    assert found <= tokens and passes(found) == passes(tokens)
+    assert found == 0 or passes(found - 1) > passes(tokens)
+
+
+def test_no_pass_is_a_small_remainder() -> None:
+    items = [Rendered([0] * 10, 0, 0) for _ in range(21)]
+    assert [len(rows) for rows in length_batches(items, 21, 100)] == [10, 10, 1]
+    assert [len(rows) for rows in length_batches(items, 21, pass_tokens(items, 100))] == [7, 7, 7]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -101,6 +102,23 @@ def length_batches(
         rows = ranks * max(1, min(batch_size, tokens // len(rendered[order[start]].ids)))
         yield order[start : start + rows]
         start += rows
+
+
+def pass_tokens(rendered: Sequence[HasIds], tokens: int) -> int:
+    """The fewest tokens to a batch, at most `tokens`, that make no more of `length_batches` than `tokens` do.
+
+    With them batches are of like size: with `tokens` the last may be a small remainder.
+    """
+    lengths = sorted((len(one.ids) for one in rendered), reverse=True)
+
+    def batches(most: int) -> int:
+        count = start = 0
+        while start < len(lengths):
+            start += max(1, most // lengths[start])
+            count += 1
+        return count
+
+    return bisect_left(range(tokens), -batches(tokens), key=lambda most: -batches(most))
 
 
 def tokens_per_pass(device: torch.device) -> int:

@@ -7,6 +7,7 @@ import pytest
 from searchr3.dataset import Document, Query, RetrievalDataset, load_dataset
 from searchr3.dataset.answer_log import read_answers
 from searchr3.dataset.asked_traces import ask_for_traces, closing_lines, estimate_for, log_path
+from searchr3.dataset.disk import Table
 from searchr3.dataset.endpoint import ChatEndpoint, chat_url
 from searchr3.dataset.trace_plan import AskSettings, Prices, TracePlan
 from searchr3.errors import EndpointError, SearchR3Error
@@ -50,6 +51,17 @@ def test_every_query_gets_its_own_trace(chat_server, tmp_path):
     assert (outcome.asked, outcome.prompt_tokens, outcome.answer_tokens) == (20, 2000, 200)
     assert told == [("asking", done, 20) for done in range(1, 21)]
     assert len(read_answers(log_path(tmp_path / "out"))) == 20
+
+
+def test_data_on_disk_get_their_traces_there(chat_server, tmp_path):
+    data(6).save(tmp_path / "data")
+    plan = TracePlan(load_dataset(tmp_path / "data", on_disk=True), ["stage1"], AskSettings("m"))
+    outcome = ask_for_traces(plan, ChatEndpoint(chat_url(chat_server.url)), tmp_path / "out")
+    filled = outcome.filled().queries
+    assert isinstance(filled, Table) and dict(filled) == load_dataset(tmp_path / "out").queries
+    assert all(query.reasoning for query in filled.values())
+    assert not any(query.reasoning for query in plan.dataset.queries.values())
+    assert "6 of 6 queries have a trace" in closing_lines(outcome, tmp_path / "out")[0]
 
 
 def test_requests_go_out_together_and_never_more_than_allowed(chat_server, tmp_path):

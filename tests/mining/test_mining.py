@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from searchr3.dataset import Document, Query, RetrievalDataset, load_dataset
+from searchr3.dataset.disk import Table
 from searchr3.errors import DataError, SearchR3Error
 from searchr3.mining import Rule, Teacher, Work, blocks, mine, mining
 from searchr3.model import SearchR3
@@ -47,6 +48,23 @@ def test_the_rest_of_the_data_stays(toy, tmp_path):
         assert replace(query, negatives=()) == toy.queries[key]
         assert len(query.negatives) == (8 if key in toy.qrels["stage1"] else 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("held_out", [(), ("d140",)])
+def test_data_on_disk_are_mined_as_data_in_memory(toy, tmp_path, monkeypatch, held_out, anew):
+    """And stay there: they may be larger than memory."""
+    queries = {key: replace(query, negatives=("d7",)) for key, query in toy.queries.items()}
+    toy = replace(toy, queries=queries, held_out=frozenset(held_out))
+    toy.save(tmp_path / "data")
+    finished, finish = [], Work.finish
+    monkeypatch.setattr(Work, "finish", lambda *given: finished.append(given[1].queries) or finish(*given))
+    found = [
+        mined(load_dataset(tmp_path / "data", on_disk=disk), tmp_path / f"out-{disk}", anew=anew)
+        for disk in (False, True)
+    ]
+    assert found[0] == found[1] and found[0] != toy
+    assert [type(one) for one in finished] == [dict, Table]
 
 
 def test_relevant_held_out_and_known_documents_are_no_negatives(tmp_path):

@@ -1,6 +1,7 @@
 """Gradient caching: the gradients of the whole batch, whatever the passes, and a peak that does not grow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -84,3 +85,29 @@ def test_the_passes_do_not_matter(chunks: list[list[int]]) -> None:
     whole, parts = network.learn([range(ITEMS)], cache=False), network.learn(chunks, cache=True)
     assert parts[0] == pytest.approx(whole[0], rel=1e-5)
     torch.testing.assert_close(parts[1:], whole[1:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_first_pass_shares_one_autocast_and_none_is_open_where_gradients_flow(cache: bool) -> None:
+    network, said = Network(), list[str]()
+    run = network.run
+
+    @contextmanager
+    def autocast() -> Iterator[None]:
+        said.append("open")
+        yield
+        said.append("close")
+
+    def forward(rows: Sequence[int], speak: bool) -> Outputs:
+        said.append("forward")
+        return run(rows, speak)
+
+    def accumulate(loss: Tensor) -> None:
+        said.append("backward")
+        loss.backward()
+
+    chunks = [[0, 1, 2], [3, 4], [5, 6]]
+    backward(chunks, forward, network.of_vectors, network.of_tokens, accumulate, cache, autocast)
+
+    again = ["open", "forward", "close"] if cache else []
+    assert said == ["open", *["forward"] * 3, "close", *[*again, "backward"] * 3]

@@ -149,6 +149,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-0").mkdir()
     (tmp_path / "runs").mkdir()
     make(tmp_path / HIDDEN / "checkpoint-24")
+    make(tmp_path / ".checkpoint-0.x1y2" / "checkpoint-0")  # moved aside to be replaced
 
     assert resume_point(tmp_path) == tmp_path / "checkpoint-16"
     assert names(tmp_path) == {"checkpoint-0", "checkpoint-8", "checkpoint-16", "runs"}
@@ -475,6 +476,27 @@ def test_every_process_knows_where_the_best_checkpoint_lies(tmp_path: Path) -> N
     trainer._save_checkpoint(None, None)
 
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
+
+
+def test_a_slow_process_leaves_the_first_one_s_next_work_alone(tmp_path: Path) -> None:
+    """Once all have written, the first one renames, rotates and begins the next; others may lag behind."""
+
+    class Trainer(WholeCheckpoints, Second):
+        pass
+
+    trainer, meetings = Trainer(tmp_path), []
+    following = tmp_path / HIDDEN / "checkpoint-8" / "model.safetensors"
+
+    def meet() -> None:
+        meetings.append(1)
+        if len(meetings) == 3:  # the last one; what the first does after it
+            following.parent.mkdir(parents=True, exist_ok=True)
+            following.write_text("weights")
+
+    trainer.accelerator.wait_for_everyone = meet
+    trainer._save_checkpoint(None, None)
+
+    assert len(meetings) == 3 and following.read_text() == "weights"
 
 
 # Killed

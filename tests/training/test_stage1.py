@@ -25,7 +25,7 @@ from searchr3.training import language, stage1, stage1_batch
 from searchr3.training.adapter import add_adapter
 from searchr3.training.common import check_trackers
 from searchr3.training.dev import DevSet
-from searchr3.training.forward import run
+from searchr3.training.forward import Item, Outputs, run
 from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import Recipe
 from searchr3.training.stage1 import Stage1Trainer, train_stage1
@@ -666,6 +666,56 @@ def test_gradients_do_not_depend_on_the_size_of_a_pass(
         assert parts.keys() == whole.keys()
         for name, grad in whole.items():
             torch.testing.assert_close(parts[name], grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4, dropout: 0.0}"])
+def test_the_trajectory_does_not_depend_on_the_size_of_a_pass(
+    lora: str, tiny_model: Path, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Six steps of a batch in one pass, in some, and in one for each conversation."""
+    keys = ("stage1.own_samples=0", "stage1.kl=0.5", "stage1.steps=6", "stage1.batch_size=8")
+    keys = (
+        *keys,
+        "stage1.evaluate_every=6",
+        "stage1.log_every=1",
+        "stage1.warmup_share=0",
+        f"model.lora={lora}",
+    )
+    found: list[tuple[list[float], dict[str, Tensor]]] = []
+    for tokens in ("null", "300", "1"):
+        search = SearchR3(tiny_model, dtype="float32")
+        start = {name: weight.clone() for name, weight in search.model.state_dict().items()}
+        curve = train_stage1(
+            search, toy, toy_recipe(*keys, f"stage1.micro_tokens={tokens}"), tmp_path / tokens
+        )
+        model = search.model if lora == "null" else search.model.merge_and_unload()
+        found.append(([row["loss"] for row in curve if "loss" in row], model.state_dict()))
+
+    (losses, whole), *others = found
+    moved = mean_difference(whole, start)
+    assert len(losses) == 6 and moved > 3e-4
+    for other_losses, weights in others:
+        assert other_losses == pytest.approx(losses, rel=1e-4)
+        assert mean_difference(weights, whole) < 1e-3 * moved
+
+
+@pytest.mark.parametrize("tokens", ["null", "300"])
+def test_the_passes_of_a_batch_are_of_like_size(
+    tokens: str, make_trainer: Callable[..., Stage1Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("stage1.own_samples=0", "stage1.kl=0", f"stage1.micro_tokens={tokens}")
+    monkeypatch.setattr(stage1, "tokens_per_pass", lambda device: 300)
+    sizes = list[int]()
+
+    def counted(model: Any, items: list[Item], *others: Any) -> Outputs:
+        sizes.append(len(items) * max(len(item.ids) for item in items))
+        return run(model, items, *others)
+
+    monkeypatch.setattr(stage1, "run", counted)
+    gradients(trainer, list(range(8)))
+
+    assert len(sizes) >= 3 and max(sizes) <= 300
+    assert min(sizes) > 0.6 * max(sizes)
 
 
 @pytest.mark.parametrize("lora", ["null", "{r: 4}"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr3.dataset.answer_log import AnswerLog, read_answers
+from searchr3.dataset.disk import writable
 from searchr3.dataset.endpoint import ChatEndpoint, Reply
 from searchr3.dataset.splits import digest
 from searchr3.dataset.trace_plan import Estimate, Prices, TracePlan, money
@@ -38,7 +39,7 @@ class Outcome:
 
     def filled(self) -> RetrievalDataset:
         """The data set with the traces."""
-        queries = dict(self.dataset.queries)
+        queries = writable(self.dataset.queries)
         for key, trace in self.traces.items():
             queries[key] = replace(queries[key], reasoning=trace)
         return replace(self.dataset, queries=queries)
@@ -179,8 +180,8 @@ class _Asking:
 
 def closing_lines(outcome: Outcome, output: Path, prices: Prices | None = None) -> tuple[str, list[str]]:
     """For a person: the result in one line, and what else is worth knowing."""
-    queries = outcome.filled().queries.values()
-    made = sum(query.reasoning is not None for query in queries)
+    queries = outcome.dataset.queries
+    made = sum(key in outcome.traces or one.reasoning is not None for key, one in queries.items())
     more = []
     if outcome.asked:
         cost = ""

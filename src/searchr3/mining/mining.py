@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from searchr3.dataset import RetrievalDataset
+from searchr3.dataset.disk import numbered, writable
 from searchr3.dataset.lazy import Lazy
 from searchr3.dataset.near_duplicates import jaccard, shingles
 from searchr3.dataset.splits import query_key
@@ -23,6 +24,7 @@ from searchr3.mining.work import Work, data_digest
 
 PART = 256  # queries that are searched, and written, together
 ALIKE = 0.8  # Jaccard similarity of their token shingles from which on two texts are copies
+RowOf = Callable[[str], int | None]
 _TRAINING = ("stage1", "stage2")
 _EVALUATION = ("dev", "test")
 
@@ -79,7 +81,7 @@ def mine(
     if teacher.by != "bm25" and teacher.instruction is None:
         teacher = replace(teacher, instruction=dataset.instruction)
     if anew:
-        dataset = _with_negatives(dataset, {key: () for split in splits for key in dataset.split(split)})
+        dataset = _with_negatives(dataset, ((key, ()) for split in splits for key in dataset.split(split)))
     questions, without_relevant = questions_of(dataset, splits)
     settings = {
         "anew": anew,
@@ -97,7 +99,7 @@ def mine(
         model = teacher.load()
         work.begin(settings)  # nothing is written before everything is known to be good
         corpus = dataset.training_corpus()
-        ids = list(corpus)
+        ids, _ = _rows_of_corpus(dataset)
         texts = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
         scorer = make_scorer(teacher, model, texts, work.folder, progress)
         copies = Copies(texts)
@@ -106,15 +108,13 @@ def mine(
             if not work.part(number).is_file():
                 write_jsonl(work.part(number), _mined(part, scorer, rule, ids, copies))
         progress("queries", len(questions), len(questions))
-    negatives: dict[str, tuple[str, ...]] = {}
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number in range(len(parts)):
-            for _, row in read_jsonl(work.part(number)):
-                negatives[row["_id"]] = (*dataset.queries[row["_id"]].negatives, *row["negatives"])
-                yield row
+        return (row for number in range(len(parts)) for _, row in read_jsonl(work.part(number)))
 
     found = figures(rows(), without_relevant)
+    known = dataset.queries
+    negatives = ((row["_id"], (*known[row["_id"]].negatives, *row["negatives"])) for row in rows())
     work.finish(_with_negatives(dataset, negatives), {"settings": settings, "figures": found})
     return found
 
@@ -143,11 +143,12 @@ def training_splits(dataset: RetrievalDataset, splits: Sequence[str]) -> list[st
     return list(dict.fromkeys(named))
 
 
-def _with_negatives(dataset: RetrievalDataset, negatives: dict[str, tuple[str, ...]]) -> RetrievalDataset:
-    queries = {
-        key: replace(query, negatives=negatives[key]) if key in negatives else query
-        for key, query in dataset.queries.items()
-    }
+def _with_negatives(
+    dataset: RetrievalDataset, negatives: Iterable[tuple[str, tuple[str, ...]]]
+) -> RetrievalDataset:
+    queries = writable(dataset.queries)
+    for key, own in negatives:
+        queries[key] = replace(queries[key], negatives=own)
     return replace(dataset, queries=queries)
 
 
@@ -160,23 +161,21 @@ def questions_of(dataset: RetrievalDataset, splits: Sequence[str]) -> tuple[list
     Raises:
         DataError: none of the queries has one.
     """
-    row_of = {key: row for row, key in enumerate(dataset.training_corpus())}
+    _, row_of = _rows_of_corpus(dataset)
     right: dict[str, set[int]] = defaultdict(set)
     for split, qrels in dataset.qrels.items():
         if split not in _EVALUATION:
             for key, judged in qrels.items():
-                right[query_key(dataset.queries[key].text)].update(_rows(judged, row_of))
+                right[query_key(dataset.queries[key].text)].update(_rows(_relevant(judged), row_of))
     questions, without = [], 0
     for split in splits:
         for key, judged in dataset.split(split).items():
             query = dataset.queries[key]
-            positives = _rows(judged, row_of)
+            positives = _rows(_relevant(judged), row_of)
             if not positives:
                 without += 1
                 continue
-            known = right[query_key(query.text)].union(
-                row_of[one] for one in query.negatives if one in row_of
-            )
+            known = right[query_key(query.text)].union(_rows(query.negatives, row_of))
             questions.append(Question(key, query.text, np.array(positives, np.int64), frozenset(known)))
     if not questions:
         raise DataError(
@@ -185,8 +184,23 @@ def questions_of(dataset: RetrievalDataset, splits: Sequence[str]) -> tuple[list
     return questions, without
 
 
-def _rows(judged: dict[str, int], row_of: dict[str, int]) -> list[int]:
-    return [row_of[document] for document, grade in judged.items() if grade > 0 and document in row_of]
+def _relevant(judged: Mapping[str, int]) -> Iterator[str]:
+    return (document for document, grade in judged.items() if grade > 0)
+
+
+def _rows(documents: Iterable[str], row_of: RowOf) -> list[int]:
+    return [row for document in documents if (row := row_of(document)) is not None]
+
+
+def _rows_of_corpus(dataset: RetrievalDataset) -> tuple[Sequence[str], RowOf]:
+    """Ids of the training corpus by row, and the row of an id, None for one that is not there.
+
+    Of data on disk they stay there, unless documents are held out: rows have no gaps.
+    """
+    if not dataset.held_out:
+        return numbered(dataset.corpus)
+    ids = list(dataset.training_corpus())
+    return ids, {key: row for row, key in enumerate(ids)}.get
 
 
 class Copies:

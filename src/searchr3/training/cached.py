@@ -8,8 +8,9 @@ gradient of the loss with respect to each vector is kept; then every chunk is ru
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ def backward(
     of_tokens: Callable[[Sequence[int], Outputs], Tensor],
     accumulate: Callable[[Tensor], None],
     cache: bool,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> float:
     """Add the gradients of `of_vectors(all vectors) + Σ of_tokens(chunk)` to the weights.
 
@@ -36,6 +38,7 @@ def backward(
         of_tokens: from a chunk's items and outputs a scalar.
         accumulate: backward of a scalar.
         cache: keep no graph before the second pass; else one forward does, and memory grows with the batch.
+        autocast: precision of forwards. All of the first pass share one: it casts each weight once.
 
     Returns:
         value of the whole.
@@ -43,20 +46,20 @@ def backward(
     kept: list[Outputs] = []
     found: list[Tensor] = []
     states = []
-    for rows in chunks:
-        states.append(_random_state())
-        with torch.set_grad_enabled(not cache):
+    with torch.set_grad_enabled(not cache), autocast():
+        for rows in chunks:
+            states.append(_random_state())
             outputs = run(rows, not cache)
-        found.append(outputs.vectors.detach().float())
-        if not cache:
-            kept.append(outputs)
+            found.append(outputs.vectors.detach().float())
+            if not cache:
+                kept.append(outputs)
     order = torch.tensor([row for rows in chunks for row in rows], device=found[0].device)
     vectors = torch.empty_like(torch.cat(found))
     vectors[order] = torch.cat(found)
     total, gradient = of_vectors(vectors)
     for number, rows in enumerate(chunks):
         if cache:
-            with _replayed(states[number]):  # dropout is that of the first pass
+            with _replayed(states[number]), autocast():  # dropout is that of the first pass
                 outputs = run(rows, True)
         else:
             outputs, kept[number] = kept[number], None  # type: ignore[call-overload]  # frees its graph
@@ -72,7 +75,7 @@ def _random_state() -> tuple[Tensor, Tensor | None]:
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
-@contextlib.contextmanager
+@contextmanager
 def _replayed(state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
     cpu, gpu = state
     with torch.random.fork_rng([] if gpu is None else [torch.cuda.current_device()]):

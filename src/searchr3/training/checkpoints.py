@@ -87,7 +87,8 @@ def resume_point(folder: Path, group: Group = ALONE) -> Path | None:
 
 def _remove_unfinished(folder: Path) -> None:
     newest = last_checkpoint(folder)
-    shutil.rmtree(folder / HIDDEN, ignore_errors=True)
+    for left in (folder / HIDDEN, *folder.glob(".checkpoint-*")):  # the latter: one that was to be replaced
+        shutil.rmtree(left, ignore_errors=True)
     for checkpoint in _checkpoints(folder):
         if step_of(checkpoint) > (step_of(newest) if newest else 0):
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -194,7 +195,8 @@ class WholeCheckpoints:
                     put_folder(hidden, place)
                 self.accelerator.wait_for_everyone()
         finally:
-            shutil.rmtree(hidden.parent, ignore_errors=True)
+            if self.args.should_save:  # by another process it might be done under the first one's next work
+                shutil.rmtree(hidden.parent, ignore_errors=True)
 
     def save_weights(self, folder: Path) -> None:
         """The weights alone, also as transformers looks for them when they are dealt among processes."""

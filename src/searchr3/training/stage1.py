@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from trl.models import prepare_fsdp
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
+from searchr3.embedding import TOKENS_PER_BATCH, length_batches, pass_tokens, tokens_per_pass
 from searchr3.generation import Reasoning, evaluating, is_dealt, padding_id, reason
 from searchr3.group import most, start_group
 from searchr3.losses import allowed_negatives, at_widths, info_nce, triplet_margin
@@ -132,7 +132,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
         limit = stage.micro_tokens or TOKENS_PER_BATCH // 2
         cache = stage.micro_tokens is not None and len(list(length_batches(items, len(items), limit))) > 1
         self.learnt.count += sum(len(item.ids) for item in items)
-        chunks = list(length_batches(items, len(items), min(limit, tokens_per_pass(self.args.device))))
+        size = pass_tokens(items, min(limit, tokens_per_pass(self.args.device)))
+        chunks = list(length_batches(items, len(items), size))
         # DeepSpeed sums gradients at every backward pass, also of weights that are whole (ZeRO-2)
         self.dealt = is_dealt(model) or self.is_deepspeed_enabled
         if self.dealt:  # every process must make as many passes: a token that teaches nothing fills up
@@ -145,8 +146,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
 
         def run_some(rows: Sequence[int], speak: bool) -> Outputs:
             chosen = [items[row] for row in rows]
-            with self.accelerator.autocast():
-                return run(model, chosen, self.pad_id, None if speak else [False] * len(rows))
+            return run(model, chosen, self.pad_id, None if speak else [False] * len(rows))
 
         def of_tokens(rows: Sequence[int], outputs: Outputs) -> Tensor:
             chosen = [items[row] for row in rows]
@@ -172,6 +172,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
                 of_tokens,
                 accumulate,
                 cache,
+                self.accelerator.autocast,
             )
         sum_gradients(model)
         for name in ("sft", "kl"):  # of this process's tokens so far, over the number of all
