@@ -198,7 +198,9 @@ def test_the_cache_repeats_the_dropout_of_its_first_pass(
 
     def kept(chunks: Any, *rest: Any) -> float:
         passes.append(len(chunks))
-        return backward(chunks, *rest[:-1], False)
+        *losses, cache, autocast = rest
+        assert cache
+        return backward(chunks, *losses, False, autocast)
 
     cached, another = gradients(trainer), gradients(trainer, seed=1)
     monkeypatch.setattr(stage1, "backward", kept)

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import vllm_stand_in
 from safetensors.torch import save_file
 
 from searchr3.dataset import load_dataset
@@ -35,6 +34,8 @@ def noted(owner, method: str, calls: list) -> None:
 
 
 def main() -> None:
+    import vllm_stand_in  # beside this file, where only a script looks
+
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     values = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     search = SearchR3.from_base(values["model"]["base"], max_length=96, dtype="float32")
