@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import time
 from dataclasses import replace
@@ -196,6 +197,73 @@ def test_what_is_drawn_by_chance_is_not_kept(known, tmp_path):
     assert model.calls == 2
 
 
+def test_what_is_drawn_with_a_seed_is_kept_by_its_batch(thinker, tmp_path):
+    thinker.digest = lambda: "drawing"
+    texts = ["red blue teal", "green pink", "red blue teal"]
+    with Cache(tmp_path) as cache:
+        cached = cache.over(thinker)
+        first = cached.generate(texts, 6, 1.0, seed=3)
+        assert answer(first) == answer(thinker.generate(texts, 6, 1.0, seed=3))
+        thinker.asked.clear()
+        assert answer(cached.generate(texts, 6, 1.0, seed=3)) == answer(first)
+        assert not thinker.asked
+        for asked in (
+            lambda model: model.generate(texts, 6, 1.0, seed=4),
+            lambda model: model.generate(texts[:2], 6, 1.0, seed=3),
+            lambda model: model.generate(texts[::-1] + texts, 6, 1.0, seed=3),
+            lambda model: model.generate(texts, 5, 1.0, seed=3),
+            lambda model: model.generate(texts, 6, 0.5, seed=3),
+            lambda model: model.generate(texts, 6),
+        ):
+            thinker.asked.clear()
+            assert answer(asked(cached)) == answer(asked(thinker))
+            assert len(thinker.asked) == 2
+
+
+def test_one_lost_sample_is_drawn_with_its_whole_batch(thinker, tmp_path):
+    thinker.digest = lambda: "drawing"
+    texts = ["red blue teal", "green pink", "gold grey blue"]
+    with Cache(tmp_path) as cache:
+        first = cache.over(thinker).generate(texts, 6, 1.0, seed=3)
+    with sqlite3.connect(tmp_path / "drawing.sqlite") as base:
+        base.execute("DELETE FROM entries WHERE rowid = 2")
+    with Cache(tmp_path) as cache:
+        assert answer(cache.over(thinker).generate(texts, 6, 1.0, seed=3)) == answer(first)
+    assert [asked["batch"] for asked in thinker.asked] == [texts, texts]
+
+
+def test_samples_of_an_evaluation_that_failed_are_not_drawn_again(
+    thinker, data, tmp_path, small_blocks, monkeypatch
+):
+    monkeypatch.setattr("searchr3.evaluation.samples.QUERIES", 10)
+    thinker.digest = lambda: "drawing"
+    asked = {"samples": [1, 3], "max_new_tokens": 6}
+
+    def points(folder):
+        curve = measured(thinker, data, folder, **asked).summary["curves"]["samples"]
+        return [point["ndcg@10"] for point in curve]
+
+    whole = points(tmp_path / "whole")
+    draws = len(thinker.asked)
+    generate, left = thinker.generate, 6
+
+    def failing(*given, **options):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Stopped
+        return generate(*given, **options)
+
+    thinker.asked.clear()
+    thinker.generate = failing
+    with pytest.raises(Stopped):
+        points(tmp_path / "kept")
+    thinker.generate = generate
+    for _ in range(2):
+        assert points(tmp_path / "kept") == whole
+        assert len(thinker.asked) == draws == 4 + 3 * 4
+
+
 def test_seconds_are_those_of_the_computing(known, data, tmp_path, monkeypatch):
     now = 0.0
 
@@ -260,7 +328,7 @@ def test_a_cache_of_nothing_is_no_file(model, data, tmp_path):
 def test_baselines_are_kept_too(known, data, tmp_path, monkeypatch):
     rival = known()
     monkeypatch.setattr("searchr3.evaluation.runner.check_baselines", lambda *_: None)
-    monkeypatch.setattr("searchr3.evaluation.rivals.load_rival", lambda path, key: rival)
+    monkeypatch.setattr("searchr3.evaluation.rivals.load_rival", lambda *_: rival)
     for _ in range(2):
         with Cache(tmp_path) as cache:
             results = evaluate(known(said="own"), data, baselines=("bm25", "a/rival"), cache=cache)
@@ -272,7 +340,7 @@ def test_baselines_are_kept_too(known, data, tmp_path, monkeypatch):
 
 def test_a_sentence_transformers_model_is_its_files(tmp_path, monkeypatch):
     loaded = SimpleNamespace(device=SimpleNamespace(type="cpu"))
-    stand_in = SimpleNamespace(SentenceTransformer=lambda path, model_kwargs: loaded)
+    stand_in = SimpleNamespace(SentenceTransformer=lambda path, **_: loaded)
     monkeypatch.setitem(sys.modules, "sentence_transformers", stand_in)
     names = set()
     for files in ({"modules.json": "[]"}, {"modules.json": "[]", "1_Pooling/config.json": "{}"}):

@@ -1,4 +1,4 @@
-"""What an evaluation computed, kept for the next one: vectors and greedy thoughts, by model and text.
+"""What an evaluation computed, kept for the next one: vectors and thoughts, by model and text.
 
 `Cached(model)` stands before a model, answers from a `Shelf` what it can, and asks the model for the rest.
 A model's file is named by its `digest()`; within it an entry is known by what was asked: the kind, the text,
@@ -84,13 +84,14 @@ class Cache:
 
 
 class Cached:
-    """A model whose vectors and greedy thoughts are kept; an `Embedder` or a `Rival` as the model is.
+    """A model whose vectors and thoughts are kept; an `Embedder` or a `Rival` as the model is.
 
     What is returned is what was computed, bit for bit, whether it was kept or is new. Of each call the texts
     that are not known go to the model together, each once, and are on the disk before the call returns.
     With a vector is kept whether its text was `shortened`, where the model tells that.
-    Thoughts at a temperature, and vectors after `reasoning=True`, are no function of the text alone: such
-    calls go through to the model, as does everything that is not named here.
+    Thoughts that are sampled with a seed are kept by their batch. Those that are sampled without one, and
+    vectors after `reasoning=True`, are no function of what was asked: such calls go through to the model, as
+    does everything that is not named here.
 
     Args:
         model: must not change while it is wrapped; its `digest()` is asked for once.
@@ -137,21 +138,32 @@ class Cached:
         return self._vectors(keys, texts, encode)
 
     def generate(
-        self, batch: Sequence[str], max_new_tokens: int = 128, temperature: float = 0.0, **options: Any
+        self,
+        batch: Sequence[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        *,
+        seed: int | None = None,
+        **options: Any,
     ) -> list[Thought]:
-        if temperature:
-            return self.model.generate(
-                batch=batch, max_new_tokens=max_new_tokens, temperature=temperature, **options
-            )
-
+        chance = {} if seed is None else {"seed": seed}
+        drawn = {"temperature": temperature, **chance} if temperature else {}
+        asked = options | drawn | {"max_new_tokens": max_new_tokens}
+        if drawn and not chance:
+            return self.model.generate(batch=batch, **asked)
         texts = _listed(batch)
 
-        def think(rows: list[int]) -> Sequence[Thought]:
-            asked = [texts[row] for row in rows]
-            return self.model.generate(batch=asked, max_new_tokens=max_new_tokens, **options)
+        def think(rows: list[int]) -> Iterable[bytes]:
+            some = range(len(texts)) if drawn else rows
+            found = self.model.generate(batch=[texts[row] for row in some], **asked)
+            said = dict(zip(some, found, strict=True))
+            return (_said(said[row]) for row in rows)
 
-        keys = [_key("thought", text, options | {"max_new_tokens": max_new_tokens}) for text in texts]
-        return [_thought(value) for value in self._values(keys, lambda rows: map(_said, think(rows)))]
+        keys = [_key("thought", text, asked) for text in texts]
+        if drawn:  # a batch shares its random numbers: what is said of a text depends on all of them
+            together = blake2b(b"".join(keys)).hexdigest()
+            keys = [_key("sample", str(row), {"batch": together}) for row in range(len(texts))]
+        return [_thought(value) for value in self._values(keys, think)]
 
     def think(
         self, queries: Sequence[str], max_new_tokens: int = 128, **options: Any
