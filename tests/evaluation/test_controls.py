@@ -74,6 +74,9 @@ def test_each_has_the_tokens_that_it_promises(results, thinker, data):
         assert results.run(name).thinking_tokens_mean == results.run("reasoned").thinking_tokens_mean
     for name in ("other_trace", "filler", "repeated"):
         assert results.run(name).emission_rate == 0  # nobody said the token
+        assert results.run(name).thinking_seconds is None
+    needs, thinking = results.run("bm25+trace"), results.run("reasoned").thinking_seconds
+    assert needs.seconds > needs.thinking_seconds == thinking > 0  # it is no search without the thoughts
 
 
 def ranked(data, ids, vectors, documents):

@@ -158,6 +158,7 @@ def test_a_served_model_and_rewriting_in_the_same_run(embedding_server, model, d
     rewrite, reasoned = results.run(f"rewrite:{spec}"), results.run("reasoned")
     assert rewrite.values == reasoned.values != results.run("direct").values
     assert rewrite.thinking_tokens_mean == reasoned.thinking_tokens_mean > 0
+    assert rewrite.seconds > rewrite.thinking_seconds == reasoned.thinking_seconds > 0  # what it costs
     asked = [text for body in embedding_server.requests for text in body["input"]]
     assert len(asked) == 150 + 40 + 40  # the documents once for both
     assert len(model.seen) == 40 + 40 + 40  # direct; thinking, then after it: nothing is thought twice

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from searchr3.dataset import Document, Query, RetrievalDataset, load_dataset
 from searchr3.errors import DataError, ModelError
 from searchr3.evaluation import check_baselines, evaluate
+from searchr3.evaluation.bench import Bench
 from searchr3.ranking import METRICS, trec_metrics
 
 COMMIT = "a" * 40
@@ -74,6 +75,21 @@ def test_documents_on_disk_are_not_all_held_in_memory(model, tmp_path):
         tracemalloc.stop()
     assert model.encoded == 3000
     assert peak < 25e6  # of 33 MB, a third at a time
+
+
+def test_vectors_of_documents_are_not_held_twice(model):
+    corpus = {f"d{n}": Document("", "word") for n in range(4096)}
+    dataset = RetrievalDataset("many", corpus, {"q": Query("words")}, {"test": {"q": {"d7": 1}}})
+    bench = Bench(dataset, "test", 100, None)
+    model.vectors = lambda texts: np.ones((len(texts), 1024), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        vectors = bench.encode_documents(model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert vectors.shape == (4096, 1024) and vectors.all()
+    assert peak < 1.6 * vectors.nbytes  # all of them, and a block or two
 
 
 def test_no_trace_reaches_evaluation(model, make_data):
@@ -194,7 +210,7 @@ def test_a_diverged_model_is_named(model, data):
 class FakeTransformer:
     """Stands in for SentenceTransformer: a bag of words under another name."""
 
-    def __init__(self, path, model_kwargs):
+    def __init__(self, path, device, model_kwargs):
         assert model_kwargs == {"use_safetensors": True}
         if "broken" in path:
             raise OSError("no file named model.safetensors\nmore lines")
@@ -253,6 +269,23 @@ def test_another_model_as_baseline(model, data, sentence_transformers):
     assert len(results.summary["differences"]) == len(pairs) * len(METRICS)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", None])
+def test_a_baseline_computes_where_the_model_does(model, data, sentence_transformers, monkeypatch, device):
+    """Else their seconds could not be compared; and another GPU may have no room for it."""
+    asked = []
+
+    class Told(FakeTransformer):
+        def __init__(self, path, device, model_kwargs):
+            asked.append(device)
+            super().__init__(path, device, model_kwargs)
+
+    monkeypatch.setattr(sys.modules["sentence_transformers"], "SentenceTransformer", Told)
+    if device:
+        model.device = device
+    evaluate(model, data, baselines=("some/model",))
+    assert asked == [device]
+
+
 def test_a_baseline_that_cannot_be_loaded(model, data, sentence_transformers, tmp_path, monkeypatch):
     with pytest.raises(
         ModelError, match=r"baseline broken/model: cannot load it \(no file named model.safetensors\); give"
@@ -273,7 +306,9 @@ def test_a_baseline_that_cannot_be_loaded(model, data, sentence_transformers, tm
 
 def test_a_searchr3_model_as_baseline_is_not_pooled(model, data, tmp_path, hub, monkeypatch):
     (tmp_path / "searchr3.json").write_text("{}")
-    monkeypatch.setitem(sys.modules, "searchr3.model", types.SimpleNamespace(SearchR3=lambda path: model))
+    monkeypatch.setitem(
+        sys.modules, "searchr3.model", types.SimpleNamespace(SearchR3=lambda path, device: model)
+    )
     results = evaluate(model, data, baselines=(str(tmp_path), "our/model"))
     for name in (str(tmp_path), "our/model"):
         assert results.run(name).values == results.run("direct").values

@@ -104,12 +104,13 @@ def _is_ours(path: str) -> bool:
     return False
 
 
-def load_rival(path: str, key_variable: str | None = None) -> Rival:
+def load_rival(path: str, key_variable: str | None = None, device: str | None = None) -> Rival:
     """Another embedding model. sentence-transformers would load ours too, and pool it wrongly.
 
     Args:
         path: a folder, a Hub id, or a server's `URL#MODEL`.
         key_variable: the environment variable with the key of a server.
+        device: where it computes, such as "cuda:1"; by default on the GPU where there is one.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -120,9 +121,9 @@ def load_rival(path: str, key_variable: str | None = None) -> Rival:
     if _is_ours(path):
         from searchr3.model import SearchR3
 
-        return SearchR3(path)
+        return SearchR3(path, device=device)
     try:
-        return _SentenceTransformer(path)
+        return _SentenceTransformer(path, device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"baseline {path}: cannot load it ({first_line(error)}); give bm25, a folder or a Hub id"
@@ -132,11 +133,12 @@ def load_rival(path: str, key_variable: str | None = None) -> Rival:
 class _SentenceTransformer:
     """A sentence-transformers model; its own prompts for queries and documents are used, not the task's."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, device: str | None = None) -> None:
         from sentence_transformers import SentenceTransformer
 
         self.path = path
-        self.model = SentenceTransformer(path, model_kwargs={"use_safetensors": True})  # never a pickle
+        kwargs = {"use_safetensors": True}  # never a pickle
+        self.model = SentenceTransformer(path, device=device, model_kwargs=kwargs)
 
     def digest(self) -> str:
         """A stable name of all that its vectors depend on; so is that of `SearchR3`."""

@@ -86,8 +86,15 @@ class Bench:
         return time.perf_counter() + (self.cache.saved if self.cache else 0.0)
 
     def encode_documents(self, model: Any, what: str = "documents") -> np.ndarray:
-        parts = self.steps(what, self.documents, _DOCUMENTS)
-        return np.concatenate([model.encode_document(part) for part in parts])
+        """Vectors of the whole corpus, (documents, d) float32; a large one is never held twice."""
+        vectors, done = np.empty((0, 0), dtype=np.float32), 0
+        for part in self.steps(what, self.documents, _DOCUMENTS):
+            found = model.encode_document(part)
+            if not done:
+                vectors = np.empty((len(self.documents), found.shape[1]), dtype=np.float32)
+            vectors[done : done + len(found)] = found
+            done += len(found)
+        return vectors
 
     def dense(
         self,

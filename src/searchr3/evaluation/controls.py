@@ -12,7 +12,8 @@ text and keeps the rest:
 `filler` has exactly the own thought's number of tokens for each query, so that it differs from `reasoned` in
 what is said and in nothing else. `repeated` has as many or more: a part of the query would be a weaker
 control than the whole. `other_trace` has the same thoughts over all queries. In all of them the embed token
-is put there by force (`emitted` is False), and `seconds` leave the thinking out.
+is put there by force (`emitted` is False), and `seconds` leave the thinking out. `bm25+trace` is a search
+that needs the thoughts: their seconds count.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from searchr3.evaluation.results import REASONING, Run, Thought
 from searchr3.evaluation.thoughts import GivenThought, given
 from searchr3.files import nearest
 
-CONTROLS = ("other_trace", "filler", "repeated", "bm25+trace")
+WITHOUT_MODEL = "bm25+trace"
+CONTROLS = ("other_trace", "filler", "repeated", WITHOUT_MODEL)
 FILLERS = (" .", ".", "…", " ,", ",")  # the first that the tokenizer writes as one token
 SEED = 0
 
@@ -62,9 +64,10 @@ def run_controls(
     own = [reasoned.thoughts[query] for query in bench.ids]
     runs = []
     for name in dict.fromkeys(names):
-        if name == "bm25+trace":
+        if name == WITHOUT_MODEL:
             texts = [f"{query} {one.text}" for query, one in zip(bench.queries, own, strict=True)]
-            runs.append(bench.bm25(name, texts, thoughts=reasoned.thoughts, kind="control"))
+            run = bench.bm25(name, texts, thoughts=reasoned.thoughts, kind="control")
+            runs.append(run.with_thinking_of(reasoned))
             continue
         start = bench.clock()
         thoughts, setting = _thoughts(name, bench, model.conversation, own)

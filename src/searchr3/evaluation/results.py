@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -110,6 +110,11 @@ class Run:
     def emission_rate(self) -> float | None:
         """Share of the thoughts that the embed token ended without force; None when there are none."""
         return float(np.mean([each.emitted for each in self.thoughts.values()])) if self.thoughts else None
+
+    def with_thinking_of(self, other: Run) -> Run:
+        """This run, which searches with the thoughts of `other`, at the cost of thinking them."""
+        seconds = self.seconds + (other.thinking_seconds or 0.0)
+        return replace(self, seconds=seconds, thinking_seconds=other.thinking_seconds)
 
 
 @dataclass(frozen=True, eq=False)

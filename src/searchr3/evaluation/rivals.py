@@ -18,10 +18,17 @@ class Rivals:
     Args:
         baselines: see `evaluate`.
         key_variable: the environment variable with the key of a baseline's server.
+        device: where models compute, so that their seconds can be compared with ours; see `load_rival`.
     """
 
-    def __init__(self, bench: Bench, baselines: Sequence[str | Run], key_variable: str | None) -> None:
-        self.bench, self.key_variable = bench, key_variable
+    def __init__(
+        self,
+        bench: Bench,
+        baselines: Sequence[str | Run],
+        key_variable: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.bench, self.key_variable, self.device = bench, key_variable, device
         self.names = list(dict.fromkeys(baselines))
         self._found: dict[str | Run, Run] = {}
         self._again = {embedder_of(one) for one in self.names if isinstance(one, str) and _waits(one)}
@@ -53,9 +60,9 @@ class Rivals:
                     thoughts=reasoned.thoughts,
                     kind="baseline",
                     documents_seconds=seconds,
-                    setting="the thoughts of reasoned; its seconds are without thinking",
+                    setting="the thoughts of reasoned, whose seconds count here too",
                 )
-                self._found[name] = _noted(run, rival)
+                self._found[name] = _noted(run.with_thinking_of(reasoned), rival)
 
     def _run(self, baseline: str | Run) -> Run:
         if isinstance(baseline, Run):
@@ -72,7 +79,7 @@ class Rivals:
         """The model, the documents' vectors, and the seconds they took."""
         if path in self._known:
             return self._known[path]
-        rival = load_rival(path, self.key_variable)
+        rival = load_rival(path, self.key_variable, self.device)
         rival = self.bench.cache.over(rival) if self.bench.cache else rival
         begun = self.bench.clock()
         vectors = self.bench.encode_documents(rival, f"{path} documents")

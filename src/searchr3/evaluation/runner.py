@@ -84,7 +84,8 @@ def evaluate(
     wanted = REASONING[reasoning]
     rule = known_rule(model, adaptive) if "auto" in wanted else None
     bench = Bench(dataset.without_reasoning(), split, depth, progress, cache)
-    rivals = Rivals(bench, baselines, key_variable)
+    device = getattr(model, "device", None)
+    rivals = Rivals(bench, baselines, key_variable, None if device is None else str(device))
     rivals.rank()
     model = cache.over(model) if cache else model
     documents_seconds = None
@@ -147,7 +148,7 @@ def evaluate_baseline(
     """A baseline by itself, measured as `evaluate` does beside a model; arguments and errors as there."""
     check_baselines([baseline], "off")
     bench = Bench(dataset.without_reasoning(), split, depth, progress)
-    rivals = Rivals(bench, [baseline], None)
+    rivals = Rivals(bench, [baseline])
     rivals.rank()
     return Results(
         model=baseline,
