@@ -38,6 +38,7 @@ def results(
 def enriched(summary: dict[str, Any], text: str = "a red thing") -> dict[str, Any]:
     """With every key that a later version adds; `text` wherever a text is."""
     point = {"ci95": [0.4, 0.6], "thinking_tokens_mean": 3.0, "emission_rate": 1.0, "seconds_per_query": 0.1}
+    apart = {"mean": 0.1, "ci95": [0.05, 0.15], "p": 0.001, "p_holm": 0.003}
     example = {
         "query": f"id {text}",
         "text": f"text {text}",
@@ -47,6 +48,10 @@ def enriched(summary: dict[str, Any], text: str = "a red thing") -> dict[str, An
         "reasoned": 0.75,
         "direct_hits": [f"first {text}"],
         "reasoned_hits": [f"second {text}", f"first {text}"],
+        "direct_relevant": [False],
+        "reasoned_relevant": [True, False],
+        "direct_rank": 7,
+        "reasoned_rank": 1,
         "relevant": [f"second {text}"],
     }
     kinds = ["own"] * 2 + ["control"] * (len(summary["runs"]) - 3) + ["baseline"]
@@ -66,7 +71,9 @@ def enriched(summary: dict[str, Any], text: str = "a red thing") -> dict[str, An
     return summary | {
         "runs": runs,
         "curves": {
-            "budget": [{"tokens": n, "ndcg@10": 0.5 + n / 1000, **point} for n in (0, 4, 128)],
+            "budget": [
+                {"tokens": n, "ndcg@10": 0.5 + n / 1000, **point, "minus_direct": apart} for n in (0, 4, 128)
+            ],
             "samples": [{"samples": n, "ndcg@10": 0.5 + n / 100, **point} for n in (1, 2)],
         },
         "uncertainty": {

@@ -82,6 +82,7 @@ def test_every_figure_of_an_evaluation_is_there(tmp_path):
     for part in ("most thinking tokens", "128: 0.628", "thoughts whose mean", "seconds a query", "BM25"):
         assert part in labels, part
     assert "direct: " in labels  # the line that a curve is compared with
+    assert "corrected for 3 points: significantly above direct at 0, 4, 128." in shown.text
 
 
 def test_a_suite_is_pooled_with_every_data_set_counted_the_same(suite):
@@ -138,6 +139,19 @@ def test_what_thinking_is_held_against_is_the_control_that_it_may_not_be_above(t
     assert "filler tokens; no significant difference" in page(path).text
 
 
+def test_bm25_over_query_and_thought_does_not_tell_whether_it_is_the_thinking(tmp_path):
+    """It may be above everything; what it answers is whether the model is needed."""
+    path = save(tmp_path, "r", results(controls=("other_trace", "bm25+trace")))
+    content = json.loads(path.read_text())
+    for row in content["differences"]:
+        if row["b"] == "bm25+trace":
+            row["mean"], row["ci95"] = -0.3, [-0.4, -0.2]
+    path.write_text(json.dumps(content))
+    text = page(path).text
+    assert "another query's thought; significantly better" in text
+    assert "BM25, query + thought; significantly worse" not in text and "−0.300" in text
+
+
 def test_groups_and_their_own_metrics_are_shown(suite):
     content = json.loads((suite / "suite.json").read_text())
     content["tasks"][0]["group"] = "forums"
@@ -162,6 +176,34 @@ def test_two_models_are_not_pooled_with_each_other(tmp_path):
 def test_the_same_data_twice_is_not_pooled(tmp_path):
     shown = page(save(tmp_path, "first", results(), False), save(tmp_path, "second", results(0.2), False))
     assert "mean of" not in shown.text and "second.json" in shown.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            [(0.1, 0.001), (-0.1, 0.001), (0.1, 0.2)],
+            "significantly above direct at 1; significantly below direct at 2.",
+        ),
+        ([(0.1, 0.06)], "Query by query: nowhere significantly apart from direct."),
+    ],
+)
+def test_a_curve_says_where_it_is_apart_from_direct(tmp_path, rows, words):
+    """By the corrected p, whatever the interval says alone."""
+    path = save(tmp_path, "r", results())
+    content = json.loads(path.read_text())
+    content["curves"] = {
+        "samples": [
+            {
+                "samples": k,
+                "ndcg@10": 0.5,
+                "minus_direct": {"mean": mean, "ci95": sorted([mean / 2, 2 * mean]), "p": p, "p_holm": p},
+            }
+            for k, (mean, p) in enumerate(rows, start=1)
+        ]
+    }
+    path.write_text(json.dumps(content))
+    assert words in page(path).text
 
 
 def test_older_results_give_a_page_too(tmp_path):
@@ -189,6 +231,19 @@ def test_runs_that_did_not_think_are_shown_alone(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(summary))
     text = page(tmp_path / "r.json").text
     assert "direct − BM25" in text and "What thinking adds" not in text and "Does thinking help" not in text
+
+
+def test_relevant_hits_are_marked_where_the_results_say_so(tmp_path):
+    place = save(tmp_path, "r", results())
+    content = json.loads(place.read_text())
+    (one,) = content["examples"]["helped"]
+    one |= {"reasoned_hits": ["main", "main"], "reasoned_relevant": [False, True], "reasoned_rank": 2}
+    one |= {"direct_hits": ["main"], "direct_relevant": [False], "direct_rank": None, "relevant": ["main"]}
+    content["examples"]["hurt"] = []
+    place.write_text(json.dumps(content))
+    shown = page(place)
+    assert [about.get("class") for tag, about, _ in shown.parts if tag == "li"] == [None, None, "relevant"]
+    assert "nothing relevant found" in shown.text and "first relevant at 2" in shown.text
 
 
 def test_a_run_shows_both_stages_and_what_lies_between(tmp_path):

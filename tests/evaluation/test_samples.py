@@ -128,7 +128,7 @@ def test_agreement_that_knows_a_miss_says_so():
 def test_the_signals_are_held_against_each_run(thinker, data):
     report = sampled(thinker, data)["uncertainty"]
     assert [(row["signal"], row["run"]) for row in report["signals"]] == [
-        (signal, run) for signal in ("agreement", "overlap") for run in ("direct", "reasoned")
+        (signal, run) for signal in ("agreement", "overlap") for run in ("direct", "reasoned", "4 samples")
     ]
     assert -1 <= report["agreement_mean"] <= 1 and 0 <= report["overlap_mean"] <= 1
     for row in report["signals"]:

@@ -16,8 +16,6 @@ from searchr3.evaluation.curves import points
 from searchr3.evaluation.results import Run, Thought
 from searchr3.evaluation.thoughts import cut
 
-BUDGETS = (0, 4, 8, 16, 32, 64, 128)
-
 
 def budget_curve(
     bench: Bench,
@@ -26,6 +24,7 @@ def budget_curve(
     budgets: Sequence[int],
     reasoned: Run | None = None,
     max_new_tokens: int = 0,
+    direct: Run | None = None,
 ) -> list[dict[str, Any]]:
     """nDCG@10 at each budget, in ascending order.
 
@@ -33,11 +32,13 @@ def budget_curve(
         budgets: most new tokens of a thought, 0 or more; the embed token is one of them.
         reasoned: thoughts of at most `max_new_tokens` tokens; cut as they are if that is enough for all
             budgets.
+        direct: what each budget is held against.
 
     Returns:
-        `{"tokens", "ndcg@10", "ci95", "thinking_tokens_mean", "emission_rate", "seconds_per_query"}` for
-        each. The seconds are those of embedding and searching at this budget, as measured, and of the one
-        generation its share: tokens within the budget over all tokens.
+        `{"tokens", "ndcg@10", "ci95", "minus_direct", "thinking_tokens_mean", "emission_rate",
+        "seconds_per_query"}` for each (see `points`). The seconds are those of embedding and searching at
+        this budget, as measured, and of the one generation its share: tokens within the budget over all
+        tokens.
     """
     budgets, limit = sorted(set(budgets)), max_new_tokens
     if reasoned is not None and limit >= budgets[-1]:
@@ -63,7 +64,7 @@ def budget_curve(
             "seconds_per_query": (run.seconds + thinking * _generated(thoughts, budget) / all_tokens)
             / len(bench.ids),
         }
-        for budget, run, point in zip(budgets, runs, points(runs, bench.ids), strict=True)
+        for budget, run, point in zip(budgets, runs, points(runs, bench.ids, direct), strict=True)
     ]
 
 

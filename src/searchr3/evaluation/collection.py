@@ -21,6 +21,7 @@ from searchr3.evaluation.saved import (
     read_json,
     read_queries,
 )
+from searchr3.ranking import METRICS
 
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]
 """run → metric → query id → value."""
@@ -55,12 +56,12 @@ class Evaluation:
         there = self.stage is None and queries_path(self.file).exists()
         return read_queries(self.file) if there else None
 
-    def difference(self, a: str, b: str) -> SavedDifference | None:
-        """a − b in nDCG@10, its p corrected where a suite says so."""
-        row = self.found.difference(a, b)
+    def difference(self, a: str, b: str, metric: str = METRICS[0]) -> SavedDifference | None:
+        """a − b, its p corrected where a suite says so."""
+        row = self.found.difference(a, b, metric)
         if row is None:
             return None
-        either = (self.corrected.get(pair) for pair in ((a, b, row.metric), (b, a, row.metric)))
+        either = (self.corrected.get(pair) for pair in ((a, b, metric), (b, a, metric)))
         corrected = next((p for p in either if p is not None), row.p_holm)
         return row.model_copy(update={"p_holm": corrected})
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from searchr3.evaluation.results import Run
-from searchr3.evaluation.statistics import bootstrap_ci
-from searchr3.evaluation.tables import table_of
+from searchr3.evaluation.statistics import bootstrap_ci, holm, paired_differences
+from searchr3.evaluation.tables import coloured, table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,14 +17,30 @@ if TYPE_CHECKING:
 METRIC = "ndcg@10"
 
 
-def points(runs: Sequence[Run], ids: Sequence[str]) -> list[dict[str, Any]]:
-    """`{"ndcg@10", "ci95"}` of each run over the queries `ids`; all share their resamples."""
-    values = np.array([[run.values[METRIC][query] for run in runs] for query in ids])
+def points(runs: Sequence[Run], ids: Sequence[str], direct: Run | None = None) -> list[dict[str, Any]]:
+    """nDCG@10 of each run over the queries `ids`, with its interval; all share their resamples.
+
+    Returns:
+        `{"ndcg@10", "ci95"}` each; with `direct` also "minus_direct", `{"mean", "ci95", "p", "p_holm"}` of
+        the paired difference, p corrected for the number of runs.
+    """
+    values = _table(runs, ids)
     lows, highs = bootstrap_ci(values)
-    return [
+    found: list[dict[str, Any]] = [
         {METRIC: mean, "ci95": [low, high]}
         for mean, low, high in zip(values.mean(axis=0).tolist(), lows.tolist(), highs.tolist(), strict=True)
     ]
+    if direct:
+        apart = paired_differences(values, np.repeat(_table([direct], ids), len(runs), axis=1))
+        corrected = holm([one.p for one in apart])
+        for point, one, p in zip(found, apart, corrected, strict=True):
+            point["minus_direct"] = {"mean": one.mean, "ci95": [*one.ci95], "p": one.p, "p_holm": p}
+    return found
+
+
+def _table(runs: Sequence[Run], ids: Sequence[str]) -> np.ndarray:
+    """(queries, runs)."""
+    return np.array([[run.values[METRIC][query] for run in runs] for query in ids])
 
 
 def curve_tables(summary: Mapping[str, Any]) -> list[Table]:
@@ -43,12 +59,14 @@ def curve_tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _curve(title: str, heading: str, key: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = table_of(title, [heading], ["ndcg@10 (95 %)", "tokens", "emitted", "s/query"])
+    apart = ["− direct"] if "minus_direct" in rows[0] else []
+    table = table_of(title, [heading], ["ndcg@10 (95 %)", *apart, "tokens", "emitted", "s/query"])
     for row in rows:
         low, high = row["ci95"]
         table.add_row(
             str(row[key]),
             f"{row[METRIC]:.3f} [dim]{low:.3f}–{high:.3f}[/dim]",
+            *([coloured(row["minus_direct"])] if apart else []),
             f"{row['thinking_tokens_mean']:.1f}",
             f"{row['emission_rate']:.1%}",
             f"{row['seconds_per_query']:.3f}",

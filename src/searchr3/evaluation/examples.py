@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from searchr3.evaluation.results import Hit, Run
+from searchr3.evaluation.results import Run
 from searchr3.words import shortened
 
 if TYPE_CHECKING:
@@ -27,15 +27,16 @@ def helped_and_hurt(
         count: most queries of each list.
 
     Returns:
-        "helped" and "hurt" → `{"query" (id), "text", "reasoning", "thinking_tokens", "direct", "reasoned",
-        "direct_hits", "reasoned_hits", "relevant"}`. "direct" and "reasoned" are nDCG@10; the last three are
-        titles, of at most five documents each. Texts are shortened.
+        "helped" and "hurt" → `{"query" (id), "text", "reasoning", "thinking_tokens", "relevant"}` and, of
+        both runs, `{"direct" (nDCG@10), "direct_hits", "direct_relevant" (whether each of these is),
+        "direct_rank" (of the first relevant one, None where none was found)}`. Hits and relevant documents
+        are the `heading`s of at most five. Texts are shortened.
     """
     before, after, qrels = direct.values["ndcg@10"], reasoned.values["ndcg@10"], dataset.split(split)
 
     def entry(query: str) -> dict[str, Any]:
-        thought = reasoned.thoughts[query]
-        relevant = [document for document, grade in qrels[query].items() if grade > 0]
+        thought, grades = reasoned.thoughts[query], qrels[query]
+        wanted = [document for document, grade in grades.items() if grade > 0]
         return {
             "query": query,
             "text": shortened(dataset.queries[query].text, _TEXT),
@@ -43,14 +44,10 @@ def helped_and_hurt(
             "thinking_tokens": len(thought.token_ids),
             "direct": before[query],
             "reasoned": after[query],
-            "direct_hits": titles(_found(direct.hits[query])),
-            "reasoned_hits": titles(_found(reasoned.hits[query])),
-            "relevant": titles(relevant),
+            **_found("direct", direct, query, grades, dataset),
+            **_found("reasoned", reasoned, query, grades, dataset),
+            "relevant": [heading(dataset, document) for document in wanted[:_HITS]],
         }
-
-    def titles(documents: Iterable[str]) -> list[str]:
-        some = [*documents][:_HITS]
-        return [shortened(dataset.corpus[document].title or document, _TITLE) for document in some]
 
     gain = {query: after[query] - before[query] for query in before}
     best = sorted((query for query in gain if gain[query] > 0), key=lambda query: (-gain[query], query))
@@ -58,5 +55,24 @@ def helped_and_hurt(
     return {"helped": [*map(entry, best[:count])], "hurt": [*map(entry, worst[:count])]}
 
 
-def _found(hits: Sequence[Hit]) -> list[str]:
-    return [hit.document for hit in hits]
+def heading(dataset: RetrievalDataset, document: str) -> str:
+    """A document as people know it: its title, else how it begins, else its id.
+
+    Judgements may name documents that the corpus does not hold, as some of MTEB's do.
+    """
+    found = dataset.corpus.get(document)
+    words = found.title.strip() or found.text.strip() if found else ""
+    return shortened(words or document, _TITLE)
+
+
+def _found(
+    name: str, run: Run, query: str, grades: Mapping[str, int], dataset: RetrievalDataset
+) -> dict[str, Any]:
+    """Two documents may bear one title, so what is relevant is told of each hit."""
+    documents = [hit.document for hit in run.hits[query]]
+    good = [grades.get(document, 0) > 0 for document in documents]
+    return {
+        f"{name}_hits": [heading(dataset, document) for document in documents[:_HITS]],
+        f"{name}_relevant": good[:_HITS],
+        f"{name}_rank": good.index(True) + 1 if True in good else None,
+    }

@@ -9,16 +9,19 @@ import numpy as np
 
 from searchr3.errors import DataError
 from searchr3.evaluation.collection import Collection, Evaluation, weights
+from searchr3.evaluation.controls import WITHOUT_MODEL
 from searchr3.evaluation.page_figures import Bar, Spot, Step, forest, ladder, scatter
 from searchr3.evaluation.pages import model_name, render, run_name
-from searchr3.evaluation.saved import Saved, SavedDifference, SavedRun
+from searchr3.evaluation.saved import Paired, Point, Saved, SavedDifference, SavedRun
 from searchr3.evaluation.statistics import RESAMPLES, Difference, pooled_differences
 from searchr3.ranking import METRICS
 from searchr3.version import __version__
 from searchr3.words import shortened
 
 METRIC = METRICS[0]
+_TOLD = (METRIC, "p-mrr")  # of all differences
 _KINDS = {"own": "The model", "control": "Controls", "baseline": "Baselines"}
+_WAYS = {"above": 1, "below": -1}
 _FASTEST = 1e-6  # seconds a query; nothing is drawn left of it
 
 
@@ -64,13 +67,14 @@ def _shown(one: Evaluation, place: int) -> dict[str, Any]:
         (title, [row for row, of in zip(rows, roles, strict=True) if of == role])
         for role, title in _KINDS.items()
     ]
-    drawn = {
-        "Quality over the thinking budget": _ladder(one, "tokens", "most thinking tokens"),
-        "Quality over the number of thoughts": _ladder(one, "samples", "thoughts whose mean is taken"),
-        "Quality against seconds a query": _cost(one),
-        "Quality against thinking tokens": _frontier(one),
-    }
-    pairs = dict.fromkeys((row.a, row.b) for row in found.differences if row.metric == METRIC)
+    tokens, thoughts = "most thinking tokens", "thoughts whose mean is taken"
+    drawn = [
+        ("Quality over the thinking budget", _ladder(one, "tokens", tokens), _apart(one, "tokens")),
+        ("Quality over the number of thoughts", _ladder(one, "samples", thoughts), _apart(one, "samples")),
+        ("Quality against seconds a query", _cost(one), ""),
+        ("Quality against thinking tokens", _frontier(one), ""),
+    ]
+    told = dict.fromkeys((row.a, row.b, row.metric) for row in found.differences if row.metric in _TOLD)
     facts = {"model": found.model, "split": found.split} | _facts(found)
     return {
         "id": f"set-{place}",
@@ -78,8 +82,8 @@ def _shown(one: Evaluation, place: int) -> dict[str, Any]:
         "file": str(one.file),
         "found": found,
         "kinds": [(title, members) for title, members in kinds if members],
-        "differences": [row.dump() for row in (one.difference(a, b) for a, b in pairs) if row],
-        "figures": [(title, svg) for title, svg in drawn.items() if svg],
+        "differences": [row.dump() for row in (one.difference(*what) for what in told) if row],
+        "figures": [figure for figure in drawn if figure[1]],
         "signals": [signal.dump() for signal in found.uncertainty.signals] if found.uncertainty else [],
         "uncertainty": _facts(found.uncertainty),
         "adaptive": _facts(found.adaptive),
@@ -118,8 +122,12 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
         "better": sum(_sure(row) > 0 for _, row in rows),
         "worse": sum(_sure(row) < 0 for _, row in rows),
         "corrected": all(row.p_holm is not None for _, row in rows),
-        "weakest": min(  # above it for sure is above all of them
-            ((run_name(name), found) for name in controls if (found := against.get(name))),
+        "weakest": min(  # above it for sure is above all of them; BM25 asks another question
+            (
+                (run_name(name), found)
+                for name in controls
+                if name != WITHOUT_MODEL and (found := against.get(name))
+            ),
             key=lambda pair: pair[1].ci95[0],
             default=None,
         ),
@@ -132,7 +140,7 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
     }
 
 
-def _sure(row: SavedDifference) -> int:
+def _sure(row: Paired) -> int:
     """1 or −1 where a difference is significant, by its corrected p where there is one; else 0."""
     low, high = row.ci95
     sure = not low <= 0 <= high if row.p_holm is None else row.p_holm < 0.05
@@ -217,17 +225,31 @@ def _overview(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
     return {"names": [run_name(name) for name in names], "rows": rows, "means": means}
 
 
-def _ladder(one: Evaluation, key: str, xlabel: str) -> str | None:
-    """A curve of the evaluation, "tokens" or "samples", with direct as a line."""
-    curves, direct = one.found.curves, one.found.run("direct")
+def _curve(one: Evaluation, key: str) -> list[tuple[int, Point]]:
+    """The curve of the evaluation over "tokens" or "samples", from left to right."""
+    curves = one.found.curves
     points = (curves.budget if key == "tokens" else curves.samples) if curves else ()
     found = [(place, point) for point in points if (place := getattr(point, key)) is not None]
-    steps = [
-        Step(str(place), point.ndcg, *(point.ci95 or (None, None)))
-        for place, point in sorted(found, key=lambda pair: pair[0])
-    ]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _ladder(one: Evaluation, key: str, xlabel: str) -> str | None:
+    """A curve of the evaluation, with direct as a line."""
+    direct = one.found.run("direct")
+    steps = [Step(str(place), point.ndcg, *(point.ci95 or (None, None))) for place, point in _curve(one, key)]
     level = ("direct", direct.ndcg) if direct else None
     return ladder(steps, xlabel, f"nDCG@10 over {xlabel}, {one.name}", level) if steps else None
+
+
+def _apart(one: Evaluation, key: str) -> str:
+    """Where a curve is significantly above or below direct, which the eye cannot tell; "" if not known."""
+    told = [(place, row) for place, point in _curve(one, key) if (row := point.minus_direct)]
+    if not told:
+        return ""
+    ways = {way: [str(place) for place, row in told if _sure(row) == sign] for way, sign in _WAYS.items()}
+    words = [f"significantly {way} direct at {', '.join(places)}" for way, places in ways.items() if places]
+    among = f", corrected for {len(told)} points" if len(told) > 1 else ""
+    return f"Query by query{among}: {'; '.join(words) or 'nowhere significantly apart from direct'}."
 
 
 def _cost(one: Evaluation) -> str | None:

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from searchr3.evaluation.baselines import REWRITE
 from searchr3.words import shortened
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ def render(template: str, **content: Any) -> str:
 
 
 def run_name(name: str) -> str:
-    """A run as people read it: a control in words, a baseline by the last part of its path.
+    """A run as people read it: a control in words, a baseline by the last part of its path or address.
 
-    >>> run_name("models/minilm/"), run_name("bm25")
-    ('minilm', 'BM25')
+    >>> run_name("models/minilm/"), run_name("bm25"), run_name("rewrite:http://localhost:8000/v1#org/bge-m3")
+    ('minilm', 'BM25', 'rewrite, then bge-m3')
     """
-    return _NAMES.get(name) or name.rstrip("/").rsplit("/", 1)[-1] or name
+    if name.startswith(REWRITE):
+        return f"rewrite, then {run_name(name.removeprefix(REWRITE))}"
+    place = name.partition("#")[2] if "://" in name else name
+    return _NAMES.get(name) or place.rstrip("/").rsplit("/", 1)[-1] or name
 
 
 def model_name(name: str) -> str:

@@ -114,7 +114,7 @@ def evaluate(
         extras["adaptive"] = summary(rule, runs["auto"], runs["direct"], runs.get("reasoned"))
     curves = {}
     if budgets:
-        known_thoughts = runs.get("reasoned"), max_new_tokens
+        known_thoughts = runs.get("reasoned"), max_new_tokens, runs.get("direct")
         curves["budget"] = budget_curve(bench, model, document_vectors, budgets, *known_thoughts)
     if samples:
         both = [run for name, run in runs.items() if name != "auto"]

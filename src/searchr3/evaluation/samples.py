@@ -16,7 +16,6 @@ from searchr3.evaluation.curves import points
 from searchr3.evaluation.results import Run
 from searchr3.evaluation.statistics import auroc, rank_correlation
 
-SAMPLES = (1, 2, 4, 8)
 TEMPERATURE = 1.0  # that of `encode_query(samples=k)`
 _TOP = 10
 
@@ -36,17 +35,18 @@ def sample_curve(
         counts: the numbers k, 1 or more. At 1 it is one sampled thought, where `encode_query` at 1 sample
             takes the greedy one.
         max_new_tokens: most tokens of a thought.
-        runs: rankings of the same queries, which the agreement is held against.
+        runs: rankings of the same queries, which the agreement is held against; so is that of the largest k.
+            Where "direct" is among them each point is held against it.
 
     Returns:
-        the curve in ascending order, `{"samples", "ndcg@10", "ci95", "thinking_tokens_mean",
-        "emission_rate", "seconds_per_query"}` each, where tokens and seconds are those of all k thoughts of
-        a query; and with the largest k, `{"samples", "agreement_mean", "overlap_mean", "signals": [{"signal",
-        "run", "rank_correlation", "auroc"}]}`, None where that is 1. "agreement" is the mean cosine of two of
-        a query's k vectors, "overlap" the mean share of their first 10 documents that two have in common.
-        `rank_correlation` is theirs with the run's nDCG@10; `auroc` the chance that a query without a
-        relevant document in the run's first 10 has the lower signal (None where there is no such query, or
-        no other).
+        the curve in ascending order, `{"samples", "ndcg@10", "ci95", "minus_direct", "thinking_tokens_mean",
+        "emission_rate", "seconds_per_query"}` each (see `points`), where tokens and seconds are those of all
+        k thoughts of a query; and with the largest k, `{"samples", "agreement_mean", "overlap_mean",
+        "signals": [{"signal", "run", "rank_correlation", "auroc"}]}`, None where that is 1. "agreement" is
+        the mean cosine of two of a query's k vectors, "overlap" the mean share of their first 10 documents
+        that two have in common. `rank_correlation` is theirs with the run's nDCG@10; `auroc` the chance that
+        a query without a relevant document in the run's first 10 has the lower signal (None where there is
+        no such query, or no other).
     """
     counts = sorted(set(counts))
     total = np.zeros((len(bench.ids), document_vectors.shape[1]))
@@ -81,12 +81,13 @@ def sample_curve(
                     "seconds_per_query": (spent + run.seconds) / len(bench.ids),
                 }
             )
+    direct = next((run for run in runs if run.name == "direct"), None)
     curve = [
         {"samples": count, **point, **rest}
-        for count, point, rest in zip(counts, points(ranked, bench.ids), figures, strict=True)
+        for count, point, rest in zip(counts, points(ranked, bench.ids, direct), figures, strict=True)
     ]
     return curve, uncertainty(
-        agreement(total, counts[-1]), overlap(np.stack(tops)), runs, bench.ids, counts[-1]
+        agreement(total, counts[-1]), overlap(np.stack(tops)), [*runs, ranked[-1]], bench.ids, counts[-1]
     )
 
 

@@ -9,7 +9,16 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
 
 from searchr3.errors import DataError
 from searchr3.evaluation.results import queries_path
@@ -19,7 +28,9 @@ from searchr3.ranking import METRICS
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=-1e-6, le=1 + 1e-6)]  # a mean of ones may be a little more than one
 Difference = Annotated[Number, Field(ge=-1 - 1e-6, le=1 + 1e-6)]
+Gap = Annotated[Number, Field(ge=-2 - 1e-6, le=2 + 1e-6)]  # between two of p-MRR
 Amount = Annotated[Number, Field(ge=0, le=1e12)]
+Rank = Annotated[int, Field(strict=True, ge=1)]
 Interval = tuple[Share, Share]
 
 
@@ -72,14 +83,21 @@ class SavedRun(Saved):
         return self.kind or ("own" if self.name in ("direct", "reasoned", "auto") else "baseline")
 
 
-class SavedDifference(Saved):
+class Paired(Saved):
+    """A difference, query by query."""
+
+    mean: Gap
+    ci95: tuple[Gap, Gap]
+    p: Share
+    p_holm: Share | None = None
+
+
+class SavedDifference(Paired):
+    """a − b."""
+
     a: StrictStr
     b: StrictStr
     metric: StrictStr
-    mean: Difference
-    ci95: tuple[Difference, Difference]
-    p: Share
-    p_holm: Share | None = None
     task: StrictStr | None = None
 
 
@@ -92,6 +110,7 @@ class Point(Saved):
     samples: Annotated[int, Field(strict=True, ge=1)] | None = None
     thinking_tokens_mean: Amount | None = None
     seconds_per_query: Amount | None = None
+    minus_direct: Paired | None = None
 
 
 class Curves(Saved):
@@ -108,6 +127,10 @@ class Example(Saved):
     reasoned: Share
     direct_hits: tuple[StrictStr, ...] = ()
     reasoned_hits: tuple[StrictStr, ...] = ()
+    direct_relevant: tuple[StrictBool, ...] = ()
+    reasoned_relevant: tuple[StrictBool, ...] = ()
+    direct_rank: Rank | None = None
+    reasoned_rank: Rank | None = None
     relevant: tuple[StrictStr, ...] = ()
 
 
