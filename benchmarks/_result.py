@@ -18,8 +18,8 @@ from platform import python_version
 from statistics import fmean, stdev
 from typing import Any
 
-from searchr3.closing import machine
 from searchr3.files import write_json, write_text
+from searchr3.machine import machine
 
 HERE = Path(__file__).parent
 LIBRARIES = (

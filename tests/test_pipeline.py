@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from searchr3.adaptive import Adaptive
 from searchr3.cli import app
-from searchr3.closing import _alarm_lines, _chat_lines, machine
+from searchr3.closing import _alarm_lines, _chat_lines
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.machine import machine
 from searchr3.model import SearchR3
 from searchr3.pipeline import RunFolder, search
 from searchr3.preparation import bundled_base, limited, make_base_model, make_dataset, make_sources

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from searchr3 import __version__
 from searchr3.dataset import RetrievalDataset
 from searchr3.files import new_file, write_json, write_text
+from searchr3.machine import machine
 from searchr3.run_search import IDS, ids_digest
 from searchr3.training.recipe import Recipe
 
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
 
     from searchr3.evaluation import Results
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 EXAMPLES = 10
 ALARMS = "stage2.alarms.json"  # in `checkpoints/`
 
@@ -119,22 +114,6 @@ def _next_steps(
         f"  searchr3 adapt {path / 'stage2'} --data {path / 'data'} --max-new-tokens {tokens}",
         "  searchr3 train MY_RECIPE.yaml        your own data: docs/train-on-your-data.md",
     ]
-
-
-def machine() -> dict[str, str]:
-    """What a run ran on: processor, platform and versions."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    here = {"processor": processor(), "cores": str(cores), "platform": platform.platform()}
-    here |= {"python": platform.python_version(), "searchr3": __version__}
-    return here | {name: version(name) for name in LIBRARIES}
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _rows(place: Path) -> list[dict[str, Any]]:

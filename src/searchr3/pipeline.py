@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from searchr3.closing import ALARMS, close, machine
+from searchr3.closing import ALARMS, close
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
+from searchr3.machine import machine
 from searchr3.preparation import (
     check_names,
     keep_facts,
