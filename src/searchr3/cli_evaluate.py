@@ -192,7 +192,7 @@ def evaluate(
         print(json_text(results.summary))
     else:
         summary = results.summary
-        differences = differences_table(summary["differences"], ["ndcg@10"])
+        differences = differences_table(summary["differences"], ["ndcg@10", "p-mrr"])
         show(results_table(summary), differences, *curve_tables(summary))
 
 
@@ -207,7 +207,8 @@ def _several(
     as_json: bool,
 ) -> None:
     """Measure on each, show them together; an error at the end names what could not be had."""
-    from searchr3.evaluation.several import evaluate_several, refuse_taken, suite_table
+    from searchr3.evaluation.comparison import suite_tables
+    from searchr3.evaluation.several import evaluate_several, refuse_taken
     from searchr3.progress import Screen
 
     check_writable(output)
@@ -228,7 +229,7 @@ def _several(
     if as_json:
         print(json_text(summary))
     elif summary["tasks"]:
-        show(suite_table(summary, output))
+        show(*suite_tables(summary, output))
     if missing := summary["missing"]:
         why = "; ".join(f"{one['task']} ({one['why']})" for one in missing)
         again = "the same command with --resume measures what is missing"

@@ -16,7 +16,9 @@ from searchr3.dataset import Document, Eligible, load_dataset
 from searchr3.dataset.mteb_task import dataset_of, document_from, find_task, read_mteb, task_instruction
 from searchr3.errors import DataError
 from searchr3.evaluation import evaluate
-from searchr3.evaluation.mteb_adapter import SearchR3Encoder, own_scores
+from searchr3.evaluation.collection import read_collection
+from searchr3.evaluation.mteb_adapter import SearchR3Encoder, with_own_metric
+from searchr3.evaluation.page import render_page
 from searchr3.evaluation.several import Plan, evaluate_several
 from searchr3.evaluation.suites import SUITES
 
@@ -181,10 +183,23 @@ def test_p_mrr_is_mteb_s_own_for_every_run(model, data, tmp_path, monkeypatch, o
         low, high = results.summary["runs"][reasoning]["ci95"]["p-mrr"]
         assert -1 <= low < scores["p-MRR"] < high <= 1
     by_name = {run["name"]: run for run in results.summary["runs"]}
-    assert by_name["bm25"]["p-mrr"] == own_scores(source, load_dataset(source), results)["bm25"]["p-mrr"]
+    assert "p-mrr" in by_name["bm25"]
+    (row,) = [
+        row
+        for row in results.summary["differences"]
+        if (row["a"], row["b"], row["metric"]) == ("reasoned", "direct", "p-mrr")
+    ]
+    gain = by_name["reasoned"]["p-mrr"] - by_name["direct"]["p-mrr"]
+    assert row["mean"] == pytest.approx(gain, abs=1e-9)
+    assert row["ci95"][0] <= gain <= row["ci95"][1] and 0 < row["p"] <= 1
+    results.save(tmp_path / "follow.json")
+    (one,) = read_collection([tmp_path / "follow.json"]).evaluations
+    assert one.difference("direct", "reasoned", "p-mrr").mean == pytest.approx(-gain)
+    assert "reasoned − direct, p-MRR" in render_page(read_collection([tmp_path / "follow.json"]))
 
     traits["changed"] = {q: ["d1"] for q in chosen}  # not what the judgements show: no interval is invented
-    assert "ci95" not in own_scores(source, load_dataset(source), results)["direct"]
+    found = with_own_metric(source, load_dataset(source), results)
+    assert "ci95" not in found.scores["direct"] and found.own_differences == []
 
 
 def test_the_instruction_of_the_task_is_told_and_documents_do_not_think(model, beir):
@@ -211,6 +226,21 @@ def test_the_instruction_of_the_task_is_told_and_documents_do_not_think(model, b
     assert dataset_of(task_of(beir, prompt=prompt)).instruction == "Represent this colour for searching"
     assert task_instruction(SimpleNamespace(prompt=None)) is None
     assert task_instruction(SimpleNamespace(prompt="Find it")) == "Find it"
+
+
+def test_similarities_are_cosines_and_copies_tie(model, monkeypatch):
+    monkeypatch.setattr("searchr3.evaluation.mteb_adapter._QUERIES", 3)
+    encoder = SearchR3Encoder(model, False, name="a/bag", revision="1")
+    rng = np.random.default_rng(0)
+    queries, documents = (rng.normal(size=(n, 8)).astype(np.float32) for n in (7, 5))
+    documents[4] = documents[1]
+    found = encoder.similarity(queries, documents)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, queries @ documents.T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[:, 4], found[:, 1])
+    assert encoder.similarity(queries[0], documents).shape == (1, 5)
+    pairwise = encoder.similarity_pairwise(queries[:5], documents)
+    np.testing.assert_allclose(pairwise, np.diag(found), rtol=1e-6)
 
 
 def test_a_real_model_in_mteb(tiny_model, toy, tmp_path):

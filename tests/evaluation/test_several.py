@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import pytest
 
 from searchr3.adaptive import Adaptive
 from searchr3.errors import SearchR3Error
+from searchr3.evaluation.comparison import suite_tables
 from searchr3.evaluation.several import (
     Plan,
     evaluate_several,
     files_of,
     label,
     refuse_taken,
-    suite_table,
     summarized,
 )
 from searchr3.evaluation.statistics import holm
@@ -52,7 +53,20 @@ def test_each_has_its_file_and_what_is_missing_its_reason(model, folders, tmp_pa
             assert summary["means"][run["name"]][metric] == pytest.approx(run[metric])
     for row in summary["differences"]:
         assert row["p_holm"] == min(1, 2 * row["p"])
-    assert [*suite_table(summary, tmp_path / "out").columns[0].cells] == ["one", "two", "mean"]
+    table, gains = suite_tables(summary, tmp_path / "out")
+    assert [*table.columns[0].cells] == ["one", "two", "mean"]
+    assert [*gains.columns[0].cells] == ["one", "two"]
+    rows = [row for row in summary["differences"] if (row["a"], row["metric"]) == ("reasoned", "ndcg@10")]
+    told = next(row for row in rows if row["b"] == "direct")
+    assert f"{told['mean']:+.3f}" in next(iter(gains.columns[1].cells))
+    assert [*gains.columns[4].cells] == [f"{told['p_holm']:.3f}"] * 2  # both data sets hold the same
+    one["runs"][0]["p-mrr"] = 0.25
+    write_json(tmp_path / "out" / "one.json", one)
+    summary["means"]["direct"]["p-mrr"] = 0.25
+    _, table, _ = suite_tables(summary, tmp_path / "out")
+    assert [*table.columns[1].cells] == ["0.250", "–", "0.250"]
+    summary["differences"] = []
+    assert len(suite_tables(summary, tmp_path / "out")) == 2
 
 
 def test_what_is_there_is_kept_on_resuming(model, folders, tmp_path):
@@ -143,6 +157,37 @@ def test_results_by_another_rule_of_when_to_think_are_not_taken_over(model, fold
     with pytest.raises(SearchR3Error, match="has no rule of when to think"):
         evaluate_several(lambda: model, folders, out, plan, resume=True)
     assert model.encoded == 0
+
+
+@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "dataset.json"])
+def test_results_of_data_that_has_changed_are_not_taken_over(model, folders, tmp_path, file):
+    out = tmp_path / "out"
+    summary = evaluate_several(lambda: model, folders, out, PLAN)
+    (tmp_path / "one" / "notes.json").write_text("{}")  # which is no part of it
+    assert evaluate_several(lambda: model, folders, out, PLAN, resume=True) == summary
+    changed = tmp_path / "one" / file
+    changed.write_text(changed.read_text() + "\n")
+    with pytest.raises(SearchR3Error, match=r"one.json: .*one has changed since; choose another folder"):
+        evaluate_several(lambda: model, folders, out, PLAN, resume=True)
+    old = json.loads((out / "one.json").read_text())
+    del old["data_files"]  # of a version that did not look
+    write_json(out / "one.json", old)
+    assert evaluate_several(lambda: model, folders, out, PLAN, resume=True)["tasks"] == summary["tasks"]
+
+
+def test_vectors_of_one_data_set_are_gone_before_the_next(model, folders, tmp_path, monkeypatch):
+    """Those of FEVER alone may take all memory."""
+    measure, held = Plan.measure, []
+
+    def watched(*asked):
+        assert not any(vectors() is not None for vectors in held)
+        results = measure(*asked)
+        held.append(weakref.ref(results.document_vectors))
+        return results
+
+    monkeypatch.setattr(Plan, "measure", watched)
+    evaluate_several(lambda: model, folders, tmp_path / "out", PLAN)
+    assert len(held) == 2
 
 
 def test_results_of_another_folder_of_that_name_are_not_taken_over(model, make_data, tmp_path):

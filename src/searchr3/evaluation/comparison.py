@@ -123,6 +123,52 @@ def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] 
     return table
 
 
+def suite_tables(summary: Mapping[str, Any], folder: Path) -> list[Table]:
+    """What a `suite.json` says, for the terminal: metrics of every run on every task, and their means; and
+    what thinking adds on each task, where that was measured.
+
+    Args:
+        folder: that of the suite, with the results of each task.
+    """
+    metrics = [METRICS[0], *["p-mrr"] * any("p-mrr" in means for means in summary["means"].values())]
+    tasks = {
+        task["task"]: {run["name"]: run for run in read_results(folder / task["file"])["runs"]}
+        for task in summary["tasks"]
+    }
+    wanted = ("reasoned", "direct", METRICS[0])
+    gains = [row for row in summary["differences"] if (row["a"], row["b"], row["metric"]) == wanted]
+    return [*(_tasks(summary, tasks, metric) for metric in metrics), *([_gains(gains)] if gains else [])]
+
+
+def _tasks(summary: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], metric: str) -> Table:
+    from rich.markup import escape
+
+    def shown(values: Mapping[str, Any]) -> str:
+        return f"{values[metric]:.3f}" if metric in values else "–"
+
+    runs = list(summary["means"])
+    table = table_of(f"{summary['suite']} · {summary['model']} · {metric}", ["task"], runs)
+    for column in table.columns:  # names of models are long
+        column.no_wrap, column.overflow = False, "fold"
+    for name, found in tasks.items():
+        table.add_row(escape(name), *(shown(found.get(run, {})) for run in runs))
+    table.add_section()
+    table.add_row("mean", *(shown(summary["means"][run]) for run in runs))
+    return table
+
+
+def _gains(rows: Iterable[Mapping[str, Any]]) -> Table:
+    from rich.markup import escape
+
+    figures = ("difference", "95 %", "p", "p (Holm)")
+    table = table_of("reasoned − direct in ndcg@10, paired over the queries", ["task"], figures)
+    for row in rows:
+        low, high = row["ci95"]
+        corrected = _p(row["p"]), _p(row["p_holm"])
+        table.add_row(escape(row["task"]), coloured(row), f"{low:+.3f} to {high:+.3f}", *corrected)
+    return table
+
+
 def _p(value: float | None) -> str:
     return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 

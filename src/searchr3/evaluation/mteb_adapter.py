@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from searchr3.dataset.types import Task
 from searchr3.errors import DataError, first_line
 from searchr3.evaluation.bench import Embedder
 from searchr3.evaluation.p_mrr import p_mrr_of_queries
-from searchr3.evaluation.statistics import bootstrap_ci
+from searchr3.evaluation.statistics import bootstrap_ci, paired_difference
 from searchr3.evaluation.thinking import think
 
 if TYPE_CHECKING:
     from searchr3.dataset import RetrievalDataset
     from searchr3.evaluation.results import Results
 
-_QUERIES = 256  # thought about at once, as in our own evaluation
+_QUERIES = 256  # thought about, or compared, at once, as in our own evaluation
 _P_MRR = "p-MRR"
 
 
@@ -93,8 +94,13 @@ class SearchR3Encoder:
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Cosine of every pair, (n, m) float32; summed in float64, so that copies tie."""
-        a, b = (np.asarray(each, dtype=np.float64) for each in (embeddings1, embeddings2))
-        return (np.atleast_2d(a) @ np.atleast_2d(b).T).astype(np.float32)
+        a, b = (np.atleast_2d(np.asarray(each)) for each in (embeddings1, embeddings2))
+        columns = b.astype(np.float64).T
+        found = np.empty((len(a), len(b)), dtype=np.float32)
+        for start in range(0, len(a), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            found[rows] = a[rows].astype(np.float64) @ columns
+        return found
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Cosine of each pair, (n,) float32."""
@@ -107,26 +113,28 @@ def judged_by_change(source: str) -> bool:
     return source.startswith(MTEB) and find_task(source).metadata.main_score == _P_MRR
 
 
-def own_scores(source: str, dataset: RetrievalDataset, results: Results) -> dict[str, dict[str, Any]]:
-    """p-MRR of every run, by MTEB's own code, for a task that is judged by it; nothing for others.
+def with_own_metric(source: str, dataset: RetrievalDataset, results: Results) -> Results:
+    """The results with p-MRR of every run, by MTEB's own code, for a task that is judged by it.
 
     Args:
         source: `mteb:NAME`, that `dataset` was read from.
         results: with all hits of each query's candidates.
 
     Returns:
-        run → {"p-mrr": value, "ci95": {"p-mrr": [low, high]}}, a bootstrap interval over queries; none where
-        the judgements do not show which documents MTEB looks at.
+        in `scores` run → {"p-mrr": value, "ci95": {"p-mrr": [low, high]}}, a bootstrap interval over queries,
+        and in `own_differences` what differences there are in it; no interval and no difference where the
+        judgements do not show which documents MTEB looks at.
 
     Raises:
         DataError: what MTEB needs for it cannot be had.
     """
     if not judged_by_change(source):
-        return {}
+        return results
     task = find_task(source)
     subset, split = subset_and_split(task)
     qrels = {query: dict(judged) for query, judged in dataset.split(results.split).items()}
     scores: dict[str, dict[str, Any]] = {}
+    values: dict[str, np.ndarray] = {}  # one a query, the same queries in all
     for run in results.all_runs:
         hits = {query: {hit.document: hit.score for hit in found} for query, found in run.hits.items()}
         try:
@@ -135,12 +143,19 @@ def own_scores(source: str, dataset: RetrievalDataset, results: Results) -> dict
             raise DataError(
                 f"{source}: MTEB cannot reckon p-MRR ({first_line(error)[:200]}); check the network"
             ) from None
-        value, each = float(found[_P_MRR]), p_mrr_of_queries(hits, qrels)
+        value, each = float(found[_P_MRR]), np.array(p_mrr_of_queries(hits, qrels))
         scores[run.name] = {"p-mrr": value}
-        if each and abs(np.mean(each) - value) < 1e-6:
-            low, high = bootstrap_ci(np.array(each))
+        if len(each) and abs(each.mean() - value) < 1e-6:
+            low, high = bootstrap_ci(each)
             scores[run.name]["ci95"] = {"p-mrr": [float(low), float(high)]}
-    return scores
+            values[run.name] = each
+    pairs = [(a.name, b.name) for a, b in results.pairs if a.name in values and b.name in values]
+    apart = [(a, b, paired_difference(values[a], values[b])) for a, b in pairs]
+    rows = [
+        {"a": a, "b": b, "metric": "p-mrr", "mean": one.mean, "ci95": [*one.ci95], "p": one.p}
+        for a, b, one in apart
+    ]
+    return replace(results, scores=scores, own_differences=rows)
 
 
 def _rows(batch: Mapping[str, Sequence[Any]]) -> Iterable[tuple[Any, ...]]:

@@ -129,6 +129,7 @@ class Results:
         controls: those of the model with another thought than its own, see `evaluation.controls`.
         extras: further keys of `results.json`, such as "curves" and "adaptive".
         scores: run → name → value of metrics that are the data set's own, such as p-MRR, and their "ci95".
+        own_differences: differences in metrics that are the data set's own, as `differences` gives them.
     """
 
     model: str
@@ -142,6 +143,7 @@ class Results:
     controls: tuple[Run, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    own_differences: Sequence[Mapping[str, Any]] = ()
 
     @property
     def all_runs(self) -> tuple[Run, ...]:
@@ -156,15 +158,17 @@ class Results:
         """
         return {run.name: run for run in self.all_runs}[name]
 
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        """The content of `results.json`.
-
-        The model's runs are compared with each other and the baselines, `reasoned` with the controls.
-        """
+    @property
+    def pairs(self) -> list[tuple[Run, Run]]:
+        """What is compared: the model's runs and the baselines, `reasoned` and the controls."""
         own = [(a, b) for i, b in enumerate(self.runs) for a in self.runs[i + 1 :]]
         pairs = own + [(a, b) for a in self.runs for b in self.baselines]
-        pairs += [(a, b) for a in self.runs if a.name == "reasoned" for b in self.controls]
+        return pairs + [(a, b) for a in self.runs if a.name == "reasoned" for b in self.controls]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        pairs = [(a.name, b.name, a.values, b.values) for a, b in self.pairs]
         return {
             "model": self.model,
             "data": self.data,
@@ -175,7 +179,7 @@ class Results:
                 _with_own(run, self.scores.get(run["name"], {}))
                 for run in _run_summaries(self.all_runs, self.query_ids)
             ],
-            "differences": differences([(a.name, b.name, a.values, b.values) for a, b in pairs]),
+            "differences": [*differences(pairs), *self.own_differences],
             **self.extras,
         }
 

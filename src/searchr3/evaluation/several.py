@@ -25,18 +25,17 @@ from searchr3.evaluation.runner import evaluate
 from searchr3.evaluation.saved import read_results
 from searchr3.evaluation.statistics import holm
 from searchr3.evaluation.suites import GROUPS
-from searchr3.evaluation.tables import table_of
 from searchr3.files import sha256_of, write_json
+from searchr3.machine import machine
 from searchr3.ranking import METRICS
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from searchr3.dataset import RetrievalDataset
 
 SUMMARY = "suite.json"
 _ANYHOW = ("cache", "progress", "key_variable")  # options that change no figure
 _CANDIDATES = 1000  # hits a query where p-MRR is the measure, which looks at all candidates
+_FILES = (*(f"{stem}.jsonl{end}" for stem in ("corpus", "queries") for end in ("", ".gz")), "dataset.json")
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,13 @@ class Plan:
         files = model_files(Path(self.model))
         return sha256_of([*files, *([self.prompts] if self.prompts else [])]) if files else None
 
+    def data_files(self, source: str) -> str | None:
+        """A name of what the files of a data set hold; None where they are not of this machine."""
+        place = Path(source)
+        inside = [place / name for name in _FILES] + sorted(place.glob("qrels/*.tsv"))
+        there = [file for file in (place, *inside) if file.is_file()]
+        return sha256_of(there) if there else None
+
     def load(self, source: str) -> RetrievalDataset:
         """The data set, as the model is told of it.
 
@@ -86,13 +92,15 @@ class Plan:
 
     def measure(self, model: Embedder, source: str, dataset: RetrievalDataset) -> Results:
         """`evaluate`, how it was asked, and the metric of the task's own where there is one."""
-        from searchr3.evaluation.mteb_adapter import judged_by_change, own_scores
+        from searchr3.evaluation.mteb_adapter import judged_by_change, with_own_metric
 
+        data = self.data_files(source)
         depth = {"depth": _CANDIDATES} if judged_by_change(source) else {}
         results = evaluate(model, dataset, self.split, name=self.model, **{**depth, **self.options})
-        told = {"options": self.told(source), "digest": digest_of(model), "files": self.files}
+        told: dict[str, Any] = {"options": self.told(source), "digest": digest_of(model), "files": self.files}
+        told |= {"data_files": data, "machine": machine(("torch", "transformers")) | _held(model)}
         results = replace(results, extras={**results.extras, **told})
-        return replace(results, scores=own_scores(source, dataset, results))
+        return with_own_metric(source, dataset, results)
 
 
 def evaluate_several(
@@ -148,6 +156,7 @@ def evaluate_several(
             continue
         results.save(path)
         found[source] = results.summary
+        del dataset, results  # vectors of two corpora need not fit side by side
     summary = summarized(suite, plan.model, found, missing)
     write_json(output / SUMMARY, summary)
     return summary
@@ -249,6 +258,12 @@ def digest_of(model: Any) -> str | None:
     return model.digest() if hasattr(model, "digest") else None
 
 
+def _held(model: Any) -> dict[str, str]:
+    """Where a model computes, and how many texts at a time, as far as it tells."""
+    known = {"device": getattr(model, "device", None), "batch size": getattr(model, "batch_size", None)}
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
 _AGAIN = "choose another folder, or measure again with --overwrite"
 
 
@@ -269,6 +284,8 @@ def _taken_over(source: str, path: Path, plan: Plan) -> dict[str, Any]:
         if asked.get(key) != own.get(key):
             words = f"{key} {_words(asked.get(key))}, not {_words(own.get(key))}"
             raise SearchR3Error(f"{path}: was measured with {words}; {_AGAIN}")
+    if summary.get("data_files") not in (None, plan.data_files(source)):
+        raise SearchR3Error(f"{path}: {source} has changed since; {_AGAIN}")
     return summary
 
 
@@ -302,21 +319,3 @@ def _of_one_rule(files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any
                     f"{files[source]}: its run auto thought by another rule ({words(*before)}), the model's "
                     f"is {words(*now)} now; {_AGAIN}"
                 )
-
-
-def suite_table(summary: Mapping[str, Any], folder: Path) -> Table:
-    """nDCG@10 of every run on every task, and their mean, for the terminal."""
-    from rich.markup import escape
-
-    runs = list(summary["means"])
-    table = table_of(f"{summary['suite']} · {summary['model']} · ndcg@10", ["task"], runs)
-    for column in table.columns:  # names of models are long
-        column.no_wrap, column.overflow = False, "fold"
-    for task in summary["tasks"]:
-        found = {run["name"]: run["ndcg@10"] for run in read_results(folder / task["file"])["runs"]}
-        table.add_row(
-            escape(task["task"]), *(f"{found[name]:.3f}" if name in found else "–" for name in runs)
-        )
-    table.add_section()
-    table.add_row("mean", *(f"{summary['means'][name]['ndcg@10']:.3f}" for name in runs))
-    return table
