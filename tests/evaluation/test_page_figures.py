@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr3.evaluation.page_figures import Bar, Spot, Step, _spread, forest, ladder, scatter
+from searchr3.evaluation.page_figures import Bar, Spot, Step, _readable, _spread, forest, ladder, scatter
 
 heights = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
@@ -42,3 +42,11 @@ def test_a_scatter_takes_equal_points():
     svg = scatter(spots, "seconds", "w", logarithmic=True)
     assert all(f">run {i}</text>" in svg for i in range(15))
     assert "nan" not in svg.lower().replace("nant", "")
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1.05, 1e5))
+def test_a_logarithmic_axis_has_a_few_ticks_however_long_it_is(low, factor):
+    ticks = _readable(low, low * factor)
+    assert 1 <= len(ticks) <= 5 and ticks == sorted({*ticks})
+    assert low <= ticks[0] and ticks[-1] <= low * factor
+    assert len({f"{tick:g}" for tick in ticks}) == len(ticks)

@@ -5,6 +5,7 @@ Kinds of runs differ in colour, in lightness and in the form of their points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -136,8 +137,7 @@ def scatter(
     with canvas(4.4, 2.9, f"{what}. {', '.join(told)}") as (axes, svg):
         if logarithmic:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.tick_params(axis="x", which="minor", size=0)
+            axes.minorticks_off()
         if path:
             along = sorted(path, key=lambda spot: spot.x)
             axes.plot(
@@ -159,6 +159,9 @@ def scatter(
         )
         axes.set_xlabel(xlabel)
         axes.margins(x=0.1)
+        if logarithmic:
+            ticks = _readable(*axes.get_xlim())
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         low, high = axes.get_ylim()
         for spot, height in zip(spots, _spread([(s.y - low) / (high - low) for s in spots]), strict=True):
             axes.annotate(
@@ -187,6 +190,24 @@ def _roomy(axes: Axes, low: float, high: float) -> None:
     """Limits around what is shown; a difference that is nothing shall not fill the figure."""
     middle, half = (low + high) / 2, max(0.58 * (high - low), 0.02)
     axes.set_ylim(max(middle - half, min(0.0, low)), middle + half)
+
+
+def _readable(low: float, high: float) -> list[float]:
+    """A few ticks of a logarithmic axis between two numbers above 0; on a short one they lie evenly.
+
+    >>> _readable(0.004, 30), _readable(0.07, 0.6), _readable(0.209, 0.242)
+    ([0.01, 0.1, 1.0, 10.0], [0.1, 0.2, 0.5], [0.21, 0.22, 0.23, 0.24])
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        found = [float(f"{step}e{power}") for power in powers for step in steps]
+        inside = [tick for tick in found if low <= tick <= high]
+        if len(inside) >= 3:
+            return inside[:: -(-len(inside) // 5)]
+    even = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    return [float(f"{tick:g}") for tick in even if low <= tick <= high]
 
 
 def _spread(heights: Sequence[float], gap: float = 0.085) -> list[float]:
