@@ -206,7 +206,7 @@ def _readable(low: float, high: float) -> list[float]:
         inside = [tick for tick in found if low <= tick <= high]
         if len(inside) >= 3:
             return inside[:: -(-len(inside) // 5)]
-    even = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    even = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return [float(f"{tick:g}") for tick in even if low <= tick <= high]
 
 
