@@ -179,7 +179,9 @@ def _compared(figures: Mapping[str, float | None]) -> list[str]:
 def _shown(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.1e}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"  # never a small one as zero
 
 
 def quickstart_table() -> str:

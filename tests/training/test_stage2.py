@@ -428,6 +428,38 @@ def test_gradients_through_the_rollouts_are_those_of_the_plain_loss(
         torch.testing.assert_close(weight.grad / updates, expected[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
+def test_only_completions_are_scored_and_as_trl_scores_them(
+    trainer: Stage2Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer import utils
+
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 15]])
+    there = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])  # prompts of three tokens
+    rows: list[int] = []
+    real = utils._ChunkedLogProbFunction.apply
+
+    def apply(hidden: Tensor, *arguments: Any) -> Any:
+        rows.append(len(hidden))
+        return real(hidden, *arguments)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", apply)
+    found, told = {}, {}
+    for name, method in {
+        "theirs": super(Stage2Trainer, trainer)._get_per_token_logps_and_entropies,
+        "ours": trainer._get_per_token_logps_and_entropies,
+    }.items():
+        trainer.model.zero_grad()
+        logps, entropies, _ = method(trainer.model, ids, there, 3, compute_entropy=True)
+        (logps * torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, 0.0]])).sum().backward()
+        told[name] = logps, entropies
+        found[name] = {key: value.grad.clone() for key, value in trainer.model.named_parameters()}
+    assert rows == [10, 4]
+    for a, b in zip(told["theirs"], told["ours"], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    for key, gradient in found["theirs"].items():
+        torch.testing.assert_close(gradient, found["ours"][key], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.usefixtures("some_say_it")
 def test_the_contrastive_term_takes_part(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StartCounts, "on_train_begin", lambda *_, **__: None)  # which could be kept in both

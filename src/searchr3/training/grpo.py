@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from trl import GRPOConfig
+from trl.trainer import utils as trl_utils
 
 from searchr3.group import start_group
 from searchr3.training.common import arguments
@@ -43,3 +45,22 @@ def grpo_config(recipe: Recipe, folder: Path, stop_ids: Sequence[int] = ()) -> G
     )
     on_one_device(args)
     return args
+
+
+@contextmanager
+def completions_alone() -> Iterator[None]:
+    """Within it TRL scores the tokens of completions alone: the same log-probabilities at less cost.
+
+    On GPUs it does so by itself. Elsewhere it scores prompts and padding, too, so that shapes stay the same
+    for devices that compile; on a CPU that is most of what the vocabulary costs.
+    """
+    name = "_use_triton"  # in this module it says no more than whether positions are picked
+    before = getattr(trl_utils, name, None)
+    if before is None:  # another version, whose way is not known
+        yield
+        return
+    setattr(trl_utils, name, lambda device: device.type == "cpu" or before(device))
+    try:
+        yield
+    finally:
+        setattr(trl_utils, name, before)

@@ -47,7 +47,7 @@ from searchr3.training.dev import DevSet
 from searchr3.training.episodes import EpisodeLog
 from searchr3.training.forward import Item, run
 from searchr3.training.groups import Rollouts, of_all, with_direct
-from searchr3.training.grpo import grpo_config
+from searchr3.training.grpo import completions_alone, grpo_config
 from searchr3.training.health import HealthMonitor
 from searchr3.training.one_pass import OnePass
 from searchr3.training.precision import check_held, precision
@@ -242,6 +242,10 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
             found = audit(self.environment, vectors, relevant, step, self.stage.rollouts, sample, seed)
             figures = of_all(asdict(found), self.environment.group)
             self.note(**{f"audit_{name}": value for name, value in figures.items() if isfinite(value)})
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> tuple[Any, ...]:
+        with completions_alone():
+            return tuple(super()._get_per_token_logps_and_entropies(*arguments, **named))
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         if self.model.training:
