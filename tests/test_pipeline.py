@@ -225,6 +225,7 @@ def test_layers_that_lora_does_not_find(here: Path, toy_recipe: MakeRecipe) -> N
     line = train("model.lora={target_modules: [q_prj]}")
 
     assert line.startswith("model.lora: ") and "q_prj" in line
+    assert train("model.lora={target_modules: 'q_proj('}").startswith("model.lora: ")
     make_base_model(toy_recipe("model.lora={target_modules: [q_proj]}"))  # and there it is found
 
 

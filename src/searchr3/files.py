@@ -87,9 +87,9 @@ def json_object(line: bytes, where: str) -> dict[str, Any]:
 def full_disk(error: BaseException | None) -> BaseException | None:
     """The full disk behind an error, if there is one.
 
-    Libraries wrap it: safetensors keeps only its words, torch none.
+    Libraries wrap it: safetensors keeps only its words, torch none, and may only find its file too short.
     """
-    words = ("No space left on device", "PytorchStreamWriter failed writing file")
+    words = ("No space left on device", "PytorchStreamWriter failed writing file", ". unexpected pos ")
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or any(one in str(error) for one in words):
             return error

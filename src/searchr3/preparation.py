@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -236,7 +237,7 @@ def trained_shape(model: SearchR3, recipe: Recipe) -> PreTrainedModel:
     if recipe.model.lora:
         try:
             add_adapter(shape, recipe)
-        except ValueError as error:
+        except (ValueError, re.error) as error:  # a text of layers is a pattern
             raise RecipeError(f"model.lora: {' '.join(str(error).split())}") from None
     return shape.model
 

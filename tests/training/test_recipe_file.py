@@ -206,6 +206,7 @@ def test_the_recipe_of_a_run_can_be_run_again(tmp_path: Path) -> None:
         (b"stage1: {steps: 3\nseed: 1\n", ":2: not valid YAML"),
         (b"- 1\n- 2\n", "expected keys and values, found list"),
         (b"\xff\xfe\x00", "cannot be read"),
+        (b"recipe: 5\nmachine: {}\n", "expected keys and values, found int"),
         (
             b"stage1:\n  steps: 3\nseed: 1\nstage1:\n  kl: 0\n",
             ":4: not valid YAML (the key 'stage1' comes twice",

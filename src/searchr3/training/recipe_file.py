@@ -78,10 +78,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     if values is None:
         return {}
+    if isinstance(values, dict) and set(values) == {"recipe", "machine"}:
+        values = values["recipe"]  # of a run, which can so be run again as it is
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys and values, found {type(values).__name__}")
-    # a run's own recipe.yaml holds the recipe and what it ran on: it can be run again as it is
-    return values["recipe"] if set(values) == {"recipe", "machine"} else values
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
