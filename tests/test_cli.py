@@ -540,6 +540,7 @@ def test_full_disk_is_named_however_deep_it_hides(calls: dict) -> None:
         ["search", "x", "--run", "r", "--store", "s"],
         ["index", "docs"],
         ["index", "--store", "s"],
+        ["encode", "m", "c.jsonl", "--output", "v", "--engine", "ray", "--gpus-per-worker", "nan"],
     ],
 )
 def test_wrong_usage_is_2(calls: dict, arguments: list[str]) -> None:

@@ -123,12 +123,23 @@ def test_a_person_is_asked(chat_server, answer, code, asked):
         (["--endpoint", "http://localhost:1", "--model", "m", "--yes"], "cannot be reached"),
         (["--endpoint", "http://localhost:1", "--model", "m", "--split", "test"], "'test'"),
         (["--endpoint", "http://localhost:1", "--model", "m", "--prompt", "none.txt"], "none.txt"),
+        (["--endpoint", "http://localhost:1", "--model", "m", "--set", "top_p=.nan"], "JSON can hold"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, words):
     result = CliRunner().invoke(app, ["traces", "mine", "--output", "traced", *arguments])
     assert_one_line(result, words)
     assert not Path("traced").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["--timeout", "--temperature", "--max-failed", "--price-in", "--price-out"]
+)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_no_number_is_wrong_usage(chat_server, option, value):
+    result = run(chat_server, "--yes", option, value)
+    assert result.exit_code == 2 and option in result.stderr
+    assert not chat_server.requests
 
 
 # The key

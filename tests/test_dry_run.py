@@ -80,9 +80,15 @@ def test_it_counts_the_queries_that_the_recipe_keeps(here: Path) -> None:
     assert "wants 2 queries, but the split 'stage2' of toy has 1" in fault("data.stage2_queries=1", *GIVEN)
 
 
-def test_the_weights_are_not_read_when_the_speed_is_given(here: Path) -> None:
-    weights = here / "base" / "model.safetensors"
-    weights.write_bytes(b"nothing that could be read")
+def test_the_weights_are_not_read_when_the_speed_is_given(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for their heads, which tell whether they are whole."""
+
+    def unread(*_: object, **__: object) -> None:
+        raise OSError("nothing that could be read")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", unread)
 
     assert "parameters, " in look(*GIVEN)
     assert "hours: not measured (base: cannot load a model" in look()
@@ -250,8 +256,10 @@ def test_faults_in_the_files_are_told(here: Path) -> None:
     (here / "toy" / "qrels" / "dev.tsv").rename(here / "dev.tsv")
     assert "no split 'dev'" in fault()
     (here / "dev.tsv").rename(here / "toy" / "qrels" / "dev.tsv")
-    (here / "base" / "model.safetensors").unlink()
+    weights = (here / "base" / "model.safetensors").rename(here / "weights")
     assert fault().startswith("base: no weights (model.safetensors)")
     (here / "base" / "model.safetensors").touch()
+    assert fault().startswith("base: model.safetensors is missing or incomplete")
+    weights.rename(here / "base" / "model.safetensors")
     (here / "base" / "chat_template.jinja").unlink()
     assert fault().startswith("base: the tokenizer has no chat template")

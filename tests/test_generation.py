@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from searchr3.conversation import Conversation
+from searchr3.errors import ModelError
 from searchr3.generation import Reasoning, generate_ids, pad_ids, padding_id, reason, split_completion
 from searchr3.model import SearchR3
+from searchr3.thinking import sampled
 
 QUERIES = ["parse the date", "x", "merge two sorted lists of strings lazily", "count"]
 
@@ -109,6 +112,17 @@ def test_samples_come_from_the_whole_distribution(search: SearchR3) -> None:
         share = torch.isin(drawn, ranked[start:stop]).float().mean().item()
         assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / count) + 1e-6
         assert expected > 0.01
+
+
+def test_a_model_whose_chances_are_no_numbers_is_told(tiny_model: Path) -> None:
+    search = SearchR3(tiny_model)
+    with torch.no_grad():
+        search.model.get_input_embeddings().weight[:] = math.nan
+    prompts = search.conversation.reasoning_prompts(["one", "two"])
+    with pytest.raises(ModelError, match="are no numbers"):
+        generate_ids(search.model, search.conversation, prompts, 4, 1.0)
+    with pytest.raises(ModelError, match="are no numbers"):
+        sampled(search, prompts, 3, 4, 1.0)
 
 
 def test_a_seed_is_a_thought_and_leaves_the_process_its_own_numbers(search: SearchR3) -> None:

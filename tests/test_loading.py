@@ -81,6 +81,21 @@ def drop_a_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def lose_a_part(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    parts = {"model.norm.weight": "model-1.safetensors", "lm_head.weight": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+
+
+def lose_the_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def break_the_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
 def change_config(**values: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         file = folder / "config.json"
@@ -92,7 +107,13 @@ def change_config(**values: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("harm", "complaint"),
     [
-        (truncate, "cannot load a model"),
+        (truncate, "model.safetensors is missing or incomplete"),
+        (lose_a_part, "model-2.safetensors is missing or incomplete"),
+        (
+            lambda folder: (lose_a_part(folder), break_the_index(folder)),
+            "index.json is damaged; copy it again",
+        ),
+        (lose_the_tokenizer, "the tokenizer knows no words"),
         (drop_a_weight, "model.norm.weight is missing"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights (model.safetensors); copy them"),
         (

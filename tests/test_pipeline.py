@@ -22,6 +22,7 @@ from searchr3.cli import app
 from searchr3.closing import _alarm_lines, _chat_lines
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.locks import alone
 from searchr3.machine import machine
 from searchr3.model import SearchR3
 from searchr3.pipeline import RunFolder, search
@@ -214,10 +215,18 @@ def test_a_template_longer_than_max_length(here: Path) -> None:
     assert train("model.max_length=9").startswith("max_length 9 leaves no room")
 
 
+def test_conversations_longer_than_the_model_was_made_for(here: Path) -> None:
+    line = train("model.max_length=2044")
+
+    assert line.startswith("model.max_length: 2044 tokens and 4 of reasoning are more than the 2048 of ")
+    assert line.endswith("; set them lower")
+
+
 def test_layers_that_lora_does_not_find(here: Path, toy_recipe: MakeRecipe) -> None:
     line = train("model.lora={target_modules: [q_prj]}")
 
     assert line.startswith("model.lora: ") and "q_prj" in line
+    assert train("model.lora={target_modules: 'q_proj('}").startswith("model.lora: ")
     make_base_model(toy_recipe("model.lora={target_modules: [q_proj]}"))  # and there it is found
 
 
@@ -321,6 +330,37 @@ def test_a_new_folder_an_empty_one_and_an_interrupted_run_are_admitted(
         begin(tmp_path, toy_recipe(), resume=False)
     with pytest.raises(RecipeError, match="another recipe"):
         begin(tmp_path, toy_recipe("stage1.steps=5"), resume=True)
+
+
+def test_two_runs_never_share_a_folder(here: Path) -> None:
+    taken = "run: another run is at work there; wait for its end, or choose another folder with --output"
+    with alone(here / "run", "taken"):
+        assert failed("train", "recipe.yaml", "--output", "run") == taken
+        assert [path.name for path in Path("run").iterdir()] == [".lock"]
+    with alone(here / "run", "taken"):
+        shutil.copy("recipe.yaml", "run/recipe.yaml")
+        for resume in ((), ("--resume",)):
+            assert failed("train", "recipe.yaml", "--output", "run", *resume) == taken
+    (here / "run" / ".lock").touch()  # as a killed run leaves it
+    result = CliRunner().invoke(app, ["train", "recipe.yaml", "--output", "run", "--resume"])
+    assert result.exit_code == 0, result.output
+    assert not list(Path("run").glob(".*"))
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_begins_anew(here: Path) -> None:
+    Path("run").mkdir()
+    Path("run/.lock").touch()
+    assert CliRunner().invoke(app, ["train", "recipe.yaml", "--output", "run"]).exit_code == 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"data": "x"}', '{"data": null}'])
+def test_a_clock_that_is_damaged_does_not_end_a_run(
+    tmp_path: Path, toy_recipe: MakeRecipe, content: str
+) -> None:
+    used = {"recipe": toy_recipe().dump(), "machine": machine()}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(used), encoding="utf-8")
+    (tmp_path / "progress.json").write_text(content, encoding="utf-8")
+    assert begin(tmp_path, toy_recipe(), resume=True).seconds == {}
 
 
 def test_the_seconds_before_a_kill_count(

@@ -55,6 +55,11 @@ def test_a_full_memory_is_told_with_the_keys_that_mend_it(error: Exception) -> N
     assert "stage1" not in one_line(error, "encode")
 
 
+def test_an_empty_number_of_processes_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert one_line(SearchR3Error("x"), "train") == "error: x"
+
+
 def test_of_several_processes_each_says_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

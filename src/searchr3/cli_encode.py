@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from searchr3.errors import SearchR3Error
-from searchr3.options import PromptsFile
+from searchr3.options import PromptsFile, finite
 
 
 def encode(
@@ -35,7 +35,7 @@ def encode(
         typer.Option(min=1, help="With ray.  [default: one for each GPU, or for every 4 cores]"),
     ] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="With ray.  [default: 1 if there are GPUs]")
+        float | None, typer.Option(min=0, callback=finite, help="With ray.  [default: 1 if there are GPUs]")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
     precision: Annotated[

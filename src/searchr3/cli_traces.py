@@ -10,7 +10,7 @@ import typer
 
 from searchr3.errors import SearchR3Error
 from searchr3.files import refuse_occupied
-from searchr3.options import SplitBy, names
+from searchr3.options import SplitBy, finite, names
 from searchr3.terminal import printable
 
 
@@ -40,16 +40,16 @@ def traces(
         bool, typer.Option("--show-document/--blind", help="Show the model a relevant document.")
     ] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="Of sampling.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="Of sampling.")] = 0.7,
     body: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key of a request; null leaves one out."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many queries.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests at a time.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an answer.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds for an answer.")] = 120.0,
     max_failed: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of queries that may get no trace.")
+        float, typer.Option(min=0, max=1, callback=finite, help="Share of queries that may get no trace.")
     ] = 0.1,
     key_variable: Annotated[
         str | None,
@@ -58,8 +58,12 @@ def traces(
             help="Environment variable with the key.  [default: OPENAI_API_KEY, by https or to this machine]",
         ),
     ] = None,
-    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million prompt tokens.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million answer tokens.")] = None,
+    price_in: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="Price of a million prompt tokens.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="Price of a million answer tokens.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask the server without a question first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")] = False,
 ) -> None:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from searchr3.conversation import Conversation
 from searchr3.embedding import WORTH_SHARING, Beginning, Embedder, backbone, tokens_per_pass
 from searchr3.errors import ModelError
-from searchr3.generation import COLDEST, pad_ids, padding_id, without_wrapper
+from searchr3.generation import COLDEST, drawing, pad_ids, padding_id, without_wrapper
 from searchr3.tasks import Runner, Task
 
 _BLOCK = 64  # the cache grows by so many tokens a row
@@ -201,7 +201,8 @@ class Engine(Runner):
                 if rows:
                     heat = [max(tasks[row].temperature, COLDEST) for row in rows]
                     chances = (logits[rows] / logits.new_tensor(heat)[:, None]).softmax(dim=-1)
-                    drawn = torch.multinomial(chances, 1, generator=tasks[rows[0]]._draw)[:, 0].tolist()
+                    with drawing():
+                        drawn = torch.multinomial(chances, 1, generator=tasks[rows[0]]._draw)[:, 0].tolist()
                     for row, token in zip(rows, drawn, strict=True):
                         tokens[row] = token
         for task, token in zip(tasks, tokens, strict=True):

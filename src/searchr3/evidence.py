@@ -111,23 +111,26 @@ class Evidence:
         from searchr3.evaluation import check_baselines
 
         check_baselines([self.plan.rival] if self.plan.rival else [], "off")
-        on_first(self.group, lambda: self._admit(resume))
         folder = RunFolder(self.path, self.recipe, self.screen, self.group)
-        on_first(self.group, folder.take_up)
-        dataset, self.model = folder.begin()
-        self.labels = len(dataset.split("stage1"))
-        points = self._label_points(folder)
-        on_first(self.group, lambda: self._conclude(complete=False))
-        self._baselines(folder, dataset)
-        for seed in self._seeds(self.plan.seeds):
-            Chain(self, self.path / f"seed-{seed}", self._seeded(seed), dataset, folder.others).run(arms=True)
+        with folder.held():
+            on_first(self.group, lambda: self._admit(resume))
+            on_first(self.group, folder.take_up)
+            dataset, self.model = folder.begin()
+            self.labels = len(dataset.split("stage1"))
+            points = self._label_points(folder)
             on_first(self.group, lambda: self._conclude(complete=False))
-        for place, recipe, data in points:
-            for seed in self._seeds(self.plan.label_seeds):
-                own = self._seeded(seed, recipe)
-                Chain(self, place / f"seed-{seed}", own, data, folder.others).run(arms=False)
-        on_first(self.group, lambda: self._conclude(complete=True))
-        return self.read()
+            self._baselines(folder, dataset)
+            for seed in self._seeds(self.plan.seeds):
+                Chain(self, self.path / f"seed-{seed}", self._seeded(seed), dataset, folder.others).run(
+                    arms=True
+                )
+                on_first(self.group, lambda: self._conclude(complete=False))
+            for place, recipe, data in points:
+                for seed in self._seeds(self.plan.label_seeds):
+                    own = self._seeded(seed, recipe)
+                    Chain(self, place / f"seed-{seed}", own, data, folder.others).run(arms=False)
+            on_first(self.group, lambda: self._conclude(complete=True))
+            return self.read()
 
     def read(self) -> dict[str, Any]:
         """The content of `evidence.json`."""

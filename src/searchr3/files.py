@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import fcntl
 import gzip
 import hashlib
 import json
@@ -16,11 +15,12 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from searchr3.errors import DataError, SearchR3Error
 
 NO_SPACE = "no space left on the disk; free some or choose another place"
+LOCK = ".lock"  # in a folder that one process holds, see `searchr3.locks`
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -87,9 +87,9 @@ def json_object(line: bytes, where: str) -> dict[str, Any]:
 def full_disk(error: BaseException | None) -> BaseException | None:
     """The full disk behind an error, if there is one.
 
-    Libraries wrap it: safetensors keeps only its words, torch none.
+    Libraries wrap it: safetensors keeps only its words, torch none, and may only find its file too short.
     """
-    words = ("No space left on device", "PytorchStreamWriter failed writing file")
+    words = ("No space left on device", "PytorchStreamWriter failed writing file", ". unexpected pos ")
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or any(one in str(error) for one in words):
             return error
@@ -154,19 +154,6 @@ def new_file(path: str | Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-
-
-def hold(file: IO[Any], refusal: str) -> None:
-    """Lock an open file for this process until it is closed.
-
-    Raises:
-        SearchR3Error: another process has it; `refusal` says so, and `file` is closed.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise SearchR3Error(refusal) from None
 
 
 @contextlib.contextmanager
@@ -278,9 +265,9 @@ def put_folder(new: Path, path: Path) -> None:
 
 
 def occupied(path: Path) -> bool:
-    """Whether something would be written over or into: anything but an empty folder."""
+    """Whether something would be written over or into: anything but an empty folder. A lock is nothing."""
     with disk_errors(path):
-        return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+        return path.exists() and not (path.is_dir() and all(one.name == LOCK for one in path.iterdir()))
 
 
 def refuse_occupied(path: Path) -> None:

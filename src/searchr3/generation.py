@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from searchr3.conversation import Conversation
+from searchr3.errors import ModelError
 
 COLDEST = 1e-4  # a lower temperature samples at this one: scores over less would not be numbers any more
 
@@ -94,7 +95,7 @@ def generate_ids(
     for one in (speaker, *(one for one, _ in changed)):
         one.generation_config = config
     try:
-        with evaluating(model):
+        with evaluating(model), drawing():
             output = speaker.generate(
                 ids.to(device),
                 attention_mask=mask.to(device),
@@ -131,6 +132,20 @@ def reason(
             thought, emitted = split_completion(completion, conversation)
             results[row] = Reasoning(conversation.thought_text(thought), tuple(thought), emitted)
     return [result for result in results if result is not None]
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Turn what torch says of chances that are no numbers into one line; on a GPU it ends the process."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise ModelError(
+            "the model says nothing: the chances of its next token are no numbers; it has diverged, or its "
+            "weights are damaged: lower the learning rate, or take another checkpoint"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ class Processes:
 
 def start_group() -> Group:
     """`current_group` of the processes that a launcher (`accelerate launch`, torchrun) has started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         import torch
         from accelerate import PartialState
 

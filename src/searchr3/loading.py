@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -149,6 +150,10 @@ def _opened(path: str | Path) -> tuple[Path, PreTrainedTokenizerBase]:
 
 def _check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.name_or_path = str(path)
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # transformers makes up an empty one
+        raise ModelError(
+            f"{path}: the tokenizer knows no words (is tokenizer.json missing?); copy its files there"
+        )
     if not tokenizer.chat_template:
         raise ModelError(f"{path}: the tokenizer has no chat template; use a chat (instruct) model")
 
@@ -172,7 +177,16 @@ def _load_errors(path: str | Path) -> Iterator[None]:
 
 
 def _check_weights(path: str | Path, folder: Path) -> None:
+    """Look whether weights are there and whole by their heads, which tell their size."""
     if any(folder.glob("*.safetensors")):
+        for file in _weight_files(path, folder):
+            try:
+                with safe_open(file, "numpy"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ModelError(
+                    f"{path}: {file.name} is missing or incomplete ({first_line(error)}); copy it again"
+                ) from None
         return
     if pickle := next(folder.glob("pytorch_model*.bin"), None):
         raise ModelError(
@@ -182,6 +196,20 @@ def _check_weights(path: str | Path, folder: Path) -> None:
     raise ModelError(
         f"{path}: no weights (model.safetensors); copy them there or give a model saved as safetensors"
     )
+
+
+def _weight_files(path: str | Path, folder: Path) -> list[Path]:
+    """The files that transformers reads the weights from, where they have their usual names."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        return []
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(folder / name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path}: {index.name} is damaged; copy it again") from None
 
 
 def _all_settings(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,14 @@ PromptsFile = Annotated[
     Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+
+
+def finite(value: float | None) -> float | None:
+    """The callback of an option that takes a number: `nan` and `inf` pass every limit."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number")
+    return value
+
 
 Backend = Annotated[
     Literal["local", "vllm"], typer.Option(help="Who computes: this process, or running vLLM servers.")

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ import yaml
 from searchr3.closing import ALARMS, close
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
-from searchr3.files import check_writable, occupied, write_json, write_text
+from searchr3.files import LOCK, check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
+from searchr3.locks import alone
 from searchr3.machine import machine
 from searchr3.preparation import (
     check_names,
@@ -129,11 +130,30 @@ class RunFolder:
 
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
-        on_first(self.group, lambda: self._admit(resume))
-        dataset, model = self.begin()
-        stage1 = self._stage("stage1", model, dataset, None, None)
-        stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
-        on_first(self.group, lambda: self._finish(dataset, {"stage1": stage1, "stage2": stage2}))
+        with self.held():
+            on_first(self.group, lambda: self._admit(resume))
+            dataset, model = self.begin()
+            stage1 = self._stage("stage1", model, dataset, None, None)
+            stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
+            on_first(self.group, lambda: self._finish(dataset, {"stage1": stage1, "stage2": stage2}))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder for this run alone; collective.
+
+        Raises:
+            SearchR3Error: another run is at work there.
+        """
+        with ExitStack() as work:
+            on_first(self.group, lambda: work.enter_context(self._lock()))
+            yield
+
+    def _lock(self) -> AbstractContextManager[None]:
+        begun = any((self.path / name).is_file() for name in ("recipe.yaml", LOCK))
+        if occupied(self.path) and not begun:  # by something else: that is refused, and stays as it is
+            return nullcontext()
+        elsewhere = "wait for its end, or choose another folder with --output"
+        return alone(self.path, f"{self.path}: another run is at work there; {elsewhere}")
 
     def _admit(self, resume: bool) -> None:
         if may_run(self.path, self.recipe, resume):
@@ -144,8 +164,9 @@ class RunFolder:
         for name in (".data", ".base", ".stage1", ".stage2", f"{MIXTURE}/"):
             for left in self.path.glob(f"{name}.*"):
                 shutil.rmtree(left, ignore_errors=True)
-        if (self.path / "progress.json").is_file():
-            self.seconds = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # a clock that is lost is no fault
+            before = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
+            self.seconds = {name: float(spent) for name, spent in before.items()}
 
     def begin(self) -> tuple[RetrievalDataset, SearchR3]:
         """Data and base; the first process makes them, the others read what it has written."""

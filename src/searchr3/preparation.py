@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -203,10 +204,23 @@ def make_base_model(recipe: Recipe, weights: bool = True) -> SearchR3:
     for one in (recipe.data, *recipe.data.mixture):
         render.reasoning_prompts([""], one.instruction)
         render.queries([""], one.instruction)
+    _check_context(model, recipe)
     recipe.stage1.widths(model.dimension)
     if settings.lora:
         trained_shape(model, recipe)  # layers that are not there are told now
     return model
+
+
+def _check_context(model: SearchR3, recipe: Recipe) -> None:
+    """Raise RecipeError where a conversation may be longer than the model was made for."""
+    settings = recipe.model
+    context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = settings.max_length + settings.max_new_tokens + 1  # behind the thought comes the embed token
+    if context and longest > context:
+        raise RecipeError(
+            f"model.max_length: {settings.max_length} tokens and {settings.max_new_tokens} of reasoning are "
+            f"more than the {context} of {settings.base}; set them lower"
+        )
 
 
 def trained_shape(model: SearchR3, recipe: Recipe) -> PreTrainedModel:
@@ -223,7 +237,7 @@ def trained_shape(model: SearchR3, recipe: Recipe) -> PreTrainedModel:
     if recipe.model.lora:
         try:
             add_adapter(shape, recipe)
-        except ValueError as error:
+        except (ValueError, re.error) as error:  # a text of layers is a pattern
             raise RecipeError(f"model.lora: {' '.join(str(error).split())}") from None
     return shape.model
 

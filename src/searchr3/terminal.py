@@ -60,7 +60,7 @@ def one_line(error: BaseException, command: str | None = None) -> str:
         text = f"internal {type(error).__name__}: {error}; rerun with --debug for the traceback"
     if full and again:
         text += f"; once there is room, {again}"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         text = f"process {os.environ.get('RANK', '?')}: {text}"
     return "error: " + " ".join(text.split())
 

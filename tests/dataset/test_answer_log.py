@@ -1,5 +1,8 @@
 """Answers on disk."""
 
+import errno
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,3 +79,21 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SearchR3Error, match="cannot be written"), AnswerLog(tmp_path / "file" / "log.jsonl"):
         pass
+
+
+class FullDisk(io.BufferedRandom):
+    """What a full disk does not take is tried again when the file is closed."""
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with (
+        pytest.raises(SearchR3Error, match=r"log\.jsonl: no space left on the disk"),
+        AnswerLog(tmp_path / "log.jsonl") as log,
+    ):
+        log._file = FullDisk(log._file.detach())
+        log.append(ROWS[0])
+    written(tmp_path / "log.jsonl")
+    assert read_answers(tmp_path / "log.jsonl") == ROWS

@@ -70,6 +70,12 @@ def test_reads_reasoning_negatives_and_numbers_as_ids(tmp_path):
     assert dataset.qrels == {"test": {"7": {"1": 1}}}
 
 
+def test_reasoning_that_is_blank_is_none(tmp_path):
+    """Else nobody would be asked for it, and a model would learn to say nothing."""
+    path = folder(tmp_path, queries=lines({**QUERY_ROW, "reasoning": " \n"}))
+    assert [query.reasoning for query in read_beir(path).queries.values()] == [None]
+
+
 def many_queries(**splits: range) -> dict[str, str]:
     queries = lines(*({"_id": f"q{n}", "text": f"question number {n}"} for n in range(700)))
     qrels = {split: HEADER + "".join(f"q{n}\td1\t1\n" for n in numbers) for split, numbers in splits.items()}

@@ -271,6 +271,12 @@ def test_a_refusal_is_no_answer(chat_server):
     assert (ask(chat_server)[0].text, ask(chat_server)[0].finish) == ("", "refusal")
 
 
+def test_half_a_character_in_the_reason_for_the_end_can_be_written_down(chat_server):
+    chat_server.script = lambda *_: {"says": "a \ud800", "finish": "st\ud800"}
+    (reply,) = ask(chat_server)
+    assert (reply.text, reply.finish) == ("a ?", "st?")
+
+
 # Addresses and keys
 
 

@@ -88,6 +88,19 @@ def test_a_model_that_did_not_change_is_not_apart(model: SearchR3, base: SearchR
     assert found["tokens"] == sum(reply["tokens"] for reply in found["replies"]) <= 15
 
 
+@pytest.mark.parametrize("broken", ["model", "base"])
+def test_a_model_that_gives_no_numbers_is_not_said_to_chat_as_its_base(
+    model: SearchR3, tiny_base: Path, broken: str
+) -> None:
+    """A divergence of NaN is not one of 0."""
+    sides = {"model": model, "base": SearchR3.from_base(tiny_base)}
+    with torch.no_grad():
+        next(sides[broken].model.parameters())[:] = math.nan
+
+    with pytest.raises(ModelError, match="gives no numbers"):
+        measure_chat(sides["model"], sides["base"], 5, PROMPTS)
+
+
 def test_the_means_are_over_the_tokens_of_the_bases_replies(model: SearchR3, base: SearchR3) -> None:
     perturb(model)
 

@@ -216,6 +216,18 @@ def test_an_interrupted_mining_goes_on_only_when_asked_and_as_it_was_begun(toy, 
     assert mine(toy, Work(output, overwrite=True))["queries"] and output.is_dir()
 
 
+def test_two_never_mine_at_one_place(toy, tmp_path):
+    output = tmp_path / "out"
+    interrupted(toy, output)
+    before = contents(tmp_path)
+    work = Work(output, overwrite=True)
+    with work.held(), pytest.raises(SearchR3Error, match="out: another `searchr3 mine` is at work there"):
+        mine(toy, Work(output, overwrite=True))
+    assert contents(tmp_path) == before
+    mine(toy, work)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_another_model_of_the_same_name_is_noticed(toy, tiny_model, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     teacher = Teacher(str(model))

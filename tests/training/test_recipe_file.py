@@ -62,6 +62,8 @@ def test_all_faults_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     "override",
     [
+        "seed=-1",
+        "seed=4294967296",
         "stage1.steps=-1",
         "stage1.steps=many",
         "stage1.temperature=0",
@@ -204,6 +206,12 @@ def test_the_recipe_of_a_run_can_be_run_again(tmp_path: Path) -> None:
         (b"stage1: {steps: 3\nseed: 1\n", ":2: not valid YAML"),
         (b"- 1\n- 2\n", "expected keys and values, found list"),
         (b"\xff\xfe\x00", "cannot be read"),
+        (b"recipe: 5\nmachine: {}\n", "expected keys and values, found int"),
+        (
+            b"stage1:\n  steps: 3\nseed: 1\nstage1:\n  kl: 0\n",
+            ":4: not valid YAML (the key 'stage1' comes twice",
+        ),
+        (b"stage1:\n  steps: 3\n  steps: 4\n", ":3: not valid YAML (the key 'steps' comes twice; keep one)"),
         (b"stage1:\n  stepz: 3\n", "unknown key 'stage1.stepz'; did you mean 'steps'?"),
     ],
 )
@@ -216,6 +224,15 @@ def test_a_fault_in_a_file_names_the_file(tmp_path: Path, content: bytes, words:
 
     assert str(file) in str(caught.value)
     assert words in str(caught.value)
+
+
+def test_parts_of_a_recipe_may_be_merged(tmp_path: Path) -> None:
+    text = "stage1: &a {learning_rate: 0.1, warmup_share: 0.2}\nstage2:\n  <<: *a\n  learning_rate: 0.3\n"
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+
+    recipe = load_recipe(tmp_path / "mine.yaml")
+
+    assert (recipe.stage2.learning_rate, recipe.stage2.warmup_share) == (0.3, 0.2)
 
 
 @pytest.mark.parametrize(

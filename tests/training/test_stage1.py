@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3.dataset import RetrievalDataset, load_dataset
-from searchr3.errors import DataError, RecipeError
+from searchr3.errors import DataError, ModelError, RecipeError
 from searchr3.generation import Reasoning
 from searchr3.losses import allowed_negatives, info_nce, sft, triplet_margin
 from searchr3.model import SearchR3
@@ -445,6 +445,22 @@ def test_training_learns_and_leaves_a_curve(
     assert [news["step"] for news in told if "loss" in news] == list(range(1, 9))
     assert all(news["stage"] == "stage1" and news["steps"] == 8 for news in told)
     assert not search.model.training
+
+
+@pytest.mark.parametrize("samples", ["stage1.own_samples=0", "stage1.own_samples=1"])
+def test_a_run_that_diverges_ends_at_that_step(
+    search: SearchR3, toy: RetrievalDataset, toy_recipe: MakeRecipe, tmp_path: Path, samples: str
+) -> None:
+    """And not at the next dev evaluation, with a model of NaN."""
+    keys = ("stage1.learning_rate=1e30", "stage1.evaluate_every=4", "stage1.noisy_traces=0", samples)
+
+    with pytest.raises(
+        ModelError,
+        match=r"stage1 has diverged: the gradient of step [23] is not finite; lower stage1\.learning_rate",
+    ):
+        train_stage1(search, toy, toy_recipe(*keys), tmp_path)
+
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from searchr3.errors import DataError
-from searchr3.files import disk_errors, hold, json_text
+from searchr3.files import disk_errors, json_text
+from searchr3.locks import hold
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ class AnswerLog:
             self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        with self._file:
+        with disk_errors(self.path), self._file:  # to close it writes what a full disk has not taken
             if os.fstat(self._file.fileno()).st_size:
                 os.fsync(self._file.fileno())
             else:

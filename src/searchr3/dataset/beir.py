@@ -26,7 +26,7 @@ _OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
 
 
 def text_field(row: Mapping[str, Any], key: str, where: str, required: bool = True) -> str:
-    """A text of a row; "" for a missing one that is not required.
+    """A text of a row; "" for one that is not required and is missing or blank.
 
     Raises:
         DataError: the key is missing, its value is no proper text, or a required text is empty.
@@ -43,7 +43,7 @@ def text_field(row: Mapping[str, Any], key: str, where: str, required: bool = Tr
         raise DataError(f"{where}: {key!r} is empty; fill it or remove the line")
     if _HALF_CHARACTER.search(value):
         raise DataError(f"{where}: {key!r} holds half a character (a lone surrogate); remove it")
-    return value
+    return value if value.strip() else ""
 
 
 def id_field(row: Mapping[str, Any], where: str) -> str:

@@ -78,4 +78,5 @@ class ChatEndpoint(Endpoint[Reply]):
             text = self.key.hide(text)
         if refusal and not text:
             finish = "refusal"
-        return Reply(text.encode("utf-8", "replace").decode(), finish, *tokens)
+        text, finish = (one.encode("utf-8", "replace").decode() for one in (text, finish))  # half characters
+        return Reply(text, finish, *tokens)

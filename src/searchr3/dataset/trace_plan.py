@@ -82,7 +82,7 @@ def read_body(settings: Sequence[str]) -> dict[str, Any]:
         if key in _OURS:
             raise EndpointError(f"--set {key}: searchr3 sets this key itself; leave it out")
         try:
-            body[key] = json.loads(json.dumps(yaml.safe_load(text)))
+            body[key] = json.loads(json.dumps(yaml.safe_load(text), allow_nan=False))
         except (yaml.YAMLError, TypeError, ValueError):
             raise EndpointError(f"--set {setting!r}: the value is not YAML that JSON can hold") from None
     return body

@@ -23,8 +23,9 @@ from searchr3.encoding.shard_files import AGAIN, is_whole, record_path, recorded
 from searchr3.encoding.source import Progress, input_file, scan
 from searchr3.encoding.worker import Tell, Work, run_local
 from searchr3.errors import DataError, SearchR3Error
-from searchr3.files import check_writable, disk_errors, hold, occupied
+from searchr3.files import LOCK, check_writable, occupied
 from searchr3.loading import Outline, load_outline, model_files, wording
+from searchr3.locks import alone
 
 Engine = Callable[[Work, list[Shard], Tell], None]
 
@@ -192,18 +193,8 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         SearchR3Error: another process has it, or it holds something that is not ours.
     """
-    lock = folder / ".lock"
-    ours = (folder / MANIFEST).exists() or lock.exists()
+    ours = (folder / MANIFEST).exists() or (folder / LOCK).exists()
     if not ours and occupied(folder):
         raise SearchR3Error(f"{folder}: exists already and holds no {MANIFEST}; choose another --output")
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        held = lock.open("w")
-    with held:
-        hold(held, f"{folder}: another `searchr3 encode` is at work there; wait for it")
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+    with alone(folder, f"{folder}: another `searchr3 encode` is at work there; wait for it"):
+        yield

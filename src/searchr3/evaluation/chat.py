@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,11 @@ def shift(trained: Tensor, base: Tensor) -> dict[str, float]:
     Returns:
         `kl_base_trained`, KL(base ‖ trained), and `kl_trained_base`, KL(trained ‖ base), both in nats;
         `same_token`, the share of the tokens for which both hold the same one the likeliest.
+        NaN where logits are no numbers.
     """
     same = trained.argmax(dim=-1) == base.argmax(dim=-1)
-    kl = [max(0.0, kl_to_base(*pair).item()) for pair in ((base, trained), (trained, base))]
+    # the order keeps a NaN: of two that are not in order `max` takes the first
+    kl = [max(kl_to_base(*pair).item(), 0.0) for pair in ((base, trained), (trained, base))]
     return dict(zip(FIGURES, (*kl, same.float().mean().item()), strict=True))
 
 
@@ -64,7 +67,7 @@ def measure_chat(
         `{"prompt", "base", "trained", "tokens"}` with the figures of each.
 
     Raises:
-        ModelError: the two have different tokens.
+        ModelError: the two have different tokens, or one gives no numbers.
     """
     if model.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise ModelError(
@@ -90,6 +93,11 @@ def measure_chat(
             ours = says(model)
             for text, prompt, said, own, before in zip(texts, asked, theirs, ours, held, strict=True):
                 apart = shift(_logits(model, prompt, said)[:, :rows], before)
+                if any(map(isnan, apart.values())):
+                    raise ModelError(
+                        f"{model.tokenizer.name_or_path} or {base.tokenizer.name_or_path} gives no numbers: "
+                        "it has diverged, or its weights are damaged; take an earlier checkpoint"
+                    )
                 told = [
                     chat.tokenizer.decode(ids[:-1] if ids[-1] == end else ids).strip() for ids in (said, own)
                 ]

@@ -92,30 +92,31 @@ def mine(
         "model": sha256_of(files) if (files := teacher.files()) else None,
         **asdict(rule),
     }
-    if (finished := work.admit(settings)) is not None:
-        return finished
-    parts = [questions[start : start + PART] for start in range(0, len(questions), PART)]
-    if not all(work.part(number).is_file() for number in range(len(parts))):
-        model = teacher.load()
-        work.begin(settings)  # nothing is written before everything is known to be good
-        corpus = dataset.training_corpus()
-        ids, _ = _rows_of_corpus(dataset)
-        texts = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
-        scorer = make_scorer(teacher, model, texts, work.folder, progress)
-        copies = Copies(texts)
-        for number, part in enumerate(parts):
-            progress("queries", number * PART, len(questions))
-            if not work.part(number).is_file():
-                write_jsonl(work.part(number), _mined(part, scorer, rule, ids, copies))
-        progress("queries", len(questions), len(questions))
+    with work.held():
+        if (finished := work.admit(settings)) is not None:
+            return finished
+        parts = [questions[start : start + PART] for start in range(0, len(questions), PART)]
+        if not all(work.part(number).is_file() for number in range(len(parts))):
+            model = teacher.load()
+            work.begin(settings)  # nothing is written before everything is known to be good
+            corpus = dataset.training_corpus()
+            ids, _ = _rows_of_corpus(dataset)
+            texts = Lazy(len(ids), lambda row: corpus[ids[row]].content)  # it may lie on disk
+            scorer = make_scorer(teacher, model, texts, work.folder, progress)
+            copies = Copies(texts)
+            for number, part in enumerate(parts):
+                progress("queries", number * PART, len(questions))
+                if not work.part(number).is_file():
+                    write_jsonl(work.part(number), _mined(part, scorer, rule, ids, copies))
+            progress("queries", len(questions), len(questions))
 
-    def rows() -> Iterator[dict[str, Any]]:
-        return (row for number in range(len(parts)) for _, row in read_jsonl(work.part(number)))
+        def rows() -> Iterator[dict[str, Any]]:
+            return (row for number in range(len(parts)) for _, row in read_jsonl(work.part(number)))
 
-    found = figures(rows(), without_relevant)
-    known = dataset.queries
-    negatives = ((row["_id"], (*known[row["_id"]].negatives, *row["negatives"])) for row in rows())
-    work.finish(_with_negatives(dataset, negatives), {"settings": settings, "figures": found})
+        found = figures(rows(), without_relevant)
+        known = dataset.queries
+        negatives = ((row["_id"], (*known[row["_id"]].negatives, *row["negatives"])) for row in rows())
+        work.finish(_with_negatives(dataset, negatives), {"settings": settings, "figures": found})
     return found
 
 

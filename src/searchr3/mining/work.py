@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from searchr3.files import (
     refuse_occupied,
     write_json,
 )
+from searchr3.locks import locked
 
 SUMMARY = "mining.json"  # in the output: with what settings it was mined, and what came of it
 _SETTINGS = "settings.json"
@@ -57,6 +59,15 @@ class Work:
                     f"{output}: not made by `searchr3 mine`, so it stays; choose another folder"
                 )
         check_writable(output)
+
+    def held(self) -> AbstractContextManager[None]:
+        """The work for this process alone.
+
+        Raises:
+            SearchR3Error: another process is at work there.
+        """
+        refusal = f"{self.output}: another `searchr3 mine` is at work there; wait for its end"
+        return locked(self.folder.with_name(f"{self.folder.name}.lock"), refusal)
 
     def admit(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """Look at what is there of a mining with `settings`; the figures of one that is finished, else None.

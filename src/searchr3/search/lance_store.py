@@ -17,7 +17,8 @@ from lancedb.index import FTS
 from lancedb.query import MatchQuery
 
 from searchr3.errors import SearchR3Error, first_line
-from searchr3.files import check_writable, disk_errors, full_disk, hold, occupied
+from searchr3.files import LOCK, check_writable, disk_errors, full_disk, occupied
+from searchr3.locks import hold
 from searchr3.ranking import highest
 from searchr3.search.ledger import Ledger
 from searchr3.search.store import Facts, Filter, Found, Row
@@ -106,7 +107,7 @@ class LanceStore:
     @contextmanager
     def writing(self) -> Iterator[Callable[[], None]]:
         with disk_errors(self.folder):
-            lock = (self.folder / ".lock").open("w")
+            lock = (self.folder / LOCK).open("w")
         with lock:
             hold(lock, f"{self.name}: another `searchr3 index` is at work there; wait for it")
             yield lambda: None

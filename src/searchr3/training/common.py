@@ -20,7 +20,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
-from searchr3.errors import DataError, RecipeError
+from searchr3.errors import DataError, ModelError, RecipeError
 from searchr3.generation import evaluating, is_dealt
 from searchr3.group import Group
 from searchr3.model import SearchR3
@@ -141,6 +141,7 @@ class DevEvaluation(WholeCheckpoints):
     think_on_dev: bool
     cost_on_dev: Callable[[float], float] | None = None  # of so many thinking tokens, in nDCG
     other_dev: Mapping[str, DevSet] = {}  # of further sources, by name; direct only
+    name: str  # of the stage
     best_of: tuple[str, ...]  # the figures whose mean chooses the best checkpoint
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -197,6 +198,16 @@ class DevEvaluation(WholeCheckpoints):
     def dev_score(self, figures: Mapping[str, float]) -> float:
         """What chooses the best checkpoint, from the figures of `DevSet.score`."""
         return sum(figures[name] for name in self.best_of) / len(self.best_of)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Before the optimizer's step: with a gradient that is no number it would destroy the model."""
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        if norm is not None and not math.isfinite(norm):
+            raise ModelError(
+                f"{self.name} has diverged: the gradient of step {self.state.global_step + 1} is not finite; "
+                f"lower {self.name}.learning_rate, and begin anew in another folder"
+            )
+        return norm
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         search = SharedSearch.over(self.search_model(), self.group)

@@ -29,10 +29,11 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches, tokens_per_pass
 from searchr3.environment import CorpusEnvironment
 from searchr3.group import ALONE, Group, joined
-from searchr3.losses import allowed_negatives, at_widths, info_nce
+from searchr3.losses import at_widths, info_nce
 from searchr3.model import SearchR3
 from searchr3.sharing import encode_shared
 from searchr3.training.batches import Cycle, NeighbourSampler
+from searchr3.training.false_negatives import may_be_negatives
 from searchr3.training.groups import Key, Rollouts, rollout_key
 from searchr3.training.recipe import Recipe
 
@@ -163,7 +164,7 @@ class ContrastiveTerm:
             torch.from_numpy(fresh),
             torch.tensor([number[key] for key in spoke], dtype=torch.long),
             torch.tensor([place[key] for key in first]),
-            allowed_negatives(documents, [set(self.qrels[key]) for key in queries]),
+            may_be_negatives(self.dataset, queries, documents, [self.qrels[key] for key in queries]),
             self.stage.contrastive_temperature,
             self.widths(search.dimension),
         )

@@ -19,6 +19,8 @@ from searchr3.training.rewards import RewardRecipe
 from searchr3.training.rollout_engine import GenerationRecipe
 from searchr3.training.section import Count, Counts, Names, Positive, Section, Sentence, Share, Weight
 
+GREATEST_SEED = 4 * 10**9  # numpy takes seeds below 2³², and each process adds its number
+
 
 class SourceRecipe(Section):
     source: str = Field(
@@ -327,7 +329,7 @@ class EvaluationRecipe(Section):
 
 class Recipe(Section):
     name: str = Field("run", description="name of the run, in its report and in trackers")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything random")
+    seed: Annotated[int, Field(ge=0, le=GREATEST_SEED)] = Field(0, description="seed of everything random")
     data: DataRecipe = DataRecipe()
     model: ModelRecipe = ModelRecipe()
     stage1: Stage1Recipe = Stage1Recipe()

@@ -13,6 +13,8 @@ from searchr3.errors import RecipeError
 from searchr3.files import nearest
 from searchr3.training.recipe import Recipe
 
+_MERGE = "tag:yaml.org,2002:merge"  # of `<<`, which may come again
+
 
 def load_recipe(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
@@ -49,9 +51,23 @@ def recipe_path(source: str | Path) -> Path:
     raise RecipeError(f"{source}: no such recipe file; give a YAML file or one of: {names}")
 
 
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a key that comes twice in one place; YAML itself would take the last, in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE):
+            if key.value in seen:
+                twice = f"the key {key.value!r} comes twice; keep one"
+                raise yaml.MarkedYAMLError(problem=twice, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _OnceEach)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -62,10 +78,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     if values is None:
         return {}
+    if isinstance(values, dict) and set(values) == {"recipe", "machine"}:
+        values = values["recipe"]  # of a run, which can so be run again as it is
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys and values, found {type(values).__name__}")
-    # a run's own recipe.yaml holds the recipe and what it ran on: it can be run again as it is
-    return values["recipe"] if set(values) == {"recipe", "machine"} else values
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> dict[str, Any]:

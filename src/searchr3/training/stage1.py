@@ -27,7 +27,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.embedding import TOKENS_PER_BATCH, length_batches, pass_tokens, tokens_per_pass
 from searchr3.generation import Reasoning, evaluating, is_dealt, padding_id, reason
 from searchr3.group import most, start_group
-from searchr3.losses import allowed_negatives, at_widths, info_nce, triplet_margin
+from searchr3.losses import at_widths, info_nce, triplet_margin
 from searchr3.model import SearchR3
 from searchr3.training.adapter import add_adapter
 from searchr3.training.batches import NeighbourSampler
@@ -35,6 +35,7 @@ from searchr3.training.cached import backward
 from searchr3.training.checkpoints import StartCounts, resume_point
 from searchr3.training.common import DevEvaluation, Tell, arguments, callbacks, curve
 from searchr3.training.dev import DevSet
+from searchr3.training.false_negatives import may_be_negatives
 from searchr3.training.forward import Item, Outputs, run
 from searchr3.training.language import TokenLosses
 from searchr3.training.mixture import MixedPairs, MixtureSampler, Source, shares, sources_of
@@ -55,6 +56,7 @@ class Stage1Trainer(DevEvaluation, Trainer):
         start_counts: the model as it comes is a candidate for the best checkpoint, as in stage 2.
     """
 
+    name = "stage1"
     best_of = ("direct",)
 
     def __init__(
@@ -196,8 +198,13 @@ class Stage1Trainer(DevEvaluation, Trainer):
         leaves = [part.clone().requires_grad_(True) for part in own]
         direct, documents, reasoned = (gathered(leaf, self.group) for leaf in leaves)
         queries, rows, of_reasoned, positive = self._numbers(batch)
-        ids = [source.pairs.document_ids[row] for row in rows]
-        allowed = allowed_negatives(ids, [source.pairs.relevant[query] for query in queries])
+        known = source.pairs
+        allowed = may_be_negatives(
+            source.dataset,
+            [known.query_ids[query] for query in queries],
+            [known.document_ids[row] for row in rows],
+            [known.relevant[query] for query in queries],
+        )
         allowed, place = allowed.to(vectors.device), torch.from_numpy(positive).to(vectors.device)
         share = stage.reasoned_share if len(of_reasoned) else 0.0
         pairs = [(1 - share, direct, place, allowed)]

@@ -170,7 +170,7 @@ class BatchMaker:
         """Numbers of documents."""
         known = self.dataset.queries[self.pairs.query_ids[query]].negatives
         relevant = self.pairs.relevant[query]
-        numbers = (self.pairs.number_of(key) for key in known if key not in relevant)
+        numbers = (self.pairs.number_of(key) for key in dict.fromkeys(known) if key not in relevant)
         usable = [number for number in numbers if number is not None]
         return draw.sample(usable, min(self.stage.hard_negatives, len(usable)))
 

@@ -67,6 +67,7 @@ class Stage2Trainer(DevEvaluation, GRPOTrainer):
         episodes: where whole episodes are dumped; None for nowhere.
     """
 
+    name = "stage2"
     best_of = ("direct", "reasoned")  # documents and direct queries are served too
     think_on_dev = True
 
