@@ -134,6 +134,11 @@ def reason(
     return [result for result in results if result is not None]
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model was made for; None where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
     """Turn what torch says of chances that are no numbers into one line; on a GPU it ends the process."""

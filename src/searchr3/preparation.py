@@ -213,8 +213,9 @@ def make_base_model(recipe: Recipe, weights: bool = True) -> SearchR3:
 
 def _check_context(model: SearchR3, recipe: Recipe) -> None:
     """Raise RecipeError where a conversation may be longer than the model was made for."""
-    settings = recipe.model
-    context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    from searchr3.generation import context_length
+
+    settings, context = recipe.model, context_length(model.model)
     longest = settings.max_length + settings.max_new_tokens + 1  # behind the thought comes the embed token
     if context and longest > context:
         raise RecipeError(

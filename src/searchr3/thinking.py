@@ -10,7 +10,7 @@ import numpy as np
 from searchr3.embedding import Embedder
 from searchr3.engine import Engine, Thinker
 from searchr3.errors import ModelError
-from searchr3.generation import Reasoning, evaluating, padding_id
+from searchr3.generation import Reasoning, context_length, evaluating, padding_id
 from searchr3.tasks import Task
 
 
@@ -21,7 +21,7 @@ def has_one_pass(search: Thinker) -> bool:
 
 def check_room(search: Thinker, query: str, max_new_tokens: int, instruction: str | None = None) -> None:
     """Raise ModelError where the model is not made for so long a thought about a query."""
-    context = getattr(search.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(search.model)
     (prompt,) = search.conversation.reasoning_prompts([query], instruction)
     room = max(0, (context or math.inf) - len(prompt) - 1)  # behind the thought comes the embed token
     if max_new_tokens > room:

@@ -21,7 +21,7 @@ from searchr3.adaptive import Adaptive
 from searchr3.conversation import Conversation, Prompts, Rendered
 from searchr3.endpoint import Endpoint, NoAnswer, ask_all
 from searchr3.errors import EndpointError
-from searchr3.generation import Reasoning, split_completion
+from searchr3.generation import Reasoning, context_length, split_completion
 from searchr3.loading import load_skeleton, wording
 from searchr3.vllm_endpoint import Completed, CompletionEndpoint, PooledEndpoint, Served, sampling
 
@@ -67,9 +67,8 @@ class VLLMModel:
         self._reads = Served.at(embed_url or url, "/embeddings", option, key_variable)
         skeleton, tokenizer, settings = load_skeleton(path)
         self.conversation = Conversation(tokenizer, *wording(settings, prompts, max_length, path))
-        config = skeleton.config.get_text_config()
-        self.dimension: int = config.hidden_size
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.dimension: int = skeleton.config.get_text_config().hidden_size
+        self.context = context_length(skeleton)
         self.adaptive: Adaptive | None = settings.get("adaptive")
 
     def speaker(self, **options: Any) -> CompletionEndpoint:

@@ -23,6 +23,7 @@ from searchr3.conversation import Rendered
 from searchr3.embedding import length_batches, tokens_per_pass
 from searchr3.engine import Engine
 from searchr3.errors import ModelError
+from searchr3.generation import context_length
 from searchr3.model import SearchR3
 from searchr3.serving.backend import Ask, Busy, Closed, Embedded, Figures, Kind, Refused, Said
 from searchr3.serving.jobs import Asks, Job, Texts, poster, settle, work
@@ -52,8 +53,7 @@ class Worker:
         self, search: SearchR3, rows: int = 32, text_tokens: int = 8192, seconds: float = 60.0
     ) -> None:
         self.search, self.rows, self.seconds = search, rows, seconds
-        context = getattr(search.model.config, "max_position_embeddings", None)
-        self.reading = Reading(search.conversation, text_tokens, context)
+        self.reading = Reading(search.conversation, text_tokens, context_length(search.model))
         self.figures = Figures()
         self.engine = self._engine()
         self.encoding: deque[Texts] = deque()
