@@ -66,6 +66,7 @@ def test_all_faults_are_told_at_once() -> None:
         "seed=4294967296",
         "stage1.steps=-1",
         "stage1.steps=many",
+        "data.weight=1e308",
         "stage1.temperature=0",
         "stage1.temperature=.nan",
         "stage1.kl=-0.1",

@@ -34,7 +34,9 @@ class SourceRecipe(Section):
         description="the task of its queries in a sentence, put after the system prompt wherever they are "
         "embedded or thought about; default: what the data set's `dataset.json` says",
     )
-    weight: Positive = Field(1.0, description="factor of its share of stage 1's batches, see `data.by_size`")
+    weight: Annotated[Positive, Field(le=100_000)] = Field(
+        1.0, description="factor of its share of stage 1's batches, see `data.by_size`"
+    )
     temperature: Positive | None = Field(
         None, description="τ of InfoNCE in its batches, as `stage1.temperature`, which is the default"
     )
