@@ -16,7 +16,8 @@ By choosing: for each of these models `searchr3 adapt`'s rule is chosen on dev, 
 
 `adaptive_gain_share` and `adaptive_token_share` are what the rule keeps of the gain of always thinking, and
 spends of its tokens: pooled over the queries of the test sets on which thinking helps significantly (the
-paired 95 % interval of reasoned − direct is above 0), `adaptive_sets` of them out of `adaptive_sets_seen`.
+paired 95 % interval of reasoned − direct is above 0, its p below 0.05), `adaptive_sets` of them out of
+`adaptive_sets_seen`.
 The sets are those of `--results`, written by `searchr3 evaluate --reasoning all`, or without any the test of
 the model without a cost. Null where thinking helps on none.
 
@@ -40,6 +41,7 @@ from searchr3.dataset import RetrievalDataset
 from searchr3.errors import SearchR3Error
 from searchr3.evaluation import evaluate, read_results
 from searchr3.evaluation.adaptive import Measured, choose, frontier
+from searchr3.evaluation.statistics import direction
 from searchr3.files import json_text, write_json
 from searchr3.model import SearchR3
 from searchr3.preparation import limited
@@ -154,7 +156,7 @@ def pooled(all_results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 def _helps(differences: Sequence[Mapping[str, Any]]) -> bool:
     wanted = ("reasoned", "direct", "ndcg@10")
     rows = [row for row in differences if (row["a"], row["b"], row["metric"]) == wanted]
-    return bool(rows) and rows[0]["ci95"][0] > 0
+    return bool(rows) and direction(rows[0]["ci95"], rows[0]["p"]) > 0
 
 
 def picture(arms: Mapping[str, Path], place: Path) -> None:

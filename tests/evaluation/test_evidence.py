@@ -121,6 +121,14 @@ def test_thinking_must_be_above_every_control(make: Callable[..., Values], missi
     assert weigh(values)["verdict"]["thinking_helped"] is None
 
 
+def test_a_handful_of_queries_shows_nothing(make: Callable[..., Values]) -> None:
+    values = {name: one[:, :4] for name, one in make(**{OWN: 0.1}).items()}
+    row = weigh({**values, OWN: values["direct1"] + 0.1})["differences"][0]
+
+    assert row["ci95"][0] > 0
+    assert weigh({**values, OWN: values["direct1"] + 0.1})["verdict"]["thinking_helped"] is False
+
+
 def test_a_good_outcome_in_words(make: Callable[..., Values]) -> None:
     thinking, reinforcement, seeds = weigh(make(**{OWN: 0.1}))["verdict"]["sentences"]
     assert thinking.startswith(

@@ -236,6 +236,15 @@ def test_auroc_is_the_share_of_pairs_in_order(rows):
     assert auroc([-score for score in scores], labels) == pytest.approx(1 - found)
 
 
+@pytest.mark.parametrize("queries, sure", [(3, False), (5, False), (6, True)])
+def test_very_few_queries_are_never_significant(queries, sure):
+    """All differences have one sign, so that the interval leaves 0 out; p is 2^(1 − queries) at least."""
+    above = paired_difference(np.linspace(0.5, 0.9, queries), np.full(queries, 0.1))
+
+    assert above.ci95[0] > 0
+    assert above.significant is sure
+
+
 def test_values_that_cannot_be_paired_are_refused():
     with pytest.raises(ValueError, match="cannot be paired"):
         rank_correlation([1.0, 2.0], [1.0])

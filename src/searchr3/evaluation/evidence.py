@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from searchr3.evaluation.pages import signed
-from searchr3.evaluation.statistics import bootstrap_ci, holm, paired_differences
+from searchr3.evaluation.statistics import bootstrap_ci, direction, holm, paired_differences
 
 OWN = "reasoned2"
 """What is held against everything else: stage 2, after thinking."""
@@ -212,12 +212,12 @@ def verdict(beside: Mapping[str, Mapping[str, Any]], queries: int) -> dict[str, 
     return {"thinking_helped": thinking, "reinforcement_helped": reinforcement, "sentences": sentences}
 
 
-def _above(row: Mapping[str, Any]) -> bool:
-    return row["ci95"][0] > 0
+def _way(row: Mapping[str, Any]) -> int:
+    return direction(row["ci95"], row["p"])
 
 
 def _above_all(beside: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> bool | None:
-    if any(name in beside and not _above(beside[name]) for name in names):
+    if any(name in beside and _way(beside[name]) <= 0 for name in names):
         return False
     return True if all(name in beside for name in names) else None
 
@@ -233,8 +233,8 @@ def _claim(
     if helped is None:
         missing = [RUNS[name].name for name in names if name not in there]
         return [f"Whether {what.lower()} helped is open: not measured against {_listed(missing)}."]
-    above = [name for name in there if _above(beside[name])]
-    below = [name for name in there if beside[name]["ci95"][1] < 0]
+    above = [name for name in there if _way(beside[name]) > 0]
+    below = [name for name in there if _way(beside[name]) < 0]
     level = [name for name in there if name not in (*above, *below)]
     parts = {name: _apart(name, beside[name]) for name in there}
     if helped:
@@ -256,9 +256,7 @@ def _significant(beside: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Map
     """What was to be beaten and is not level: its name, its difference, how many seeds have another sign."""
     rows = [(name, beside[name]) for name in (*TO_BEAT, WITHOUT_REWARD) if name in beside]
     return [
-        (name, row, sum(seed * row["mean"] <= 0 for seed in row["seeds"]))
-        for name, row in rows
-        if not row["ci95"][0] <= 0 <= row["ci95"][1]
+        (name, row, sum(seed * row["mean"] <= 0 for seed in row["seeds"])) for name, row in rows if _way(row)
     ]
 
 

@@ -13,7 +13,7 @@ from searchr3.evaluation.controls import WITHOUT_MODEL
 from searchr3.evaluation.page_figures import Bar, Spot, Step, forest, ladder, scatter
 from searchr3.evaluation.pages import model_name, render, run_name
 from searchr3.evaluation.saved import Paired, Point, Saved, SavedDifference, SavedRun
-from searchr3.evaluation.statistics import RESAMPLES, Difference, pooled_differences
+from searchr3.evaluation.statistics import RESAMPLES, Difference, direction, pooled_differences
 from searchr3.ranking import METRICS
 from searchr3.version import __version__
 from searchr3.words import shortened
@@ -142,9 +142,7 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
 
 def _sure(row: Paired) -> int:
     """1 or −1 where a difference is significant, by its corrected p where there is one; else 0."""
-    low, high = row.ci95
-    sure = not low <= 0 <= high if row.p_holm is None else row.p_holm < 0.05
-    return int(sure) * (1 if row.mean > 0 else -1)
+    return direction(row.ci95, row.p if row.p_holm is None else row.p_holm)
 
 
 def _pooled(group: Sequence[Evaluation]) -> dict[str, Difference]:

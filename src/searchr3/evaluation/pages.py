@@ -6,11 +6,13 @@ A page is one file: style and figures are inside it, nothing is loaded, no scrip
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from searchr3.evaluation.baselines import REWRITE
+from searchr3.evaluation.statistics import direction
 from searchr3.words import shortened
 
 if TYPE_CHECKING:
@@ -74,10 +76,9 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def verdict(ci95: tuple[float, float] | list[float]) -> str:
-    """What a difference's interval says: "better" or "worse" where it leaves 0 out, else nothing."""
-    low, high = ci95
-    return "better" if low > 0 else "worse" if high < 0 else ""
+def verdict(ci95: Sequence[float], p: float) -> str:
+    """What a difference comes to: "better" or "worse" where it is significant, else nothing."""
+    return ("", "better", "worse")[direction(ci95, p)]
 
 
 def _ids_apart(page: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from searchr3.evaluation.figures import bars, curve, lines, shares
-from searchr3.evaluation.pages import render, run_name
+from searchr3.evaluation.pages import render, run_name, verdict
 from searchr3.evaluation.results import Results, Run
 from searchr3.ranking import METRICS
 from searchr3.words import shortened
@@ -253,11 +253,5 @@ def _findings(
 
 
 def _answer(row: Mapping[str, Any]) -> str:
-    low, high = row["ci95"]
-    return (
-        "significantly better"
-        if low > 0
-        else "significantly worse"
-        if high < 0
-        else "no significant difference"
-    )
+    found = verdict(row["ci95"], row["p"])
+    return f"significantly {found}" if found else "no significant difference"

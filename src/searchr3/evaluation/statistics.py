@@ -28,8 +28,21 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the 95 % interval leaves 0 out."""
-        return self.ci95[0] > 0 or self.ci95[1] < 0
+        """See `direction`."""
+        return direction(self.ci95, self.p) != 0
+
+
+def direction(ci95: Sequence[float], p: float) -> int:
+    """1 or −1 where a difference is significant, else 0: its 95 % interval leaves 0 out and p is below 0.05.
+
+    Of thirty queries and more the two agree but at the margin. Of very few the interval alone is too sure: if
+    three queries have one sign it leaves 0 out, and p is 0.25.
+
+    >>> direction((0.1, 0.3), 0.25), direction((0.1, 0.3), 0.01), direction((-0.3, -0.1), 0.01)
+    (0, 1, -1)
+    """
+    low, high = ci95
+    return 0 if p >= 0.05 else int(low > 0) - int(high < 0)
 
 
 def bootstrap_ci(
