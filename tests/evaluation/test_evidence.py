@@ -123,10 +123,10 @@ def test_thinking_must_be_above_every_control(make: Callable[..., Values], missi
 
 def test_a_handful_of_queries_shows_nothing(make: Callable[..., Values]) -> None:
     values = {name: one[:, :4] for name, one in make(**{OWN: 0.1}).items()}
-    row = weigh({**values, OWN: values["direct1"] + 0.1})["differences"][0]
+    found = weigh({**values, OWN: values["direct1"] + 0.1})
 
-    assert row["ci95"][0] > 0
-    assert weigh({**values, OWN: values["direct1"] + 0.1})["verdict"]["thinking_helped"] is False
+    assert found["differences"][0]["ci95"][0] > 0
+    assert found["verdict"]["thinking_helped"] is False
 
 
 def test_a_good_outcome_in_words(make: Callable[..., Values]) -> None:

@@ -97,7 +97,7 @@ def _figure(value: float | None) -> str:
 
 
 def differences_table(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str] = METRICS) -> Table:
-    """Differences a − b for the terminal; one whose 95 % interval leaves 0 out is coloured.
+    """Differences a − b for the terminal; one that is significant is coloured.
 
     Rows that hold `p_holm` show it beside p.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from searchr3.evaluation.statistics import direction
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -30,7 +32,6 @@ def table_of(title: str, left: Iterable[str], right: Iterable[str] = ()) -> Tabl
 
 
 def coloured(row: Mapping[str, Any]) -> str:
-    """A difference, green or red where its 95 % interval leaves 0 out."""
-    low, high = row["ci95"]
-    colour = "green" if low > 0 else "red" if high < 0 else "default"
+    """A difference, green or red where it is significant."""
+    colour = ("default", "green", "red")[direction(row["ci95"], row["p"])]
     return f"[{colour}]{row['mean']:+.3f}[/{colour}]"
