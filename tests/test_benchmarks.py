@@ -280,6 +280,7 @@ def evaluated(name: str, gain: float, auto: float, low: float, queries: int = 10
     rows = [("direct", 0.4, 0.0), ("reasoned", 0.4 + gain, 10.0), ("auto", 0.4 + auto, 4.0)]
     runs = [{"name": run, "ndcg@10": ndcg, "thinking_tokens_mean": tokens} for run, ndcg, tokens in rows]
     difference = {"a": "reasoned", "b": "direct", "metric": "ndcg@10", "mean": gain, "ci95": [low, 2 * gain]}
+    difference["p"] = 0.01 if low > 0 else 0.3
     adaptive = {"chosen_on": f"{name} dev, 50 queries"}
     found = {"data": name, "split": "test", "queries": queries, "runs": runs, "differences": [difference]}
     return found | {"adaptive": adaptive} | more
