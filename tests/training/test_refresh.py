@@ -55,3 +55,5 @@ def test_who_draws_needs_a_budget() -> None:
 def test_a_budget_of_one_and_a_half_documents_is_refused() -> None:
     with pytest.raises(ValidationError, match="neither a share below 1 nor a whole number"):
         EnvironmentRecipe(budget=1.5)
+    with pytest.raises(ValidationError, match="one document a step; for all of them say `policy: full`"):
+        EnvironmentRecipe(budget=1.0)  # meant as a share of 100 %

@@ -59,6 +59,8 @@ class EnvironmentRecipe(Section):
     def _draws_end(self) -> EnvironmentRecipe:
         if self.budget is None and self.policy in ("random", "corrector"):
             raise ValueError(f"policy {self.policy} needs a budget; `full` encodes everything")
+        if self.budget == 1:
+            raise ValueError("budget 1 is one document a step; for all of them say `policy: full`")
         if self.budget is not None and self.budget > 1 and self.budget != int(self.budget):
             raise ValueError(
                 f"budget {self.budget} is neither a share below 1 nor a whole number of documents"
