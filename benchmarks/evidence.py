@@ -12,8 +12,9 @@ another recipe, or from another base, is refused.
 base      one base for all: causal pretraining on the installed Python code, the documents of the four data
           sets and, as conversations, training queries with their answers, as a large model has read many.
           "Few labels" is therefore about the contrastive loss alone. Nothing of the three other packs. 3,000
-          steps from nothing; with --from 1,500 from the weights of a base that was made before, such as one
-          of Python code: whatever that one has read was read, and its `base.json` is part of this one's. No
+          steps from nothing; with --from 600 from the weights of a base that was made before, such as one
+          of Python code, with as many rows of each data set's documents, for it has read the code:
+          whatever that one has read was read, and its `base.json` is part of this one's. No
           pair of dev and test queries, be they of these three packs (--hold-out); make that one so, too
 python, tldr, nl2bash, medquad   both stages and control (a), each on its own data, tested there
 mixed     the same on the four data sets as one, of each a part, tested on all seven packs as they are:
@@ -78,7 +79,7 @@ RATES = (0.5, 1.0, 2.0)  # times the recipe's
 FULL = {
     "documents": 16_000,  # of the Python code
     "base": ("--steps=3000", "--size=5m"),
-    "continued": ("--steps=1500",),  # the base, where it goes on from another one
+    "continued": ("--steps=600",),  # the base, where it goes on from another one
     "share": 0.4,  # of the base's rows, conversations
     "of_each": 8_000,  # documents, in the mixed data set
     "stage1_of_each": 500,
@@ -152,8 +153,10 @@ def make_base(options: Namespace) -> Path:
         ]
         python = ["--no-python"] if options.quick else ["--python"]  # to read all code takes minutes
         share = options.size["share"] / len(own(options))
+        rest = (1 - options.size["share"]) / len(own(options)) if start else None
         training = [f"--from={start}", *options.size["continued"]] if start else options.size["base"]
         shares = [f"--share={name}-pairs={share}" for name in own(options)]
+        shares += [f"--share={name}={rest}" for name in own(options) if rest]
         make(
             [
                 str(place),
