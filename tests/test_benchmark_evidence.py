@@ -169,7 +169,10 @@ def test_the_base_goes_on_from_another_if_one_is_named(
     ((place, *told),) = asked
     assert place == str(tmp_path / "base")
     found = parser().parse_args([place, *told])
-    assert (found.start, found.steps) == ((start, 1500) if start else (None, 3000))
+    assert (found.start, found.steps) == ((start, 600) if start else (None, 3000))
+    shares = dict(found.share)
+    assert set(shares) == ({"python", "python-pairs"} if start else {"python-pairs"})  # code was read before
+    assert not start or sum(shares.values()) == pytest.approx(1)
     assert found.size == (None if start else "5m")  # a base keeps its shape
     assert found.pairs and found.python and found.resume
 
