@@ -4,7 +4,7 @@ import copy
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -75,13 +75,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
     return seen
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[float], weights: list[dict[str, Tensor]]) -> None:
+def scripted(
+    monkeypatch: pytest.MonkeyPatch,
+    figures: list[float],
+    weights: list[dict[str, Tensor]],
+    reasoned: Sequence[float] = (),
+) -> None:
     """Dev scores as told; the weights at each are kept."""
     left: Iterator[float] = iter(figures)
+    thought: Iterator[float] = iter(reasoned)
 
     def score(self: DevSet, model: SearchR3, max_new_tokens: int = 0, cost: Any = None) -> dict[str, float]:
         weights.append({name: weight.clone() for name, weight in model.model.state_dict().items()})
-        return {"direct": next(left), "reasoned": 0.0}
+        return {"direct": next(left), "reasoned": next(thought, 0.0)}
 
     monkeypatch.setattr(DevSet, "score", score)
 
@@ -549,6 +555,25 @@ def test_the_best_checkpoint_by_dev_is_what_remains(
 
     assert same(search.model.state_dict(), weights[1])
     assert not same(weights[1], weights[3])
+
+
+@pytest.mark.parametrize(("reasoned_share", "kept"), [(0.5, 1), (0.0, 0)])
+def test_a_model_that_learns_to_think_is_judged_with_its_thoughts_too(
+    search: SearchR3,
+    toy: RetrievalDataset,
+    toy_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reasoned_share: float,
+    kept: int,
+) -> None:
+    weights: list[dict[str, Tensor]] = []
+    scripted(monkeypatch, [0.7, 0.6], weights, reasoned=[0.1, 0.5])  # it spoke before it could think
+
+    asked = "stage1.steps=2", "stage1.evaluate_every=1", f"stage1.reasoned_share={reasoned_share}"
+    train_stage1(search, toy, toy_recipe(*asked), tmp_path)
+
+    assert same(search.model.state_dict(), weights[kept])
 
 
 def test_the_last_step_is_a_candidate_too(

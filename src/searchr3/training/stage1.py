@@ -57,7 +57,6 @@ class Stage1Trainer(DevEvaluation, Trainer):
     """
 
     name = "stage1"
-    best_of = ("direct",)
 
     def __init__(
         self,
@@ -112,6 +111,8 @@ class Stage1Trainer(DevEvaluation, Trainer):
             self.base = prepare_fsdp(self.base, self.accelerator)
         has_thoughts = self.stage.own_samples > 0 or bool(self.maker.trace_pool)
         self.think_on_dev = has_thoughts and self.stage.reasoned_share > 0
+        # what stage 2 begins with must think, too: few labels are at their best directly before it can
+        self.best_of = ("direct", "reasoned") if self.think_on_dev else ("direct",)
         if self.group.rank:  # its dropout and the thoughts that it samples are not the first one's again
             set_seed(recipe.seed + self.group.rank)
 
@@ -304,7 +305,7 @@ def train_stage1(
     others: Sequence[RetrievalDataset] = (),
     start_counts: bool = False,
 ) -> list[dict[str, float]]:
-    """Train `search` in place; it ends as the best checkpoint by dev nDCG@10.
+    """Train `search` in place; it ends as the best checkpoint by dev nDCG@10, direct and reasoned alike.
 
     Goes on from the newest checkpoint in `folder`, if there is one.
 
