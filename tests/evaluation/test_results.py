@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -113,6 +114,7 @@ GOOD = make(queries=3).summary
             json.dumps({**GOOD, "runs": [{**GOOD["runs"][0], "ci95": {}}]}),
             r"'runs\[0\].ci95' has no interval of 'ndcg@10'",
         ),
+        (json.dumps({**GOOD, "runs": GOOD["runs"] * 2}), "'runs' has two runs of the name 'direct'"),
         (b"\xff\xfe", "not valid JSON"),
     ],
 )
@@ -122,6 +124,48 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, content, fault):
     with pytest.raises(DataError, match=fault) as caught:
         read_results(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def cut(table):
+    return table.slice(0, 60)
+
+
+def lowered(table):
+    return table.set_column(2, "ndcg@10", pa.array([0.0] * len(table)))
+
+
+def twice(table):
+    return pa.concat_tables([table, lowered(table)])
+
+
+def nameless(table):
+    return table.set_column(0, "run", pa.array([None] * len(table), pa.string()))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (cut, "holds the values of other results than a.json"),
+        (lowered, "holds the values of other results than a.json"),
+        (twice, "holds the values of other results than a.json"),
+        (nameless, "does not hold the values of each query"),
+    ],
+)
+def test_values_that_are_not_of_the_results_beside_them_are_refused(tmp_path, change, fault):
+    make().save(tmp_path / "a.json")
+    place = queries_path(tmp_path / "a.json")
+    pq.write_table(change(pq.read_table(place)), place)
+    with pytest.raises(DataError, match=fault):
+        read_queries(tmp_path / "a.json")
+
+
+def test_values_of_another_model_are_refused(tmp_path):
+    """As after a copy of one file without the other."""
+    make(1).save(tmp_path / "a.json")
+    make(2).save(tmp_path / "b.json")
+    queries_path(tmp_path / "a.json").write_bytes(queries_path(tmp_path / "b.json").read_bytes())
+    with pytest.raises(DataError, match="holds the values of other results"):
+        compare(tmp_path / "a.json", tmp_path / "b.json")
 
 
 def test_missing_files_are_named(tmp_path):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from searchr3.errors import DataError
 from searchr3.evaluation.collection import Collection, Evaluation, weights
 from searchr3.evaluation.controls import WITHOUT_MODEL
 from searchr3.evaluation.page_figures import Bar, Spot, Step, forest, ladder, scatter
@@ -29,7 +28,7 @@ def render_page(collection: Collection) -> str:
     """The page as HTML text; every part whose figures are not there is left out.
 
     Raises:
-        DataError: the values beside an evaluation are of other queries or runs than it says.
+        DataError: the values beside an evaluation are not its own.
     """
     shown = [_shown(one, place) for place, one in enumerate(collection.evaluations, start=1)]
     effects = [_effect(group) for group in collection.groups]
@@ -174,13 +173,9 @@ def _poolable(evaluations: Sequence[Evaluation]) -> bool:
 
 def _gains(one: Evaluation, names: Sequence[str]) -> np.ndarray:
     """(queries, names): reasoned minus each run, in nDCG@10."""
-    values = {name: (one.values or {}).get(name, {}).get(METRIC, {}) for name in ("reasoned", *names)}
-    ids = [*values["reasoned"]]
-    if not ids or any(other.keys() != values["reasoned"].keys() for other in values.values()):
-        raise DataError(
-            f"{one.file}: the values of each query beside it are of another evaluation; evaluate again"
-        )
-    return np.array([[values["reasoned"][query] - values[name][query] for name in names] for query in ids])
+    values = one.values or {}
+    reasoned, others = values["reasoned"][METRIC], [values[name][METRIC] for name in names]
+    return np.array([[value - other[query] for other in others] for query, value in reasoned.items()])
 
 
 def _forest(effects: Sequence[Mapping[str, Any]]) -> str | None:

@@ -5,8 +5,10 @@ Keys that came later are optional, so that older files stay readable; keys that 
 
 from __future__ import annotations
 
-from math import isfinite
+from collections.abc import Mapping
+from math import isclose, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -81,6 +83,13 @@ class SavedRun(Saved):
     def role(self) -> str:
         """ "own", "control" or "baseline"."""
         return self.kind or ("own" if self.name in ("direct", "reasoned", "auto") else "baseline")
+
+
+def _apart(runs: tuple[SavedRun, ...]) -> tuple[SavedRun, ...]:
+    names = [run.name for run in runs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"has two runs of the name {twice!r}")
+    return runs
 
 
 class Paired(Saved):
@@ -166,7 +175,7 @@ class SavedResults(Saved):
     split: StrictStr
     documents: Annotated[int, Field(strict=True, ge=0)]
     queries: Annotated[int, Field(strict=True, ge=0)]
-    runs: tuple[SavedRun, ...]
+    runs: Annotated[tuple[SavedRun, ...], AfterValidator(_apart)]
     differences: tuple[SavedDifference, ...]
     curves: Curves | None = None
     uncertainty: Uncertainty | None = None
@@ -216,6 +225,8 @@ class SavedMetrics(Saved):
 
 
 Kind = TypeVar("Kind", bound=Saved)
+
+_ROUNDING = 1e-9  # between a mean and the same one reckoned in another order
 
 _MEND = "give a file that `searchr3 evaluate --output` wrote"
 _WORDS = {
@@ -276,17 +287,21 @@ def read_results(path: str | Path) -> dict[str, Any]:
 def read_queries(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
     """The values of each query beside the `results.json` at `path`: run → metric → query id → value.
 
+    They are those that the file was reckoned from: as many queries, and the same mean of every metric.
+
     Raises:
-        DataError: the parquet file is missing or not what `searchr3 evaluate` writes.
+        DataError: the parquet file is missing, not what `searchr3 evaluate` writes, or of other results.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place = queries_path(path)
+    place, found = queries_path(path), checked(SavedResults, read_json(path), path)
     kinds = {"run": pa.string(), "query": pa.string(), **dict.fromkeys(METRICS, pa.float64())}
     values: dict[str, dict[str, dict[str, float]]] = {}
     try:
         columns = pq.read_table(place, columns=[*kinds]).cast(pa.schema([*kinds.items()])).to_pydict()
+        if None in columns["run"] or None in columns["query"]:
+            raise ValueError("a name is missing")
         if not all(value is not None and isfinite(value) for metric in METRICS for value in columns[metric]):
             raise ValueError("a value is no number")
     except FileNotFoundError:
@@ -296,7 +311,23 @@ def read_queries(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
     for i, (run, query) in enumerate(zip(columns["run"], columns["query"], strict=True)):
         for metric in METRICS:
             values.setdefault(run, {}).setdefault(metric, {})[query] = columns[metric][i]
+    if len(columns["run"]) != found.queries * len(found.runs) or not _agree(values, found):
+        raise DataError(
+            f"{place}: holds the values of other results than {Path(path).name}; "
+            "keep beside it those that were written with it, or evaluate again"
+        )
     return values
+
+
+def _agree(values: Mapping[str, Mapping[str, Mapping[str, float]]], found: SavedResults) -> bool:
+    """Whether all runs are there, for the same queries, and every mean is that of its values."""
+    told = {run.name: run.dump() for run in found.runs}
+    ids = next(iter(values.values()), {}).get(METRICS[0], {}).keys()
+    return values.keys() == told.keys() and all(
+        each.keys() == ids and isclose(fmean(each.values()), told[run][metric], abs_tol=_ROUNDING)
+        for run, metrics in values.items()
+        for metric, each in metrics.items()
+    )
 
 
 def _key(location: tuple[int | str, ...]) -> str:
