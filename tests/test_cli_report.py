@@ -48,6 +48,17 @@ def test_a_page_is_replaced_only_when_asked_and_results_never(tmp_path):
     assert page.read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize(
+    "name", ["suite/task0.json", "suite/suite.json", "suite/task0.queries.parquet", "single.queries.parquet"]
+)
+def test_what_belongs_to_results_is_never_replaced(tmp_path, name):
+    suite, single = save_suite(tmp_path / "suite", {"One": results()}), save(tmp_path, "single", results())
+    before = (tmp_path / name).read_bytes()
+    result = report(suite, single, "--output", tmp_path / name, "--overwrite")
+    assert result.exit_code == 1 and "is one of the results" in result.stderr
+    assert (tmp_path / name).read_bytes() == before
+
+
 def test_wrong_results_are_one_line_and_leave_no_page(tmp_path):
     wrong = tmp_path / "wrong.json"
     wrong.write_text('{"model": 3}')

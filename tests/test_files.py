@@ -274,7 +274,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    for call in ("mkstemp", "mkdtemp", "TemporaryFile"):
+    for call in ("mkstemp", "mkdtemp", "NamedTemporaryFile"):
         monkeypatch.setattr(tempfile, call, refuse)
     with pytest.raises(SearchR3Error) as caught:
         write(tmp_path / "out")
@@ -292,6 +292,20 @@ def test_a_folder_where_a_file_should_be_is_one_line(tmp_path: Path) -> None:
 def test_what_is_no_fault_of_the_disk_keeps_its_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="a library's own"), replacing(tmp_path / "out.txt"):
         raise OSError("a library's own words, without a number")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 250, "n" * 250 + "/results.json"])
+def test_a_name_that_is_too_long_is_told_before_the_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SearchR3Error, match=r"cannot be written \(File name too long\)"):
+        check_writable(tmp_path / name)
+    check_writable(tmp_path / ("n" * 240))
+
+
+def test_a_device_is_no_file_to_replace(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(SearchR3Error, match="is a device, no file; choose another place"):
+            check_writable(place)
 
 
 def test_checking_a_place_leaves_nothing_behind(tmp_path: Path) -> None:

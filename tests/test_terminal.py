@@ -64,3 +64,9 @@ def test_of_several_processes_each_says_which_it_is(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert one_line(SearchR3Error("x.jsonl:1: empty")) == "error: process 1: x.jsonl:1: empty"
+
+
+def test_a_name_that_no_disk_takes_is_one_line() -> None:
+    with pytest.raises(OSError) as caught:
+        Path("n" * 300).exists()
+    assert one_line(caught.value) == f"error: {'n' * 300}: the name is too long; choose a shorter one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -31,11 +32,21 @@ def report(
         raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'page.html'}")
     if output.exists() and not overwrite:
         raise SearchR3Error(f"{output}: exists already; choose another file or replace it with --overwrite")
-    if output.exists() and any(output.samefile(path) for path in results if path.exists()):
-        raise SearchR3Error(f"{output}: is one of the results; choose another file for the page")
+    _refuse_results(output, results)
     check_writable(output)
     from searchr3.evaluation.collection import read_collection
     from searchr3.evaluation.page import render_page
+    from searchr3.evaluation.results import queries_path
 
-    write_text(output, render_page(read_collection(results)))
+    collection = read_collection(results)
+    files = [one.file for one in collection.evaluations]
+    _refuse_results(output, [*files, *map(queries_path, files)])
+    write_text(output, render_page(collection))
     typer.echo(f"wrote {output}")
+
+
+def _refuse_results(output: Path, results: Iterable[Path]) -> None:
+    """Raise SearchR3Error where the page would replace results, or the file that a folder of them has."""
+    files = [file for path in results for file in (path, path / "suite.json", path / "metrics.json")]
+    if output.exists() and any(output.samefile(file) for file in files if file.exists()):
+        raise SearchR3Error(f"{output}: is one of the results; choose another file for the page")

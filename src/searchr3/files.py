@@ -123,13 +123,16 @@ def _obstacle(path: Path) -> str | None:
 def check_writable(path: str | Path) -> None:
     """Raise SearchR3Error unless `path` can be written: before long work, not after it.
 
-    The nearest folder that exists is tried; nothing is made.
+    The nearest folder that exists is tried, with a name as long as a temporary one of `path`; nothing is made.
     """
     path = Path(path)
     with disk_errors(path):
-        there = (one for one in path.parents if os.path.lexists(one))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise SearchR3Error(f"{path}: is a device, no file; choose another place")
         # A folder that is there is written into, a file is replaced from beside it.
-        with tempfile.TemporaryFile(dir=path if path.is_dir() else next(there)):
+        there = path if path.is_dir() else next(one for one in path.parents if os.path.lexists(one))
+        longest = max(path.relative_to(there).parts, key=len, default="")
+        with tempfile.NamedTemporaryFile(dir=there, prefix=f".{longest}."):
             pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -53,6 +54,8 @@ def one_line(error: BaseException, command: str | None = None) -> str:
     elif type(error).__name__ in _FULL_MEMORY or "can't allocate memory" in str(error):
         trains = command in ("train", "quickstart")
         text = f"the memory is full ({first_line(error)}); {_SMALLER if trains else 'use smaller batches'}"
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        text = f"{error.filename}: the name is too long; choose a shorter one"
     elif full:
         place = f"{full.filename}: " if isinstance(full, OSError) and full.filename else ""
         text = f"{place}{NO_SPACE}"
