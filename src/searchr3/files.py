@@ -123,7 +123,7 @@ def _obstacle(path: Path) -> str | None:
 def check_writable(path: str | Path) -> None:
     """Raise SearchR3Error unless `path` can be written: before long work, not after it.
 
-    The nearest folder that exists is tried, with a name as long as a temporary one of `path`; nothing is made.
+    The nearest folder that exists is tried, with a name like those that writing will take; nothing is made.
     """
     path = Path(path)
     with disk_errors(path):

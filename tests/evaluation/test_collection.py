@@ -1,6 +1,7 @@
 """Sets of results: found wherever they lie, and refused in one line where they are wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from saved_sets import enriched, results, save, save_suite
@@ -101,6 +102,24 @@ def test_a_suite_says_the_corrected_p(tmp_path):
     suite = save_suite(tmp_path / "s", {"One": results()})
     (one,) = read_collection([suite]).evaluations
     assert one.name == "One" and one.difference("reasoned", "direct").p_holm == 0.4321
+
+
+def test_a_suite_that_is_older_than_its_results_is_refused(tmp_path):
+    """As after a task was evaluated again by itself: its p was corrected among others than these."""
+    suite = save_suite(tmp_path / "s", {"One": results(), "Two": results(data="b")})
+    save(suite, "task1", results(0.2, data="b"))
+    with pytest.raises(DataError, match=r"suite\.json: is older than task1\.json; evaluate the suite again"):
+        read_collection([suite])
+
+
+def test_one_name_with_other_files_is_another_model(tmp_path):
+    """Trained further between two evaluations; older results do not tell."""
+    found = [results(data=name) for name in "abc"]
+    told = [replace(one, extras={"files": files}) for one, files in zip(found, ("x", "x", "y"), strict=True)]
+    collection = read_collection([save(tmp_path, one.data, one, rich=False) for one in told])
+    assert [[one.name for one in group] for group in collection.groups] == [["a", "b"], ["c"]]
+    collection = read_collection([save(tmp_path, f"{one.data} 2", one, rich=False) for one in found])
+    assert len(collection.groups) == 1
 
 
 def test_names_tell_evaluations_apart(tmp_path):

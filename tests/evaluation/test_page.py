@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -310,6 +311,15 @@ def test_a_page_made_from_evil_texts_is_harmless(tmp_path):
     for what in ("text", "thought", "first", "second", "id", "set to", "gone", "no network", "margin", "s"):
         assert f"{what} <script>alert('x')</script>" in shown.text, what
     assert shown.text.count("<script>") > 40 and shown.text.count("{{ 7 * 7 }}") > 40
+
+
+def test_a_model_that_was_trained_further_has_a_mean_of_its_own(tmp_path):
+    sets = {"a": "1234567890", "b": "1234567890", "c": "abcdefghij", "d": "abcdefghij"}
+    found = [replace(results(data=name), extras={"files": files}) for name, files in sets.items()]
+    shown = page(*(save(tmp_path, one.data, one, rich=False) for one in found))
+    for files in ("12345678", "abcdefgh"):
+        assert f"mean of 2, m/stage2 · files {files}" in shown.text
+    assert "mean of 4" not in shown.text
 
 
 def test_values_of_another_evaluation_are_refused(suite):

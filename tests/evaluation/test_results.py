@@ -235,6 +235,13 @@ def test_what_cannot_be_compared(tmp_path, options, fault):
         compare(saved(tmp_path, "a"), saved(tmp_path, "b", **options))
 
 
+def test_results_on_data_that_has_changed_cannot_be_compared(tmp_path):
+    a, b = (saved(tmp_path, name, extras={"data_files": name}) for name in "ab")
+    with pytest.raises(DataError, match="were measured on different files of toy; evaluate both on the same"):
+        compare(a, b)
+    assert compare(a, saved(tmp_path, "older"))
+
+
 def test_between_two_stages():
     first, second = make(), make(seed=1, shift=0.3)
     rows = between(first, second)

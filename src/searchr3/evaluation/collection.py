@@ -50,6 +50,11 @@ class Evaluation:
     corrected: Mapping[tuple[str, str, str], float | None] = field(default_factory=dict)
     group: str | None = None
 
+    @property
+    def thinker(self) -> tuple[str, str | None, str]:
+        """The model: its name, its stage, and the name of what its files held ("" where that is not told)."""
+        return self.found.model, self.stage, str((self.found.model_extra or {}).get("files") or "")
+
     @cached_property
     def values(self) -> Values | None:
         """The values of each query; None when they do not lie beside the file."""
@@ -85,9 +90,9 @@ class Collection:
     @cached_property
     def groups(self) -> list[list[Evaluation]]:
         """Those of one model, and of one stage of it, together."""
-        groups: dict[tuple[str, str | None], list[Evaluation]] = {}
+        groups: dict[tuple[str, str | None, str], list[Evaluation]] = {}
         for one in self.evaluations:
-            groups.setdefault((one.found.model, one.stage), []).append(one)
+            groups.setdefault(one.thinker, []).append(one)
         return [*groups.values()]
 
 
@@ -149,11 +154,19 @@ def _suite(path: Path, suite: SavedSuite) -> Collection:
         rows = [row for row in suite.differences if row.task == task.task]
         corrected = {(row.a, row.b, row.metric): row.p_holm for row in rows}
         found = checked(SavedResults, read_json(file, _SUITE), file, _SUITE)
+        if not all(_holds(found, row) for row in rows):
+            raise DataError(f"{path}: is older than {file.name}; evaluate the suite again with --resume")
         evaluations.append(Evaluation(task.task, file, found, corrected=corrected, group=task.group))
     models = dict.fromkeys([suite.model] if suite.model else [one.found.model for one in evaluations])
     about = suite.suite or f"{len(suite.tasks)} data sets"
     title = f"{', '.join(map(model_name, models))} on {about}" if models else about
     return Collection(title, tuple(evaluations), suite.missing)
+
+
+def _holds(found: SavedResults, row: SavedDifference) -> bool:
+    """Whether results hold a difference as their suite says it, but for the correction."""
+    own = found.difference(row.a, row.b, row.metric)
+    return own is not None and (own.mean, own.ci95, own.p) == (row.mean, row.ci95, row.p)
 
 
 def _run(path: Path, metrics: SavedMetrics) -> Collection:

@@ -25,11 +25,17 @@ def compare(a: str | Path, b: str | Path) -> list[dict[str, Any]]:
         the two paths. `p_holm` is p corrected for all these rows, which are the family.
 
     Raises:
-        DataError: a file is wrong or missing, or the two differ in data, split or queries, or share no run.
+        DataError: a file is wrong or missing, or the two differ in data, its files, split or queries, or
+            share no run.
     """
     first, second = read_results(a), read_results(b)
     for key in ("data", "split", "documents"):
         _same(key, first[key], second[key], str(a), str(b))
+    files = [one["data_files"] for one in (first, second) if one.get("data_files")]  # older: not told
+    if len({*files}) > 1:
+        raise DataError(
+            f"{a} and {b} were measured on different files of {first['data']}; evaluate both on the same"
+        )
     of_a, of_b = read_queries(a), read_queries(b)
     shared = [run["name"] for run in first["runs"] if run["name"] in of_a and run["name"] in of_b]
     if not shared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,10 @@ def render_page(collection: Collection) -> str:
     shown = [_shown(one, place) for place, one in enumerate(collection.evaluations, start=1)]
     effects = [_effect(group) for group in collection.groups]
     effects = [effect for effect in effects if effect["rows"] or effect["controls"]]
+    titles = Counter(effect["title"] for effect in effects)
+    for effect in effects:
+        if titles[effect["title"]] > 1:  # a model before and after it was trained further
+            effect["title"] += f" · files {effect['files'][:8] or 'unknown'}"
     common = _common(shown)
     for one in shown:
         one["own_facts"] = {key: value for key, value in one["facts"].items() if key not in common}
@@ -113,6 +118,7 @@ def _effect(group: Sequence[Evaluation]) -> dict[str, Any]:
     title = " · ".join(dict.fromkeys(filter(None, [model_name(group[0].found.model), group[0].stage])))
     return {
         "title": title,
+        "files": group[0].thinker[-1],
         "rows": rows,
         "sets": len(group),
         "pooled": pooled,
@@ -167,8 +173,7 @@ def _pooled(group: Sequence[Evaluation]) -> dict[str, Difference]:
 def _poolable(evaluations: Sequence[Evaluation]) -> bool:
     """Several different data sets, one model: a mean over them means something."""
     sets = {(one.found.data, one.found.split) for one in evaluations}
-    models = {(one.found.model, one.stage) for one in evaluations}
-    return len(sets) == len(evaluations) > 1 == len(models)
+    return len(sets) == len(evaluations) > 1 == len({one.thinker for one in evaluations})
 
 
 def _gains(one: Evaluation, names: Sequence[str]) -> np.ndarray:
