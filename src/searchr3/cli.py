@@ -12,9 +12,10 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from searchr3.cli_adapt import adapt
 from searchr3.cli_chat import chat_check
 from searchr3.cli_encode import encode
-from searchr3.cli_evaluate import adapt, compare, evaluate
+from searchr3.cli_evaluate import compare, evaluate
 from searchr3.cli_evidence import evidence
 from searchr3.cli_export import export
 from searchr3.cli_report import report
