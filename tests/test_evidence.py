@@ -329,7 +329,7 @@ def test_only_its_own_folder_is_gone_on_with(here: Path, stage: Stage) -> None:
 def test_numbers_of_labels_are_whole_and_above_0(here: Path) -> None:
     for wrong in ("many", "0,100", "-5"):
         result = CliRunner().invoke(app, ["evidence", "recipe.yaml", f"--labels={wrong}", "--output", "out"])
-        assert result.exit_code == 2 and "whole numbers of at least 1" in result.output
+        assert result.exit_code == 2 and "whole numbers from 1 to" in result.output
     assert not Path("out").exists()
 
 

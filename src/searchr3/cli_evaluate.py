@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -122,8 +122,8 @@ def evaluate(
         raise SearchR3Error("several data sets need --output: the folder for their results")
     if resume and (overwrite or not several):
         raise SearchR3Error("--resume is for several data sets, and not together with --overwrite")
-    if output and not several:
-        _check_results(output, overwrite)
+    if output:
+        _check_place(output, several, overwrite)
     check_backend(backend, url, embed_url)
     refuse_both(cache, no_cache)
     import functools
@@ -175,7 +175,7 @@ def evaluate(
         "cache": kept,
     }
     plan = Plan(model, split, split_by, instructions, options, prompts)
-    with kept or nullcontext():
+    with kept or nullcontext(), _held(output, several, overwrite):
         if several and output:
             _several(thinker, sources, output, plan, suite, resume, overwrite, as_json)
             return
@@ -208,10 +208,12 @@ def _several(
 ) -> None:
     """Measure on each, show them together; an error at the end names what could not be had."""
     from searchr3.evaluation.comparison import suite_tables
-    from searchr3.evaluation.several import evaluate_several, refuse_taken
+    from searchr3.evaluation.results import queries_path
+    from searchr3.evaluation.several import evaluate_several, files_of, refuse_taken
     from searchr3.progress import Screen
 
-    check_writable(output)
+    for file in files_of(sources, output).values():
+        check_writable(queries_path(file))
     if not (resume or overwrite):
         refuse_taken(sources, output)
     with Screen() as screen:
@@ -247,16 +249,47 @@ def tell_size(screen: Screen, cache: Cache | None) -> None:
         screen.console.print(f"           cache: {cache}", style="dim", highlight=False, markup=False)
 
 
-def _check_results(output: Path, overwrite: bool) -> None:
-    """Before the work: results can be written to `output`, and replace others only when asked to."""
+def _check_place(output: Path, several: bool, overwrite: bool) -> None:
+    """Before the work: results can be written to `output`, and replace others only when asked to.
+
+    Of several data sets the files have names of their own, which are looked at later.
+    """
     from searchr3.evaluation.results import queries_path
 
+    if several:
+        check_writable(output / "suite.json")
+        return
     if output.is_dir():
         raise SearchR3Error(f"{output}: is a folder; name a file in it, such as {output / 'results.json'}")
     check_writable(output)
+    check_writable(queries_path(output))
     taken = next((path for path in (output, queries_path(output)) if path.exists()), None)
     if taken and not overwrite:
         raise SearchR3Error(f"{taken}: exists already; choose another file or replace it with --overwrite")
+
+
+@contextmanager
+def _held(output: Path | None, several: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the place of the results, so that no other evaluation writes there while this one measures."""
+    from searchr3.locks import alone, locked
+
+    if output is None:
+        yield
+        return
+    refusal = f"{output}: another evaluation writes there; wait for its end, or choose another place"
+    if several:
+        with alone(output, refusal):
+            yield
+        return
+    made = not output.parent.exists()
+    try:
+        with locked(output.with_name(f".{output.name}.lock"), refusal):
+            _check_place(output, several, overwrite)  # another may just have ended
+            yield
+    finally:
+        with suppress(OSError):
+            if made:
+                output.parent.rmdir()  # where it stayed empty
 
 
 def compare(

@@ -23,6 +23,8 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [defau
 PromptsFile = Annotated[
     Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
 ]
+_DIGITS = 9  # of a number of queries or tokens
+
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
 
@@ -55,8 +57,10 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing, look no
 def numbers(text: str, option: str, least: int) -> list[int]:
     """The whole numbers in a text that has commas between them, none below `least`."""
     found = names(text)
-    if not all(name.isdecimal() and int(name) >= least for name in found):
-        raise typer.BadParameter(f"whole numbers of at least {least}, with commas between", param_hint=option)
+    if not all(name.isdecimal() and len(name) <= _DIGITS and int(name) >= least for name in found):
+        raise typer.BadParameter(
+            f"whole numbers from {least} to 999,999,999, with commas between", param_hint=option
+        )
     return [int(name) for name in found]
 
 

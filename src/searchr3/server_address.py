@@ -67,7 +67,7 @@ def address(base: str, path: str, option: str) -> str:
         url = httpx2.URL(base.strip())
     except httpx2.InvalidURL:
         url = httpx2.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65_535:
         # not repeated here: it may hold a key
         raise EndpointError(f"{option}: no web address; write it as http://localhost:8000 or https://…/v1")
     if url.userinfo or url.query or url.fragment:

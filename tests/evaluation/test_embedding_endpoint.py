@@ -136,6 +136,7 @@ def test_what_was_cut_is_told_again_from_the_cache(embedding_server, model, data
         ("http://localhost:8000/v1", ModelError, "behind a #"),
         (f"https://me:{SECRET}@a.org#m", EndpointError, "leave out"),
         ("http://#m", EndpointError, "no web address"),
+        ("http://localhost:99999/v1#m", EndpointError, "no web address"),
     ],
 )
 def test_a_spec_that_is_none(spec, error, words):

@@ -48,7 +48,7 @@ class Cache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser()
         try:
-            check_writable(self.folder)
+            check_writable(self.folder / "model.sqlite")
         except SearchR3Error as error:
             raise SearchR3Error(f"{error} with --cache, or use --no-cache") from None
         self.saved = 0.0
