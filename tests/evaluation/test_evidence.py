@@ -16,7 +16,7 @@ from searchr3.evaluation.evidence import (
     student_interval,
     weigh,
 )
-from searchr3.evaluation.statistics import holm, paired_difference
+from searchr3.evaluation.statistics import direction, holm, paired_difference
 
 Values = dict[str, np.ndarray]
 QUERIES = 60
@@ -92,7 +92,8 @@ def test_the_best_control_is_not_chosen_to_please(gains: dict[str, float], own: 
     assert mean == pytest.approx(found[OWN] - found[best])
     assert found["reasoned2_minus_best_control_low"] == min(lows) <= mean
     assert mean <= found["reasoned2_minus_best_control_high"]
-    assert (min(lows) > 0) == found["verdict"]["thinking_helped"]
+    above = all(direction(row(found, name)["ci95"], row(found, name)["p"]) > 0 for name in TO_BEAT)
+    assert found["verdict"]["thinking_helped"] is above and (min(lows) > 0 or not above)
 
 
 def test_the_bounds_hold_what_is_true_in_spite_of_the_choice() -> None:
@@ -196,7 +197,7 @@ def test_seeds_agree_only_where_there_are_three_and_each_has_the_sign(seeds: int
     found = weigh({OWN: own, "direct1": np.zeros((seeds, QUERIES))})
     said = f"All {seeds} seeds have one sign on stage 1, direct." in found["verdict"]["sentences"]
     one = row(found, "direct1")
-    significant = one["ci95"][0] > 0 or one["ci95"][1] < 0
+    significant = direction(one["ci95"], one["p"]) != 0
     assert said == (seeds >= 3 and significant and len({*np.sign(one["seeds"])}) == 1)
 
 
