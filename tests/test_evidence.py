@@ -21,6 +21,7 @@ from searchr3.evidence import Plan, gather
 from searchr3.model import SearchR3
 from searchr3.pipeline import train
 from searchr3.ranking import METRICS
+from searchr3.training.checkpoints import BEST
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 
@@ -60,12 +61,14 @@ class Stage:
         done: what was trained or measured, in order.
         left: so many may still be done, then the next is interrupted.
         dev: what is trained and seed → its dev score.
+        looks: of stage 1, where it looked at dev several times: seed → (direct, reasoned) each time.
     """
 
     def __init__(self, toy: RetrievalDataset) -> None:
         self.done: list[tuple[Any, ...]] = []
         self.left = 10**9
         self.dev: dict[tuple[str, int], float] = {}
+        self.looks: dict[int, list[tuple[float, float]]] = {}
         self.ids = tuple(toy.qrels["test"])
 
     def _one(self, *what: Any) -> None:
@@ -82,7 +85,8 @@ class Stage:
         with torch.no_grad():
             weight[0] = {"stage1": 2.0, "stage2": 3.0}[stage] + 0.1 * recipe.seed
         dev = self.dev.get((what, recipe.seed), 0.5)
-        return [{"step": 1, "gradient_tokens": 10_000, "eval_direct": dev}]
+        looks = (self.looks.get(recipe.seed) if what == "stage1" else None) or [(dev, dev)]
+        return [{"gradient_tokens": 10_000, "eval_direct": a, BEST: (a + b) / 2} for a, b in looks]
 
     def train_stage1(self, model: SearchR3, dataset: Any, recipe: Recipe, *_: Any, **__: Any) -> list[Any]:
         return self._train("stage1", model, dataset, recipe)
@@ -189,6 +193,18 @@ def test_control_a_is_at_the_rate_that_is_better_on_dev_seed_by_seed(here: Path,
     alone = gather("recipe.yaml", output=Path("alone"), plan=Plan(seeds=1, both_rates=False))
     assert "direct_only_stage1_rate" not in {one[0] for one in stage.done}
     assert [one["chosen"] for one in alone["control_a_rates"]] == [[True]]
+
+
+def test_what_direct_search_gives_up_as_stage_1_is_chosen_for_both_forms_is_told(
+    here: Path, stage: Stage
+) -> None:
+    stage.looks = {0: [(0.7, 0.3), (0.66, 0.6), (0.6, 0.6)], 1: [(0.5, 0.4), (0.6, 0.5)]}
+
+    found = gather("recipe.yaml", output=Path("out"), plan=Plan(seeds=2, labels=(20,)))
+
+    assert found["direct1_given_up"] == pytest.approx((0.04 + 0.0) / 2)
+    assert [point["direct1_given_up"] for point in found["labels"]] == pytest.approx([0.04, 0.02])
+    assert "it would have been 0.020 above" in Path("out/evidence.html").read_text(encoding="utf-8")
 
 
 def test_killed_at_every_turn_it_does_everything_once(here: Path, stage: Stage) -> None:

@@ -17,6 +17,7 @@ from searchr3.training.arms import (
     NO_CONTRASTIVE,
     NO_POLICY,
     best_dev,
+    direct_given_up,
     direct_only_arms,
     gradient_tokens,
     stage2_arms,
@@ -141,12 +142,15 @@ def _values(
 
 
 def _costs(seeds: Sequence[Path]) -> dict[str, Any]:
-    """Thinking tokens and emission rate of stage 2, gradient tokens and seconds of each training; means."""
+    """Thinking tokens and emission rate of stage 2, what direct search has given up for thinking in stage 1,
+    gradient tokens and seconds of each training; means.
+    """
     summaries = [read_results(_results(folder, "stage2")) for folder in seeds]
     thinking = [run for one in summaries for run in one["runs"] if run["name"] == "reasoned"]
     found = {
         "thinking_tokens": _mean([run["thinking_tokens_mean"] for run in thinking]),
         "emission_rate": _mean([run["emission_rate"] for run in thinking]),
+        "direct1_given_up": _given_up(seeds),
     }
     for name, place in CURVES.items():
         curves = [_read(folder / place) for folder in seeds if (folder / place).is_file()]
@@ -158,6 +162,10 @@ def _costs(seeds: Sequence[Path]) -> dict[str, Any]:
         for phase, seconds in clock.items():  # "seed-0 stage1", "seed-1 stage1", …
             spent.setdefault(phase.partition(" ")[2], []).append(seconds)
     return found | {"seconds": {phase: _mean(each) for phase, each in spent.items()}}
+
+
+def _given_up(seeds: Sequence[Path]) -> float:
+    return _mean([direct_given_up(_read(folder / "checkpoints" / "stage1.curve.json")) for folder in seeds])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -175,4 +183,5 @@ def _label_point(labels: int, place: Path, recipe: Recipe) -> dict[str, Any] | N
     if not seeds:
         return None
     values = _values([_models(folder, models) for folder in seeds], {}, recipe)
-    return {"labels": labels, "seeds": len(seeds), **label_point({name: values[name] for name in STAGES})}
+    point = label_point({name: values[name] for name in STAGES})
+    return {"labels": labels, "seeds": len(seeds), **point, "direct1_given_up": _given_up(seeds)}

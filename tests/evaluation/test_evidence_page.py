@@ -21,7 +21,7 @@ def found() -> dict[str, Any]:
     ]
     sizes = {"data": "toy & <more>", "split": "test", "documents": 1500, "queries": 25}
     costs = {"thinking_tokens": 4.25, "emission_rate": 0.5, "gradient_tokens_stage2": 9000.0}
-    costs["gradient_tokens_direct_only"] = 9100.0
+    costs |= {"gradient_tokens_direct_only": 9100.0, "direct1_given_up": 0.0}
     return {"recipe": "mine", "complete": True, "seeds": [0, 1, 2], **sizes, **weigh(values), **costs} | {
         "labels": points
     }

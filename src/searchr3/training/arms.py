@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from searchr3.conversation import Conversation
 from searchr3.dataset import RetrievalDataset
+from searchr3.training.checkpoints import BEST
 from searchr3.training.pairs import Pairs
 from searchr3.training.recipe import OptimizerRecipe, Recipe
 from searchr3.training.stage1_batch import BatchMaker
@@ -86,8 +87,20 @@ def gradient_tokens(curve: Sequence[Mapping[str, float]]) -> int:
 
 
 def best_dev(curve: Sequence[Mapping[str, float]]) -> float:
-    """The dev score of what a training of stage 1 has kept, by its curve."""
+    """The dev score of what arm (a) has kept, by its curve."""
     return max((row["eval_direct"] for row in curve if "eval_direct" in row), default=0.0)
+
+
+def direct_given_up(curve: Sequence[Mapping[str, float]]) -> float:
+    """How far direct search on dev is, in what stage 1 has kept, below its best on the way; by the curve.
+
+    What is kept is the best at both forms; who only wants direct search would keep another.
+    """
+    looks = [row for row in curve if "eval_direct" in row]
+    if not looks:
+        return 0.0
+    kept = max(looks, key=lambda row: row[BEST])
+    return max(row["eval_direct"] for row in looks) - kept["eval_direct"]
 
 
 def steps_for(tokens: int, dataset: RetrievalDataset, conversation: Conversation, recipe: Recipe) -> int:
