@@ -117,6 +117,20 @@ def test_results_of_other_weights_are_not_taken_over(model, folders, tmp_path):
     assert len(evaluate_several(lambda: model, folders, out, PLAN, resume=True)["tasks"]) == 2
 
 
+def test_what_servers_found_is_not_mixed_with_what_was_found_here(model, folders, tmp_path):
+    """A model behind vLLM has no digest: nobody knows what stands there."""
+    here, away = tmp_path / "here", tmp_path / "away"
+    evaluate_several(lambda: model, folders[:1], away, PLAN)
+    model.digest = lambda: "known"
+    evaluate_several(lambda: model, folders[:1], here, PLAN)
+    with pytest.raises(SearchR3Error, match=r"one.json: is of .*behind another --backend"):
+        evaluate_several(lambda: model, folders, away, PLAN, resume=True)
+    del model.digest
+    with pytest.raises(SearchR3Error, match=r"one.json: is of .*behind another --backend"):
+        evaluate_several(lambda: model, folders, here, PLAN, resume=True)
+    assert len(evaluate_several(lambda: model, folders, away, PLAN, resume=True)["tasks"]) == 2
+
+
 def test_results_of_weights_that_were_there_before_are_not_taken_over(model, folders, tmp_path, tiny_model):
     out, place = tmp_path / "out", shutil.copytree(tiny_model, tmp_path / "trained")
     plan = replace(PLAN, model=str(place))

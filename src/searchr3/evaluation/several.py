@@ -138,7 +138,7 @@ def evaluate_several(
     }
     by_rule = any("adaptive" in one for one in there.values())  # which is no part of the digest
     ready = model() if there and (by_rule or len(there) < len(files)) else None
-    _of_one_model(files, there, plan, digest_of(ready) if ready else None)
+    _of_one_model(files, there, plan, ready)
     if by_rule:
         _of_one_rule(files, there, known_rule(ready, plan.options.get("adaptive")))
     found: dict[str, dict[str, Any]] = {}
@@ -294,18 +294,20 @@ def _words(value: object) -> str:
 
 
 def _of_one_model(
-    files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any]], plan: Plan, digest: str | None
+    files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any]], plan: Plan, model: Embedder | None
 ) -> None:
     """Raise SearchR3Error where results are of other weights than others, or than the model has now.
 
     Args:
-        digest: of the model; None where it is not loaded, and its files are looked at instead.
+        model: None where it is not loaded. Then, and behind servers, its files are looked at instead.
     """
-    known = digest or next((one.get("digest") for one in there.values()), None)
+    own = digest_of(model)
+    known = own if model is not None else next((one.get("digest") for one in there.values()), None)
     for source, one in there.items():
-        moved = digest is None and one.get("files") not in (None, plan.files)
+        moved = own is None and one.get("files") not in (None, plan.files)
         if one.get("digest") != known or moved:
-            raise SearchR3Error(f"{files[source]}: is of a model with other weights or prompts; {_AGAIN}")
+            words = "other weights or prompts, or behind another --backend"
+            raise SearchR3Error(f"{files[source]}: is of a model with {words}; {_AGAIN}")
 
 
 def _of_one_rule(files: Mapping[str, Path], there: Mapping[str, Mapping[str, Any]], rule: Adaptive) -> None:
