@@ -5,6 +5,7 @@
     python benchmarks/reference.py … --young DIR             and evidence of a base with less pretraining
 
 Figures are nDCG@10 on the test split, means over the seeds; `_low` and `_high` are bounds of 95 % intervals.
+`base_was_shown_pairs` is 1 where the base has read training queries with their answers (docs/evidence.md).
 What is gathered is kept in the work folder; what was interrupted goes on where it was. The machine of the
 result is that on which the evidence was begun, by its recipe.yaml; the commit is that of this file, for a
 folder of evidence does not know its own. Evidence that is not complete is refused.
@@ -48,7 +49,8 @@ def figures(found: dict[str, Any]) -> dict[str, float | None]:
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     flat["seeds"] = len(found["seeds"])
-    flat |= {key: float(value) for key, value in found["verdict"].items() if isinstance(value, bool)}
+    told = {**found["verdict"], "base_was_shown_pairs": found.get("base_was_shown_pairs")}
+    flat |= {key: float(value) for key, value in told.items() if isinstance(value, bool)}
     for row in found["differences"]:
         name = f"reasoned2_minus_{row['b']}"
         flat[name], (flat[f"{name}_low"], flat[f"{name}_high"]) = row["mean"], row["ci95"]
@@ -57,6 +59,7 @@ def figures(found: dict[str, Any]) -> dict[str, float | None]:
         for stage in ("stage1", "stage2"):
             name, row = f"labels_{point['labels']}_{stage}", point[stage]
             flat[name], (flat[f"{name}_low"], flat[f"{name}_high"]) = row["mean"], row["ci95"]
+        flat[f"labels_{point['labels']}_direct1_given_up"] = point.get("direct1_given_up")
     return flat | {f"seconds_{name.replace(' ', '_')}": value for name, value in found["seconds"].items()}
 
 

@@ -322,13 +322,15 @@ def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> No
     rng = np.random.default_rng(0)
     values = {name: rng.uniform(0, 1, (2, 20)) for name in dict.fromkeys([*STAGES, *TO_BEAT, OWN])}
     point = {"labels": 100, "seeds": 1, **label_point({name: values[name] for name in STAGES})}
+    point["direct1_given_up"] = 0.25
     found = {"recipe": "reference", "complete": True, "seeds": [0, 1], "seconds": {"stage2 evaluation": 3.5}}
-    found |= {**weigh(values), "labels": [point], "queries": 20}
+    found |= {**weigh(values), "labels": [point], "queries": 20, "base_was_shown_pairs": True}
 
     flat = benchmark("reference").figures(found)
 
     assert all(isinstance(value, int | float) for value in flat.values())
     assert "complete" not in flat and flat["seeds"] == 2 and flat["thinking_helped"] == 0.0
+    assert flat["base_was_shown_pairs"] == 1.0 and flat["labels_100_direct1_given_up"] == 0.25
     for name in (*TO_BEAT, *STAGES, "reasoned2_minus_best_control", "labels_100_stage2"):
         assert name in flat
     for name in ("reasoned2_minus_best_control", "reasoned2_minus_direct1", "labels_100_stage1"):
