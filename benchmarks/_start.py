@@ -30,7 +30,7 @@ def beginning(
         train_stage1(search, limited(dataset, recipe), recipe, checkpoints)
         search.save_pretrained(model)
         shutil.rmtree(checkpoints)
-    for folder, option in ((model, "--stage1"), (data, "--data")):
+    for folder in (model, data):
         if not folder.is_dir():
-            raise SearchR3Error(f"{folder}: no such folder; give another with {option}")
+            raise SearchR3Error(f"{folder}: no such folder; name one with a finished stage 1 and its data")
     return load_dataset(data), model
