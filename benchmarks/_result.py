@@ -54,12 +54,22 @@ def write(
     result = {
         "name": name,
         "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(without_folders, sys.argv)]),
         "machine": f"{place}, Python {on['python']}",
         "figures": dict(figures),
     }
     write_json(output, result)
     print(f"{output}: {len(result['figures'])} figures")
+
+
+def without_folders(argument: str) -> str:
+    """An argument as others can read it: of an absolute path, which is one machine's own, the name alone.
+
+    >>> without_folders("--from=/home/me/base"), without_folders("docs/a.png"), without_folders("a=1/2")
+    ('--from=…/base', 'docs/a.png', 'a=1/2')
+    """
+    key, equals, value = argument.rpartition("=")
+    return f"{key}{equals}…/{Path(value).name}" if Path(value).is_absolute() else argument
 
 
 def commit() -> str:
