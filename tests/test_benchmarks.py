@@ -1,5 +1,6 @@
 """The benchmarks: their short forms end and write a whole result; what they reckon with is right."""
 
+import doctest
 import json
 import math
 import subprocess
@@ -25,6 +26,12 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
+
+
+@pytest.mark.parametrize("name", ["_result", "adaptive"])
+def test_the_examples_hold(name: str, benchmark) -> None:
+    found = doctest.testmod(benchmark(name))
+    assert found.attempted and not found.failed
 
 
 @pytest.mark.slow
