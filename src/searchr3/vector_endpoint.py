@@ -20,7 +20,7 @@ class VectorEndpoint(Endpoint[np.ndarray]):
             if [row["index"] for row in rows] != list(range(len(rows))):
                 raise ValueError
             vectors = np.array([_numbers(row["embedding"]) for row in rows], dtype=np.float32)
-            if vectors.ndim != 2 or not np.isfinite(vectors).all():
+            if vectors.ndim != 2 or not vectors.shape[1] or not np.isfinite(vectors).all():
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return f"no embeddings came back: {self.says(response)[:100]}"

@@ -7,11 +7,11 @@ import socket
 import numpy as np
 import pytest
 
-from searchr3.errors import EndpointError, ModelError
+from searchr3.errors import EndpointError, ModelError, SearchR3Error
 from searchr3.evaluation import check_baselines, evaluate
 from searchr3.evaluation.baselines import rewritten
 from searchr3.evaluation.cache import Cache
-from searchr3.evaluation.embedding_endpoint import ServedModel, Spec
+from searchr3.evaluation.embedding_endpoint import PROBE, ServedModel, Spec
 
 SECRET = "sk-very-secret-0123456789"
 TEXTS = [f"red {'green ' * (n % 5)}blue {n}" for n in range(70)]
@@ -124,10 +124,55 @@ def test_what_was_cut_is_told_again_from_the_cache(embedding_server, model, data
             runs.append(evaluate(model, data, reasoning="off", baselines=(spec,), cache=cache).run(spec))
         requests.append(len(embedding_server.requests))
     first, again = runs
-    assert requests[0] == requests[1] > 0  # all of the second came from the cache
+    asked = [text for body in embedding_server.requests[requests[0] :] for text in body["input"]]
+    assert asked and all(PROBE.startswith(text) for text in asked)  # all else came from the cache
     assert first.setting == f"{len(long)} texts were too long for the server and cut"
     assert (again.setting, again.values) == (first.setting, first.values)
     assert np.array_equal(again.query_vectors, first.query_vectors)
+
+
+def test_another_model_behind_the_name_is_not_mistaken_for_the_one_that_was_kept(
+    embedding_server, model, data, tmp_path
+):
+    spec = f"{embedding_server.url}#bag"
+
+    def found():
+        with Cache(tmp_path) as cache:
+            return evaluate(model, data, reasoning="off", baselines=(spec,), cache=cache).run(spec).values
+
+    first = found()
+    embedding_server.script = lambda *_: {"status": 404}  # nobody to ask
+    assert found() == first
+    for changed in (lambda text: f"{text} green", lambda text: f"{text} " * 3 + "gold grey"):
+        embedding_server.script = lambda n, body, changed=changed: embedding_server.good(
+            n, {**body, "input": [changed(text) for text in body["input"]]}
+        )
+        with pytest.raises(SearchR3Error, match=r"\.sqlite: the cache is of another model .* --no-cache"):
+            found()
+    embedding_server.script = embedding_server.good
+    assert found() == first
+
+
+@pytest.mark.parametrize("vector", [[0.0, 0.0], [1.0, 2.0]])
+def test_one_vector_for_all_texts_is_none(embedding_server, vector):
+    def same(_, body):
+        return {"json": {"data": [{"index": i, "embedding": vector} for i in range(len(body["input"]))]}}
+
+    embedding_server.script = same
+    with pytest.raises(EndpointError, match="one and the same vector came back for 70 texts"):
+        served(embedding_server).encode_document(TEXTS)
+    served(embedding_server).encode_document(["red", "Red"])
+
+
+def test_vectors_of_another_width_than_before_are_refused(embedding_server):
+    rival = served(embedding_server)
+    rival.encode_document(TEXTS[:3])
+    embedding_server.script = lambda *_: {"json": {"data": [{"index": 0, "embedding": [1.0, 2.0]}]}}
+    with pytest.raises(EndpointError, match=r"vectors of different widths came back \(\[2, 64\]\)"):
+        rival.encode_query(["red"])
+    embedding_server.script = lambda *_: {"json": {"data": [{"index": 0, "embedding": []}]}}
+    with pytest.raises(EndpointError, match="no embeddings came back"):
+        served(embedding_server, attempts=1).encode_query(["red"])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +215,8 @@ def test_nothing_to_rewrite_with():
         check_baselines(["rewrite:http://localhost#m"], reasoning="off")
     with pytest.raises(ModelError, match="bm25 does not embed"):
         check_baselines(["rewrite:bm25"])
+    with pytest.raises(ModelError, match="baseline rewrite:: give a model"):
+        check_baselines(["rewrite:"])
 
 
 def test_an_empty_thought_leaves_the_query_as_it_is(model):

@@ -23,6 +23,7 @@ from searchr3.evaluation.results import Thought
 from searchr3.evaluation.shelf import Entry, Shelf
 from searchr3.files import check_writable
 
+_ALIKE = 0.999  # cosine of two vectors that one server gave of one text, whatever it rounds by
 _SHORTENED = b"s"  # behind the four bytes of each number of a vector: the model cut the text
 
 
@@ -94,14 +95,35 @@ class Cached:
     does everything that is not named here.
 
     Args:
-        model: must not change while it is wrapped; its `digest()` is asked for once.
+        model: must not change while it is wrapped; its `digest()` is asked for once. One whose digest tells
+            nothing of its weights has a `probe()`, whose vector must be the one of before.
         cache: where its answers are kept.
+
+    Raises:
+        SearchR3Error: the probe's vector is another one.
     """
 
     def __init__(self, model: Any, cache: Cache):
         self.model, self.cache = model, cache
         self._digest = model.digest()
         self._shelf = cache.shelf(self._digest)
+        if hasattr(model, "probe"):
+            self._recognize(model.probe())
+
+    def _recognize(self, now: np.ndarray | None) -> None:
+        """Hold against what is kept the vector that a model known by its address alone gives of its probe."""
+        if now is None:
+            return
+        key = _key("probe", "", {})
+        if kept := self._shelf.get([key]):
+            before = np.frombuffer(kept[key].value, "<f4")
+            if before.shape != now.shape or float(before @ now) < _ALIKE:
+                raise SearchR3Error(
+                    f"{self._shelf.path}: the cache is of another model than the server has now behind its "
+                    "name; remove the file, choose another place with --cache, or use --no-cache"
+                )
+        else:
+            self._shelf.put({key: Entry(now.astype("<f4").tobytes(), 0.0)})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)

@@ -20,8 +20,10 @@ from searchr3.errors import EndpointError, ModelError
 from searchr3.server_address import address, find_key
 from searchr3.vector_endpoint import VectorEndpoint
 
+PROBE = "What does this server make of a text that it was asked about before?"
 BATCH = 32  # texts a request: what servers take unless told otherwise
 _LEAST = 16  # characters: a text that is too long even so is not the matter
+_MANY = 8  # different texts: no model gives all of them one vector
 
 
 class Spec(NamedTuple):
@@ -83,10 +85,20 @@ class ServedModel:
         self.key = find_key(self.spec.url, key_variable)
         self.attempts = attempts
         self.shortened: set[int] = set()
+        self._widths: set[int] = set()
 
     def digest(self) -> str:
         """A name of what a cache keeps of it: server and model. What stands behind them may change."""
         return hashlib.sha256(f"{self.spec.url}#{self.spec.model}".encode()).hexdigest()[:32]
+
+    def probe(self) -> np.ndarray | None:
+        """The vector of one text, always the same, float32 (d,); None while the server cannot be used."""
+        try:
+            return self._encode([PROBE])[0]
+        except EndpointError:
+            return None
+        finally:
+            self.shortened.discard(hash(PROBE))  # of no data set
 
     def encode_query(self, queries: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
         return self._encode(queries)
@@ -104,10 +116,13 @@ class ServedModel:
         parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
         async with EmbeddingEndpoint(self.spec.url, self.key, attempts=self.attempts) as endpoint:
             found = await ask_all(parts, partial(self._some, endpoint), endpoint.concurrency)
-        widths = {vectors.shape[1] for vectors in found}
-        if len(widths) != 1:
-            raise NoAnswer(f"vectors of different widths came back ({sorted(widths)})")
-        return np.concatenate(found)
+        self._widths |= {vectors.shape[1] for vectors in found}
+        if len(self._widths) != 1:
+            raise NoAnswer(f"vectors of different widths came back ({sorted(self._widths)})")
+        vectors = np.concatenate(found)
+        if len({*texts}) >= _MANY and not np.ptp(vectors, axis=0).any():
+            raise NoAnswer(f"one and the same vector came back for {len(texts)} texts")
+        return vectors
 
     async def _some(self, endpoint: EmbeddingEndpoint, texts: list[str]) -> np.ndarray:
         body = json.dumps({"model": self.spec.model, "input": texts}, ensure_ascii=False)
