@@ -156,6 +156,18 @@ def test_results_of_weights_that_were_there_before_are_not_taken_over(model, fol
     assert evaluate_several(no_model, folders, out, changed, resume=True)["tasks"]
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda place: place.write_bytes(place.read_bytes()[:100])])
+def test_results_without_the_values_of_each_query_are_not_taken_over(model, folders, tmp_path, damage):
+    out = tmp_path / "out"
+    summary = evaluate_several(lambda: model, folders, out, PLAN)
+    damage(out / "one.queries.parquet")
+    words = r"one\.queries\.parquet: .*; without one\.json it is measured again with --resume"
+    with pytest.raises(SearchR3Error, match=words):
+        evaluate_several(lambda: model, folders, out, PLAN, resume=True)
+    (out / "one.json").unlink()
+    assert evaluate_several(lambda: model, folders, out, PLAN, resume=True)["tasks"] == summary["tasks"]
+
+
 def test_results_by_another_rule_of_when_to_think_are_not_taken_over(model, folders, tmp_path):
     out, plan = tmp_path / "out", Plan("bag", options={"baselines": (), "reasoning": "auto"})
     model.adaptive = Adaptive("margin", 0.25, "dev of one")

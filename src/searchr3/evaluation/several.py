@@ -22,7 +22,7 @@ from searchr3.errors import DataError, SearchR3Error
 from searchr3.evaluation.bench import Embedder
 from searchr3.evaluation.results import Results, queries_path
 from searchr3.evaluation.runner import evaluate
-from searchr3.evaluation.saved import read_results
+from searchr3.evaluation.saved import read_queries, read_results
 from searchr3.evaluation.statistics import holm
 from searchr3.evaluation.suites import GROUPS
 from searchr3.files import sha256_of, write_json
@@ -286,6 +286,10 @@ def _taken_over(source: str, path: Path, plan: Plan) -> dict[str, Any]:
             raise SearchR3Error(f"{path}: was measured with {words}; {_AGAIN}")
     if summary.get("data_files") not in (None, plan.data_files(source)):
         raise SearchR3Error(f"{path}: {source} has changed since; {_AGAIN}")
+    try:
+        read_queries(path)
+    except DataError as why:
+        raise SearchR3Error(f"{why}; without {path.name} it is measured again with --resume") from None
     return summary
 
 
