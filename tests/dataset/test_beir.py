@@ -177,6 +177,7 @@ BAD_LINES = [
     ({"test": f"{HEADER}q1\td1\t1\nq9\td1\t1\n"}, "test.tsv:3: judges the unknown query id 'q9'"),
     ({"test": f"{HEADER}q1\td9\t1\n"}, "test.tsv:2: judges the unknown document id 'd9'"),
     ({"test": f"{HEADER}q1\td1\thigh\n"}, "test.tsv:2: the score 'high' is not a whole number"),
+    ({"test": f"{HEADER}q1\td1\t1_0\n"}, "test.tsv:2: the score '1_0' is not a whole number"),
     ({"test": f"{HEADER}q1\td1\t0.5\n"}, "test.tsv:2: the score '0.5' is not a whole number"),
     ({"test": f"{HEADER}q1\td1\tinf\n"}, "test.tsv:2: the score 'inf' is not a whole number"),
     ({"test": f"{HEADER}q1\td1\tnan\n"}, "test.tsv:2: the score 'nan' is not a whole number"),
@@ -280,8 +281,23 @@ def test_an_instruction_that_is_no_text_is_named(tmp_path):
         read_beir(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "[" * 100_000])
+@pytest.mark.parametrize("text", ["[]", "{}", "[" * 100_000])
 def test_a_broken_name_file_is_named(tmp_path, text):
     (folder(tmp_path) / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=r"dataset\.json: must be an object with a 'name'"):
+        read_beir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("null", "key 'name' is missing"),
+        ('""', "'name' is empty"),
+        ("7", "'name' must be a text, found int"),
+        (r'"\ud800"', "'name' holds half a character"),
+    ],
+)
+def test_a_name_that_is_no_text_is_told(tmp_path, name, fault):
+    (folder(tmp_path) / "dataset.json").write_text(f'{{"name": {name}}}')
+    with pytest.raises(DataError, match=rf"dataset\.json: {fault}"):
         read_beir(tmp_path)

@@ -1,5 +1,6 @@
 """`evaluate`: the runs it makes, what it never sees, and how it refuses."""
 
+import re
 import sys
 import tracemalloc
 import types
@@ -317,6 +318,23 @@ def test_a_searchr3_model_as_baseline_is_not_pooled(model, data, tmp_path, hub, 
 def test_baselines_are_checked_without_loading_them(sentence_transformers, monkeypatch):
     monkeypatch.setattr(FakeTransformer, "__init__", lambda *_, **__: pytest.fail("loaded"))
     check_baselines(["bm25", "some/model", "our/model"])
+
+
+@pytest.mark.parametrize("name", ["direct", "reasoned", "auto", "filler", "bm25+trace"])
+def test_a_baseline_has_no_name_of_another_run(name, tmp_path, monkeypatch):
+    """Its values would be taken for those of the model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "searchr3.json").write_text("{}")
+    with pytest.raises(ModelError, match=re.escape(f"write ./{name}")):
+        check_baselines([name])
+    check_baselines([f"./{name}"])
+
+
+def test_nothing_is_judged_an_answer(model, data):
+    none = replace(data, qrels={"test": {"q1": {"d1": 0}, "q2": {"d2": 0}}})
+    with pytest.raises(DataError, match="split 'test' judges no document to be an answer: all scores are 0"):
+        evaluate(model, none)
 
 
 def test_weights_of_a_baseline_are_never_unpickled(model, data, tiny_base, tmp_path):

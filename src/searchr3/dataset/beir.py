@@ -156,7 +156,7 @@ def read_judgements(
             )
         try:
             grade = int(float(score))
-            if grade != float(score) or not 0 <= grade <= MAX_GRADE:
+            if "_" in str(score) or grade != float(score) or not 0 <= grade <= MAX_GRADE:
                 raise ValueError
         except (TypeError, ValueError, OverflowError):  # the last: inf
             raise DataError(
@@ -248,9 +248,11 @@ def _facts(folder: Path) -> tuple[str, str | None]:
         return folder.resolve().name, None
     try:
         facts = json.loads(file.read_text(encoding="utf-8-sig"))
-        name = str(facts["name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        if not isinstance(facts, dict) or "name" not in facts:
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
         raise DataError(f"{file}: must be an object with a 'name'; mend it or remove the file") from None
+    name = text_field(facts, "name", str(file))
     return name, text_field(facts, "instruction", str(file), required=False).strip() or None
 
 

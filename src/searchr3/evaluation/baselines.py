@@ -10,9 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from searchr3.errors import ModelError, first_line
+from searchr3.evaluation.controls import CONTROLS
 from searchr3.evaluation.embedding_endpoint import ServedModel, is_endpoint
 from searchr3.evaluation.results import REASONING, Run, Thought
 
+_TAKEN = {name for runs in REASONING.values() for name in runs} | {*CONTROLS}
 _MODULES = "modules.json"  # what makes a folder one of sentence-transformers
 
 
@@ -43,12 +45,16 @@ def check_baselines(
     for baseline in baselines:
         if not isinstance(baseline, str) or baseline == "bm25":
             continue
+        if baseline in _TAKEN:
+            raise ModelError(f"baseline {baseline}: is what a run of the model is called; write ./{baseline}")
         if rewrites(baseline) and "reasoned" not in REASONING[reasoning]:
             raise ModelError(
                 f"baseline {baseline}: embeds the query with what the model thought, and it does not think "
                 "about every query; choose --reasoning on, both or all"
             )
         other = embedder_of(baseline)
+        if not other:
+            raise ModelError(f"baseline {baseline}: give a model after {REWRITE}")
         if other == "bm25":
             raise ModelError(f"baseline {baseline}: bm25 does not embed; give another model after {REWRITE}")
         if is_endpoint(other):

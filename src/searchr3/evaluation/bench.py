@@ -71,6 +71,11 @@ class Bench:
         self.qrels = dataset.split(split)
         if not self.qrels:
             raise DataError(f"{dataset.name}: split {split!r} judges no query; choose another split")
+        if not any(grade > 0 for judged in self.qrels.values() for grade in judged.values()):
+            raise DataError(
+                f"{dataset.name}: split {split!r} judges no document to be an answer: all scores are 0; "
+                "give the answers 1 or more"
+            )
         self.depth = depth
         self.progress = progress
         self.cache = cache
