@@ -254,6 +254,30 @@ def test_what_is_there_is_told_though_less_is_asked_for(here: Path, stage: Stage
     assert len(found["control_a_rates"]) == 2 and len(found["labels"]) == 2
 
 
+def test_copies_of_folders_are_no_seeds_and_damage_is_one_line(here: Path, stage: Stage) -> None:
+    plan = Plan(seeds=1, labels=(20,))
+    found = gather("recipe.yaml", output=Path("out"), plan=plan)
+    for name in ("seed-0", "labels-20"):
+        for copy in (f"{name} (copy)", f"{name}.bak"):
+            shutil.copytree(here / "out" / name, here / "out" / copy)
+    assert without_clock(gather("recipe.yaml", output=Path("out"), plan=plan, resume=True)) == without_clock(
+        found
+    )
+    for name, mend in (
+        ("seed-0/results/stage2.queries.parquet", "evaluate again"),
+        ("seed-0/results/stage2.json", "searchr3 evaluate"),
+        ("seed-0/checkpoints/stage2.curve.json", "go on with --resume"),
+        ("results/bm25.json", "searchr3 evaluate"),
+        ("evidence.json", "made again with --resume"),
+    ):
+        place = here / "out" / name
+        whole = place.read_bytes()
+        place.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SearchR3Error, match=rf"{Path(name).name}: .*{mend}"):
+            gather("recipe.yaml", output=Path("out"), plan=plan, resume=True)
+        place.write_bytes(whole)
+
+
 def test_evidence_so_far_is_told_after_every_seed(here: Path, stage: Stage) -> None:
     stage.left = 14
     with pytest.raises(KeyboardInterrupt):

@@ -27,6 +27,7 @@ import numpy as np
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.evaluation.controls import CONTROLS
+from searchr3.evaluation.saved import read_json, read_results
 from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
 from searchr3.pipeline import Curve, RunFolder
@@ -134,7 +135,7 @@ class Evidence:
 
     def read(self) -> dict[str, Any]:
         """The content of `evidence.json`."""
-        return json.loads((self.path / "evidence.json").read_text(encoding="utf-8"))
+        return read_json(self.path / "evidence.json", "remove the file; it is made again with --resume")
 
     def _was_said(self) -> bool:
         """Whether the base was known to have read pairs: a folder of old has no copy of its `base.json`."""
@@ -190,7 +191,7 @@ class Evidence:
 
         def measure(name: str, asked: str) -> None:
             place = self.path / "results" / f"{name}.json"
-            if not place.is_file() or json.loads(place.read_text(encoding="utf-8"))["model"] != asked:
+            if not place.is_file() or read_results(place)["model"] != asked:
                 depth, progress = self.recipe.evaluation.depth, self.screen.work
                 evaluate_baseline(asked, dataset, depth=depth, progress=progress).save(place)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from searchr3.errors import DataError, first_line
 from searchr3.evaluation.evidence import RUNS, STAGES, WITHOUT_REWARD, label_point, weigh
 from searchr3.evaluation.saved import read_queries, read_results
 from searchr3.training.arms import (
@@ -67,7 +69,7 @@ def findings(
         found |= _costs(seeds)
         rates = {name: arm for name, arm in direct_only.items() if name in models}
         found["control_a_rates"] = _rates(rates, seeds)
-    places = {int(one.name.removeprefix("labels-")): one for one in path.glob("labels-*")} | {labels: path}
+    places = dict(_numbered(path, "labels-")) | {labels: path}
     points = [_label_point(number, place, recipe) for number, place in sorted(places.items())]
     return found | {"labels": [point for point in points if point]}
 
@@ -82,8 +84,15 @@ def _in_all(folders: Sequence[Path], name: str) -> bool:
 
 def _seeds(path: Path, models: Sequence[str]) -> list[Path]:
     """The folders of seeds that hold the results of all `models`, in order."""
-    folders = [one for one in path.glob("seed-*") if all(_in_all([one], name) for name in models)]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("seed-")))
+    return [one for _, one in _numbered(path, "seed-") if all(_in_all([one], name) for name in models)]
+
+
+def _numbered(path: Path, stem: str) -> list[tuple[int, Path]]:
+    """The folders that are called so and a number, in order; others, such as copies, are not ours."""
+    found = [(one.name.removeprefix(stem), one) for one in path.glob(f"{stem}*")]
+    return sorted(
+        (int(number), one) for number, one in found if re.fullmatch(r"0|[1-9]\d*", number, re.ASCII)
+    )
 
 
 def _runs(place: Path) -> dict[str, dict[str, float]]:
@@ -173,7 +182,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _read(place: Path) -> Any:
-    return json.loads(place.read_text(encoding="utf-8"))
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as why:
+        mend = "take it from a copy, or remove the folder of this seed and go on with --resume"
+        raise DataError(f"{place}: cannot be read ({first_line(why)}); {mend}") from None
 
 
 def _label_point(labels: int, place: Path, recipe: Recipe) -> dict[str, Any] | None:
