@@ -18,7 +18,8 @@ from platform import python_version
 from statistics import fmean, stdev
 from typing import Any
 
-from searchr3.files import write_json, write_text
+from searchr3.errors import SearchR3Error
+from searchr3.files import check_writable, write_json, write_text
 from searchr3.machine import machine
 
 HERE = Path(__file__).parent
@@ -37,8 +38,20 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="a short form that ends within 5 minutes on 2 cores"
     )
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for the result")
+    parser.add_argument("--output", type=_writable, required=True, help="JSON file for the result")
     return parser
+
+
+def _writable(text: str) -> Path:
+    """The path of a result, which is looked at before the work, not after it."""
+    path = Path(text)
+    try:
+        check_writable(path)
+    except SearchR3Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: is a folder; name a file in it")
+    return path
 
 
 def write(

@@ -205,12 +205,15 @@ def train_and_measure(options: Namespace) -> tuple[dict[str, float | None], dict
     work = options.work or Path("runs") / ("adaptive-quick" if options.quick else "adaptive")
     overrides = QUICK if options.quick else ()
     given = options.run
-    dataset, start = beginning(work, overrides, given and given / "stage1", given and given / "data")
     source = given / "recipe.yaml" if given else "quickstart"
-    arms = {}
-    for weight in (None, *(options.weights or (QUICK_WEIGHTS if options.quick else WEIGHTS))):
-        recipe = recipe_of(source, overrides, weight)
-        arms[arm_name(weight)] = part(work, start, dataset, recipe, weight)
+    weights = options.weights or (QUICK_WEIGHTS if options.quick else WEIGHTS)
+    recipes = {weight: recipe_of(source, overrides, weight) for weight in (None, *weights)}
+    if len({*map(arm_name, recipes)}) <= len(weights):
+        raise SearchR3Error("--weights: two have the same first digit, and so one name; leave one out")
+    dataset, start = beginning(work, overrides, given and given / "stage1", given and given / "data")
+    arms = {
+        arm_name(weight): part(work, start, dataset, recipe, weight) for weight, recipe in recipes.items()
+    }
     figures = {
         f"frontier.{name}.{key}": value
         for name, folder in arms.items()
@@ -229,11 +232,11 @@ def main() -> None:
     options = parser.parse_args()
     hush_transformers()
     try:
+        given = [read_results(place) for place in options.results]
+        pooled(given)  # what is wrong with them is told before the work
         figures, arms = train_and_measure(options)
-        places = options.results or [
-            folder / "results.json" for name, folder in arms.items() if name == arm_name(0.0)
-        ]
-        figures |= pooled([read_results(place) for place in places])
+        own = [folder / "results.json" for name, folder in arms.items() if name == arm_name(0.0)]
+        figures |= pooled(given or [read_results(place) for place in own])
         if options.picture:
             picture(arms, options.picture)
     except SearchR3Error as error:

@@ -45,7 +45,6 @@ corrected over the packs.
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +60,7 @@ from _result import arguments, write
 from searchr3.adaptive import RULE
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
+from searchr3.evaluation.saved import read_json
 from searchr3.evidence import Plan, gather
 from searchr3.files import write_json
 from searchr3.findings import chosen_direct_only
@@ -194,7 +194,7 @@ def train(part: str, options: Namespace) -> Path:
     """Both stages and control (a), measured on the part's own test split; the folder of the evidence."""
     place: Path = options.work / part
     keys, known = overrides(part, options), place / "evidence.json"
-    if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["complete"]:
+    if known.is_file() and read_json(known, ELSEWHERE).get("complete"):
         if not load_recipe(RECIPE, keys).trains_as(load_recipe(place / "recipe.yaml")):
             raise SearchR3Error(f"{place}: was made by another recipe; {ELSEWHERE}")
     else:
@@ -222,7 +222,7 @@ def train_rival(part: str, options: Namespace) -> Path:
             print(f"{part}: learning rates of sentence-transformers", flush=True)
             asked = [factor * recipe.stage1.learning_rate for factor in RATES]
             write_json(rates, best_rate(base, dataset, recipe, asked))
-        rate = json.loads(rates.read_text(encoding="utf-8"))["best"]
+        rate = read_json(rates, ELSEWHERE)["best"]
         print(f"{part}: sentence-transformers at {rate:g}", flush=True)
         train_mnrl(base, dataset, recipe, rate).save_pretrained(place)
     return place
@@ -325,6 +325,9 @@ def main() -> None:
             raise SearchR3Error("--packs: the other parts want the folder of the packs")
         if missing:
             print("without --packs only the part on installed Python code is made", flush=True)
+        load_recipe(RECIPE, [*options.size["recipe"], *options.overrides])  # what is wrong is told now
+        if options.start and not read_facts(options.start):
+            raise SearchR3Error(f"{options.start}: no base (there is no base.json); give another with --from")
         cases = {
             part if part == test else f"{part}-{test}": case_of(part, test, options)
             for part in parts

@@ -21,7 +21,7 @@ import yaml
 from _minilm import minilm
 from _result import arguments, write
 
-from searchr3.errors import SearchR3Error
+from searchr3.errors import SearchR3Error, first_line
 from searchr3.evaluation.evidence import STAGES
 from searchr3.evaluation.saved import read_json
 from searchr3.evidence import Plan, gather
@@ -86,6 +86,20 @@ def gathered(folder: Path) -> dict[str, Any]:
     return found
 
 
+def machine_of(folder: Path) -> dict[str, str] | None:
+    """On what the evidence was begun, by its recipe.yaml; None where that does not tell.
+
+    Raises:
+        SearchR3Error: there is no such file, or it cannot be read.
+    """
+    place = folder / "recipe.yaml"
+    try:
+        found = yaml.safe_load(place.read_text(encoding="utf-8"))
+        return dict(found["machine"]) if found.get("machine") else None
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as why:
+        raise SearchR3Error(f"{place}: cannot be read ({first_line(why)}); take it from a copy") from None
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--run", type=Path, help="folder of evidence that `searchr3 evidence` has gathered")
@@ -102,10 +116,10 @@ def main() -> None:
             begun = (place / "recipe.yaml").is_file()
             gather("reference", QUICK if options.quick else (), place, plan, resume=begun)
         flat = figures(gathered(place)) | young
+        machine = machine_of(place)
     except SearchR3Error as error:
         raise SystemExit(f"error: {error}") from None
-    used = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
-    write(options.output, "reference", flat, used.get("machine"))
+    write(options.output, "reference", flat, machine)
 
 
 if __name__ == "__main__":

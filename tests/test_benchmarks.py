@@ -13,6 +13,7 @@ import pytest
 
 from searchr3.environment import Frozen, Full, Random
 from searchr3.errors import SearchR3Error
+from searchr3.ranking import METRICS
 from searchr3.training.recipe_file import load_recipe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -321,6 +322,47 @@ def test_arms_of_a_cost_have_recipes_that_fit_it(benchmark) -> None:
         assert recipe.stage2.direct_rollout == bool(weight)  # without a cost it is another answer, and harms
         assert "." not in adaptive.arm_name(weight)
     assert len({adaptive.arm_name(weight) for weight in adaptive.WEIGHTS}) == len(adaptive.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("--weights", "0.005", "0.0052"), "two have the same first digit"),
+        (("--weights", "0", "nan"), "length"),
+        (("--results", "gone.json"), "gone.json: no such file"),
+        (("--results", "thought.json"), "evaluate it with --reasoning all"),
+    ],
+)
+def test_adaptive_looks_at_all_before_it_trains(
+    benchmark, monkeypatch, tmp_path: Path, asked: tuple[str, ...], words: str
+) -> None:
+    adaptive = benchmark("adaptive")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(adaptive, "beginning", lambda *_: pytest.fail("trained before all was looked at"))
+    runs = [
+        {
+            "name": "direct",
+            **dict.fromkeys(METRICS, 0.5),
+            "ci95": dict.fromkeys(METRICS, (0.4, 0.6)),
+            "thinking_tokens_mean": 0,
+            "seconds": 1,
+        }
+    ]
+    told = {"model": "m", "data": "a", "split": "test", "documents": 9, "queries": 3, "differences": []}
+    Path("thought.json").write_text(json.dumps({**told, "runs": runs}), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["adaptive.py", *asked, "--output", "out.json"])
+    with pytest.raises(SystemExit, match=words):
+        adaptive.main()
+
+
+@pytest.mark.parametrize("place", ["file/out.json", "folder"])
+def test_the_place_of_a_result_is_looked_at_first(benchmark, tmp_path: Path, place: str, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    parser = benchmark("_result").arguments("")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--output", str(tmp_path / place)])
+    assert f"argument --output: {tmp_path / place}: " in capsys.readouterr().err
 
 
 def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> None:

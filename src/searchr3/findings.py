@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,9 +89,7 @@ def _seeds(path: Path, models: Sequence[str]) -> list[Path]:
 def _numbered(path: Path, stem: str) -> list[tuple[int, Path]]:
     """The folders that are called so and a number, in order; others, such as copies, are not ours."""
     found = [(one.name.removeprefix(stem), one) for one in path.glob(f"{stem}*")]
-    return sorted(
-        (int(number), one) for number, one in found if re.fullmatch(r"0|[1-9]\d*", number, re.ASCII)
-    )
+    return sorted((int(number), one) for number, one in found if number.isdecimal())
 
 
 def _runs(place: Path) -> dict[str, dict[str, float]]:
