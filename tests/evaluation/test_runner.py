@@ -331,6 +331,15 @@ def test_a_baseline_has_no_name_of_another_run(name, tmp_path, monkeypatch):
     check_baselines([f"./{name}"])
 
 
+def test_hits_stand_in_the_order_that_is_measured(model):
+    """Of equal scores the greater id is first, as trec_eval has it."""
+    corpus = {key: Document("", "red thing") for key in ("b", "c", "a")}
+    tied = RetrievalDataset("tied", corpus, {"q": Query("red")}, {"test": {"q": {"b": 1}}})
+    for run in evaluate(model, tied).all_runs:
+        assert [hit.document for hit in run.hits["q"]] == ["c", "b", "a"], run.name
+        assert run.values["mrr@10"]["q"] == 1 / 2
+
+
 def test_nothing_is_judged_an_answer(model, data):
     none = replace(data, qrels={"test": {"q1": {"d1": 0}, "q2": {"d2": 0}}})
     with pytest.raises(DataError, match="split 'test' judges no document to be an answer: all scores are 0"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -194,7 +194,7 @@ class Bench:
     def measured(self, name: str, scores: np.ndarray, rows: np.ndarray, seconds: float, **extras: Any) -> Run:
         scores, rows = self.eligibility.kept(scores, rows, self.depth)
         run = as_run(self.ids, self.document_ids, scores, rows)
-        hits = {query: [Hit(*hit) for hit in found.items()] for query, found in run.items()}
+        hits = {query: _as_measured(found) for query, found in run.items()}
         return Run(name, trec_metrics(run, self.qrels), hits, seconds, **extras)
 
     def steps(self, what: str, texts: Sequence[T], size: int) -> Iterable[Sequence[T]]:
@@ -207,3 +207,9 @@ class Bench:
     def tell(self, what: str, done: int, total: int) -> None:
         if self.progress:
             self.progress(what, done, total)
+
+
+def _as_measured(found: Mapping[str, float]) -> list[Hit]:
+    """The hits of a query in trec_eval's order: by score, of equal ones the greater id first."""
+    order = sorted(found.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)
+    return [Hit(*hit) for hit in order]
