@@ -70,3 +70,7 @@ def test_a_name_that_no_disk_takes_is_one_line() -> None:
     with pytest.raises(OSError) as caught:
         Path("n" * 300).exists()
     assert one_line(caught.value) == f"error: {'n' * 300}: the name is too long; choose a shorter one"
+
+
+def test_an_error_does_not_steer_the_terminal() -> None:
+    assert one_line(SearchR3Error("an id \x1b[31m\u202e\nis wrong")) == "error: an id  [31m  is wrong"

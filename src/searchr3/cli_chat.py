@@ -8,7 +8,8 @@ import typer
 
 from searchr3.files import json_text
 from searchr3.options import Device, Json
-from searchr3.terminal import printable, show
+from searchr3.terminal import show
+from searchr3.words import printable
 
 
 def chat_check(

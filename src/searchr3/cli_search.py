@@ -14,7 +14,7 @@ import typer
 from searchr3.errors import SearchR3Error
 from searchr3.files import json_text
 from searchr3.options import Device, Json, PromptsFile, names
-from searchr3.terminal import printable
+from searchr3.words import printable
 
 if TYPE_CHECKING:
     from searchr3.answers import SearchAnswer, Thinks

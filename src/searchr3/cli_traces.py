@@ -11,7 +11,7 @@ import typer
 from searchr3.errors import SearchR3Error
 from searchr3.files import refuse_occupied
 from searchr3.options import SplitBy, finite, names
-from searchr3.terminal import printable
+from searchr3.words import printable
 
 
 def traces(

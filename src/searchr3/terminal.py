@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from searchr3.errors import SearchR3Error, first_line
 from searchr3.files import NO_SPACE, full_disk
+from searchr3.words import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +66,7 @@ def one_line(error: BaseException, command: str | None = None) -> str:
         text += f"; once there is room, {again}"
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         text = f"process {os.environ.get('RANK', '?')}: {text}"
-    return "error: " + " ".join(text.split())
+    return "error: " + printable(text)
 
 
 class OneLineErrors(TyperGroup):
@@ -112,11 +113,6 @@ def hush_libraries() -> None:
     logging.getLogger("searchr3").setLevel(logging.WARNING)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-
-
-def printable(text: str) -> str:
-    """Text from a model or a document on one line, without anything that could steer the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
 
 
 def show(*tables: Table) -> None:

@@ -61,3 +61,8 @@ def shortened(text: str, most: int) -> str:
     """
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def printable(text: str) -> str:
+    """Text from a model or a document on one line, without anything that could steer the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))

@@ -278,6 +278,11 @@ def test_tables_show_every_run_and_take_names_as_they_are(tmp_path, monkeypatch)
     assert "p (Holm)" in text and max(map(len, text.splitlines())) <= 80
 
 
+def test_a_name_does_not_steer_the_terminal():
+    text = shown(results_table(make(data="\x1b[31mred\x1b]0;mine\x07\nthing").summary))
+    assert "\x1b" not in text and "\x07" not in text and text.count("red ]0;mine  thing · test") == 1
+
+
 def test_a_table_tells_the_cost_in_80_columns():
     summary = make().summary
     direct, reasoned, bm25 = summary["runs"]

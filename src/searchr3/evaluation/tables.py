@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from searchr3.evaluation.statistics import direction
+from searchr3.words import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,14 +16,19 @@ def table_of(title: str, left: Iterable[str], right: Iterable[str] = ()) -> Tabl
     """An empty table: columns of words, which may fold, and columns of figures, which may not.
 
     Args:
-        title, left, right: shown as they are; nothing in them is markup.
+        title: of one line; what might steer the terminal is left out of it.
+        left, right: shown as they are; nothing in them or in the title is markup.
     """
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=escape(printable(title)),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for heading in left:
         table.add_column(escape(heading), overflow="fold")
