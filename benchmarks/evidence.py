@@ -32,8 +32,8 @@ control_a   stage 1 continued on the queries of stage 2 by InfoNCE alone, for as
             learning rate of stage 2 or of stage 1, whichever is better on dev
 st_mnrl     the base trained by sentence-transformers (MultipleNegativesRankingLoss, its own trainer, batches
             without duplicates, last token pooled): stage 1's pairs, steps, batch, temperature, conversations
-            and schedule. Its learning rate is the best of three on the first part's dev queries, ours was
-            chosen on the Python code's; both are then used for all parts. Of both the last step counts
+            and schedule. Its learning rate is the best of four on the first part's dev queries, ours the best
+            of three on the Python code's; both are then used for all parts. Of both the last step counts
 bm25        tuned on dev
 rival       all-MiniLM-L6-v2 as it comes, if it is installed
 
@@ -74,7 +74,7 @@ OWN = ("python", "tldr", "nl2bash", "medquad")
 FOREIGN = ("scifact", "cosqa", "mbxp_code")
 PARTS = (*OWN, "mixed", "checks")
 LENGTHS = {"python": 128, "tldr": 96, "nl2bash": 96, "medquad": 192, "mixed": 160}
-RATES = (0.5, 1.0, 2.0)  # times the recipe's
+RATES = (0.25, 0.5, 1.0, 2.0)  # times the recipe's
 
 FULL = {
     "documents": 16_000,  # of the Python code
