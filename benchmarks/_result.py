@@ -1,6 +1,6 @@
-"""The one form of a benchmark result, and `RESULTS.md` rendered from the committed ones.
+"""The one form of a benchmark result.
 
-python benchmarks/_result.py        renders benchmarks/RESULTS.md and the README's table
+python benchmarks/_result.py        renders benchmarks/RESULTS.md and the tables of pages, see _tables.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from searchr3.errors import SearchR3Error
-from searchr3.files import check_writable, write_json, write_text
+from searchr3.files import check_writable, write_json
 from searchr3.machine import machine
 
 HERE = Path(__file__).parent
@@ -154,90 +154,7 @@ def versions(library: str) -> str:
         return ""
 
 
-def render() -> str:
-    """All committed results as Markdown."""
-    parts = [
-        "# Measured results",
-        "",
-        "Rendered from `benchmarks/results/*.json` by `python benchmarks/_result.py`; do not edit.",
-        "",
-    ]
-    for place in sorted((HERE / "results").glob("*.json")):
-        result = json.loads(place.read_text(encoding="utf-8"))
-        parts += [
-            f"## {result['name']}",
-            "",
-            f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
-            "",
-        ]
-        pictures = sorted((HERE.parent / "docs").glob(f"{result['name']}-*.png"))
-        parts += [line for path in pictures for line in (f"![{path.stem}](../docs/{path.name})", "")]
-        parts += _compared(result["figures"])
-        parts += ["| figure | value |", "|---|--:|"]
-        flat = {key: value for key, value in result["figures"].items() if key.count(".") != 2}
-        parts += [f"| `{key}` | {_shown(value)} |" for key, value in flat.items()]
-        parts.append("")
-    return "\n".join(parts)
-
-
-def _compared(figures: Mapping[str, float | None]) -> list[str]:
-    """Figures named `case.arm.figure` as a table a case, an arm a row."""
-    cases: dict[str, dict[str, dict[str, float | None]]] = {}
-    for key, value in figures.items():
-        if key.count(".") == 2:
-            case, arm, figure = key.split(".")
-            cases.setdefault(case, {}).setdefault(arm, {})[figure] = value
-    lines = []
-    for case, arms in cases.items():
-        names = list(dict.fromkeys(name for arm in arms.values() for name in arm))
-        lines += [f"| {case} | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
-        lines += [
-            f"| {arm} | " + " | ".join(_shown(found.get(name)) for name in names) + " |"
-            for arm, found in arms.items()
-        ]
-        lines.append("")
-    return lines
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.1e}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"  # never a small one as zero
-
-
-def quickstart_table() -> str:
-    """The README's table, from the committed quickstart result."""
-    result = json.loads((HERE / "results" / "quickstart.json").read_text(encoding="utf-8"))
-    f = result["figures"]
-
-    def row(label: str, key: str, thinking: str = "") -> str:
-        return f"| {label} | {f[key]:.3f} | {f[key + '_low']:.3f} to {f[key + '_high']:.3f} | {thinking} |"
-
-    sizes = f"{f['documents']:,} functions, {f['queries']:,} test queries"
-    lines = [
-        f"Quickstart, {sizes}, {f['minutes']:.0f} minutes on 2 cores:",
-        "",
-        "| run | nDCG@10 | 95 % interval | thinking tokens |",
-        "|---|--:|--:|--:|",
-        row("BM25, tuned on dev", "bm25"),
-        row("stage 1, direct", "direct1"),
-        row("stage 1, reasoned", "reasoned1", f"{f['thinking_tokens1']:.1f}"),
-        row("stage 2, direct", "direct2"),
-        row("stage 2, reasoned", "reasoned2", f"{f['thinking_tokens2']:.1f}"),
-    ]
-    return "\n".join(lines)
-
-
-def with_table(readme: str) -> str:
-    """The README with its table put in anew."""
-    start, end = "<!-- quickstart -->", "<!-- /quickstart -->"
-    before, _, rest = readme.partition(start)
-    return f"{before}{start}\n{quickstart_table()}\n{end}{rest.partition(end)[2]}"
-
-
 if __name__ == "__main__":
-    write_text(HERE / "RESULTS.md", render())
-    readme = HERE.parent / "README.md"
-    write_text(readme, with_table(readme.read_text(encoding="utf-8")))
+    from _tables import written
+
+    written()

@@ -29,7 +29,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["_result", "adaptive"])
+@pytest.mark.parametrize("name", ["_result", "_tables", "adaptive"])
 def test_the_examples_hold(name: str, benchmark) -> None:
     found = doctest.testmod(benchmark(name))
     assert found.attempted and not found.failed
@@ -449,3 +449,50 @@ def test_parts_of_serving_that_are_known_are_not_measured_again(benchmark, monke
     options.parts = ["load"]
     assert serving.figures_of(options) == {**first, "load_figure": 1.0}
     assert asked == ["engine", "api", "load"]
+
+
+def test_pages_hold_the_committed_results(benchmark) -> None:
+    tables = benchmark("_tables")
+    assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == tables.render()
+    for page, names in tables.PAGES.items():
+        text = (BENCHMARKS.parent / page).read_text(encoding="utf-8")
+        assert tables.with_tables(text, names) == text, f"{page}: run python benchmarks/_result.py"
+
+
+def test_a_table_wants_its_place(benchmark) -> None:
+    with pytest.raises(ValueError, match="<!-- labels -->"):
+        benchmark("_tables").between("<!-- labels --> without an end", "labels", "a table")
+
+
+def test_tables_tell_differences_with_their_sign_and_interval(benchmark) -> None:
+    tables = benchmark("_tables")
+    told = {"direct1": 0.4, "reasoned2": 0.5, "bm25": 0.6, "rival": None}
+    told |= {
+        "reasoned2_minus_bm25": -0.1,
+        "reasoned2_minus_bm25_low": -0.12,
+        "reasoned2_minus_bm25_high": 0.01,
+    }
+    lines = tables.reference(told).splitlines()
+    assert lines[2:] == [
+        "| stage 1, direct | 0.400 |  |  |",
+        "| **stage 2, reasoned** | 0.500 |  |  |",
+        "| BM25, tuned on dev | 0.600 | −0.100 | −0.120 to +0.010 |",
+    ]
+
+    points = {f"labels_{count}_stage{stage}": 0.01 * stage for count in (1000, 300) for stage in (1, 2)}
+    points |= {f"{key}_{end}": value for key, value in points.items() for end in ("low", "high")}
+    points["labels_300_direct1_given_up"] = 0.0
+    assert tables.labels(points).splitlines()[2:] == [
+        "| 300 | +0.010 (+0.010 to +0.010) | +0.020 (+0.020 to +0.020) |",
+        "| 1,000 | +0.010 (+0.010 to +0.010) | +0.020 (+0.020 to +0.020) |",
+    ]
+
+    cells = {"tldr.direct1.ndcg": 0.4, "tldr.reasoned2.ndcg": 0.5, "mixed-scifact.reasoned2.ndcg": 0.1}
+    cells |= {
+        f"{case}.direct2.behind{end}": 0.1
+        for case in ("tldr", "mixed-scifact")
+        for end in ("", "_low", "_high")
+    }
+    lines = tables.evidence(cells).splitlines()
+    assert lines[0].count("|") == lines[2].count("|") and lines[2].startswith("| tldr | – | 0.400 |")
+    assert lines[3].startswith("| mixed: scifact |") and lines[3].endswith("| +0.100 (+0.100 to +0.100) |")

@@ -1,0 +1,228 @@
+"""The committed results as Markdown: `RESULTS.md` whole, and the tables that stand in pages.
+
+A page holds a table between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from searchr3.files import write_text
+
+HERE = Path(__file__).parent
+Figures = Mapping[str, float | None]
+
+
+def written() -> None:
+    """Write RESULTS.md and every page's tables anew."""
+    write_text(HERE / "RESULTS.md", render())
+    for page, names in PAGES.items():
+        place = HERE.parent / page
+        write_text(place, with_tables(place.read_text(encoding="utf-8"), names))
+
+
+def results(name: str) -> Figures | None:
+    """The committed figures of a benchmark, if there are any."""
+    place = HERE / "results" / f"{name}.json"
+    if not place.is_file():
+        return None
+    found: Figures = json.loads(place.read_text(encoding="utf-8"))["figures"]
+    return found
+
+
+def with_tables(page: str, names: Sequence[str]) -> str:
+    """A page with the tables of these names put in anew; one without figures stays as it is.
+
+    Raises:
+        ValueError: the page has no place for one of them.
+    """
+    for name in names:
+        source, table = TABLES[name]
+        figures = results(source)
+        if figures is not None:
+            page = between(page, name, table(figures))
+    return page
+
+
+def between(page: str, name: str, text: str) -> str:
+    """A page with a text between the marks of this name.
+
+    >>> between("a <!-- n -->old<!-- /n --> b", "n", "new")
+    'a <!-- n -->\\nnew\\n<!-- /n --> b'
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = page.partition(start)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"the page has no {start} … {end}")
+    return f"{before}{start}\n{text}\n{end}{after}"
+
+
+def rows_of(names: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
+    """A Markdown table; but for the first columns numbers, to the right."""
+    lines = [names, ["---"] * text_columns + ["--:"] * (len(names) - text_columns), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def quickstart(f: Figures) -> str:
+    """What the quickstart comes to."""
+    runs = {
+        "bm25": ("BM25, tuned on dev", ""),
+        "direct1": ("stage 1, direct", ""),
+        "reasoned1": ("stage 1, reasoned", "thinking_tokens1"),
+        "direct2": ("stage 2, direct", ""),
+        "reasoned2": ("stage 2, reasoned", "thinking_tokens2"),
+    }
+    rows = [
+        [title, three(f[key]), span(f, key), f"{f[tokens]:.1f}" if tokens else ""]
+        for key, (title, tokens) in runs.items()
+    ]
+    sizes = f"{f['documents']:,} functions, {f['queries']:,} test queries"
+    head = [f"Quickstart, {sizes}, {f['minutes']:.0f} minutes on 2 cores:", ""]
+    return "\n".join([*head, *rows_of(["run", "nDCG@10", "95 % interval", "thinking tokens"], rows)])
+
+
+RUNS = {
+    "direct1": "stage 1, direct",
+    "reasoned1": "stage 1, reasoned",
+    "direct2": "stage 2, direct",
+    "reasoned2": "**stage 2, reasoned**",
+    "control_a": "(a) direct only",
+    "control_b": "(b) no policy gradient",
+    "control_c": "(c) no contrastive term",
+    "control_d": "(d) another query's thought",
+    "control_e": "(e) filler tokens",
+    "control_f": "(f) the query again",
+    "control_g": "(g) BM25 over query and thought",
+    "bm25": "BM25, tuned on dev",
+    "rival": "all-MiniLM-L6-v2 as it comes",
+}
+
+
+def reference(f: Figures) -> str:
+    """The arms and controls of the reference recipe."""
+    rows = []
+    for key, title in ((key, title) for key, title in RUNS.items() if f.get(key) is not None):
+        less = f"reasoned2_minus_{key}"
+        told = [signed(f[less]), span(f, less)] if f.get(less) is not None else ["", ""]
+        rows.append([title, three(f[key]), *told])
+    return "\n".join(rows_of(["run", "nDCG@10", "reasoned stage 2 less it", "95 % interval"], rows))
+
+
+def labels(f: Figures) -> str:
+    """What thinking is worth, by the number of labels."""
+    points = [key.split("_") for key in f if key.startswith("labels_") and key.endswith("_stage2")]
+    counts = sorted(int(count) for _, count, _ in points)
+    rows = [
+        [f"{count:,}"]
+        + [
+            f"{signed(f[key])} ({span(f, key)})"
+            for key in (f"labels_{count}_stage1", f"labels_{count}_stage2")
+        ]
+        for count in counts
+    ]
+    return "\n".join(rows_of(["labelled queries", "reasoned − direct, stage 1", "stage 2"], rows))
+
+
+ARMS = {
+    "bm25": "BM25",
+    "direct1": "direct, 1",
+    "reasoned1": "reasoned, 1",
+    "direct2": "direct, 2",
+    "reasoned2": "reasoned, 2",
+    "control_a": "(a)",
+    "st_mnrl": "MNRL",
+    "rival": "MiniLM",
+}
+
+
+def evidence(f: Figures) -> str:
+    """The test sets of benchmarks/evidence.py, an arm a column."""
+    cases = list(dict.fromkeys(key.split(".")[0] for key in f if key.endswith(".reasoned2.ndcg")))
+    rows = [
+        [case.replace("mixed-", "mixed: ")]
+        + [three(f.get(f"{case}.{arm}.ndcg")) for arm in ARMS]
+        + [f"{signed(f[f'{case}.direct2.behind'])} ({span(f, f'{case}.direct2.behind')})"]
+        for case in cases
+    ]
+    return "\n".join(rows_of(["test set", *ARMS.values(), "reasoned − direct, 2"], rows))
+
+
+TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
+    "quickstart": ("quickstart", quickstart),
+    "reference": ("reference", reference),
+    "labels": ("reference", labels),
+    "evidence": ("evidence", evidence),
+}
+"""Name → the result that it is of, and how it is written."""
+PAGES: dict[str, tuple[str, ...]] = {"README.md": ("quickstart",)}
+
+
+def three(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """With its sign; a real minus, as in text.
+
+    >>> signed(-0.0312), signed(0.004)
+    ('−0.031', '+0.004')
+    """
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def span(f: Figures, key: str) -> str:
+    """The interval of a figure; signed where it is one of a difference."""
+    low, high = f.get(f"{key}_low"), f.get(f"{key}_high")
+    form = signed if "_minus_" in key or key.startswith("labels_") or key.endswith("behind") else three
+    return f"{form(low)} to {form(high)}"
+
+
+def render() -> str:
+    """All committed results."""
+    parts = [
+        "# Measured results",
+        "",
+        "Rendered from `benchmarks/results/*.json` by `python benchmarks/_result.py`; do not edit.",
+        "",
+    ]
+    for place in sorted((HERE / "results").glob("*.json")):
+        result = json.loads(place.read_text(encoding="utf-8"))
+        parts += [
+            f"## {result['name']}",
+            "",
+            f"`{result['command']}` at commit {result['commit']} on {result['machine']}",
+            "",
+        ]
+        pictures = sorted((HERE.parent / "docs").glob(f"{result['name']}-*.png"))
+        parts += [line for path in pictures for line in (f"![{path.stem}](../docs/{path.name})", "")]
+        parts += _compared(result["figures"])
+        flat = {key: value for key, value in result["figures"].items() if key.count(".") != 2}
+        shown = [[f"`{key}`", _shown(value)] for key, value in flat.items()]
+        parts += [*rows_of(["figure", "value"], shown), ""]
+    return "\n".join(parts)
+
+
+def _compared(figures: Figures) -> list[str]:
+    """Figures named `case.arm.figure` as a table a case, an arm a row."""
+    cases: dict[str, dict[str, dict[str, float | None]]] = {}
+    for key, value in figures.items():
+        if key.count(".") == 2:
+            case, arm, figure = key.split(".")
+            cases.setdefault(case, {}).setdefault(arm, {})[figure] = value
+    lines = []
+    for case, arms in cases.items():
+        names = list(dict.fromkeys(name for arm in arms.values() for name in arm))
+        rows = [[arm, *(_shown(found.get(name)) for name in names)] for arm, found in arms.items()]
+        lines += [*rows_of([case, *names], rows), ""]
+    return lines
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.1e}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"  # never a small one as zero
