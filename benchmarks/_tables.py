@@ -9,10 +9,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from searchr3.evaluation.evidence import OWN, RUNS, STAGES
+from searchr3.evaluation.pages import signed
 from searchr3.files import write_text
 
 HERE = Path(__file__).parent
 Figures = Mapping[str, float | None]
+TITLES = {name: run.name for name, run in RUNS.items()} | {
+    "bm25": "BM25, tuned on dev",
+    "rival": "all-MiniLM-L6-v2 as it comes",
+}
+"""Of the runs that evidence may hold, in the order in which they are shown."""
 
 
 def written() -> None:
@@ -60,54 +67,33 @@ def between(page: str, name: str, text: str) -> str:
     return f"{before}{start}\n{text}\n{end}{after}"
 
 
-def rows_of(names: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
-    """A Markdown table; but for the first columns numbers, to the right."""
-    lines = [names, ["---"] * text_columns + ["--:"] * (len(names) - text_columns), *rows]
+def rows_of(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; but for the first column numbers, to the right."""
+    lines = [names, ["---"] + ["--:"] * (len(names) - 1), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def quickstart(f: Figures) -> str:
     """What the quickstart comes to."""
-    runs = {
-        "bm25": ("BM25, tuned on dev", ""),
-        "direct1": ("stage 1, direct", ""),
-        "reasoned1": ("stage 1, reasoned", "thinking_tokens1"),
-        "direct2": ("stage 2, direct", ""),
-        "reasoned2": ("stage 2, reasoned", "thinking_tokens2"),
-    }
+    thinking = {"reasoned1": "thinking_tokens1", "reasoned2": "thinking_tokens2"}
     rows = [
-        [title, three(f[key]), span(f, key), f"{f[tokens]:.1f}" if tokens else ""]
-        for key, (title, tokens) in runs.items()
+        [TITLES[key], three(f[key]), span(f, key), f"{f[thinking[key]]:.1f}" if key in thinking else ""]
+        for key in ("bm25", *STAGES)
     ]
     sizes = f"{f['documents']:,} functions, {f['queries']:,} test queries"
     head = [f"Quickstart, {sizes}, {f['minutes']:.0f} minutes on 2 cores:", ""]
     return "\n".join([*head, *rows_of(["run", "nDCG@10", "95 % interval", "thinking tokens"], rows)])
 
 
-RUNS = {
-    "direct1": "stage 1, direct",
-    "reasoned1": "stage 1, reasoned",
-    "direct2": "stage 2, direct",
-    "reasoned2": "**stage 2, reasoned**",
-    "control_a": "(a) direct only",
-    "control_b": "(b) no policy gradient",
-    "control_c": "(c) no contrastive term",
-    "control_d": "(d) another query's thought",
-    "control_e": "(e) filler tokens",
-    "control_f": "(f) the query again",
-    "control_g": "(g) BM25 over query and thought",
-    "bm25": "BM25, tuned on dev",
-    "rival": "all-MiniLM-L6-v2 as it comes",
-}
-
-
 def reference(f: Figures) -> str:
     """The arms and controls of the reference recipe."""
     rows = []
-    for key, title in ((key, title) for key, title in RUNS.items() if f.get(key) is not None):
-        less = f"reasoned2_minus_{key}"
-        told = [signed(f[less]), span(f, less)] if f.get(less) is not None else ["", ""]
-        rows.append([title, three(f[key]), *told])
+    for key, title in TITLES.items():
+        if f.get(key) is None:
+            continue
+        less = f"{OWN}_minus_{key}"
+        told = [signed(f[less]), span(f, less, signed)] if f.get(less) is not None else ["", ""]
+        rows.append([f"**{title}**" if key == OWN else title, three(f[key]), *told])
     return "\n".join(rows_of(["run", "nDCG@10", "reasoned stage 2 less it", "95 % interval"], rows))
 
 
@@ -116,11 +102,7 @@ def labels(f: Figures) -> str:
     points = [key.split("_") for key in f if key.startswith("labels_") and key.endswith("_stage2")]
     counts = sorted(int(count) for _, count, _ in points)
     rows = [
-        [f"{count:,}"]
-        + [
-            f"{signed(f[key])} ({span(f, key)})"
-            for key in (f"labels_{count}_stage1", f"labels_{count}_stage2")
-        ]
+        [f"{count:,}", *(difference(f, f"labels_{count}_{stage}") for stage in ("stage1", "stage2"))]
         for count in counts
     ]
     return "\n".join(rows_of(["labelled queries", "reasoned − direct, stage 1", "stage 2"], rows))
@@ -142,9 +124,11 @@ def evidence(f: Figures) -> str:
     """The test sets of benchmarks/evidence.py, an arm a column."""
     cases = list(dict.fromkeys(key.split(".")[0] for key in f if key.endswith(".reasoned2.ndcg")))
     rows = [
-        [case.replace("mixed-", "mixed: ")]
-        + [three(f.get(f"{case}.{arm}.ndcg")) for arm in ARMS]
-        + [f"{signed(f[f'{case}.direct2.behind'])} ({span(f, f'{case}.direct2.behind')})"]
+        [
+            case.replace("mixed-", "mixed: "),
+            *(three(f.get(f"{case}.{arm}.ndcg")) for arm in ARMS),
+            difference(f, f"{case}.direct2.behind"),
+        ]
         for case in cases
     ]
     return "\n".join(rows_of(["test set", *ARMS.values(), "reasoned − direct, 2"], rows))
@@ -164,20 +148,14 @@ def three(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def signed(value: float | None) -> str:
-    """With its sign; a real minus, as in text.
-
-    >>> signed(-0.0312), signed(0.004)
-    ('−0.031', '+0.004')
-    """
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+def span(f: Figures, key: str, form: Callable[[float], str] = three) -> str:
+    """The interval of a figure."""
+    return f"{form(f[f'{key}_low'])} to {form(f[f'{key}_high'])}"
 
 
-def span(f: Figures, key: str) -> str:
-    """The interval of a figure; signed where it is one of a difference."""
-    low, high = f.get(f"{key}_low"), f.get(f"{key}_high")
-    form = signed if "_minus_" in key or key.startswith("labels_") or key.endswith("behind") else three
-    return f"{form(low)} to {form(high)}"
+def difference(f: Figures, key: str) -> str:
+    """A difference with its interval."""
+    return f"{signed(f[key])} ({span(f, key, signed)})"
 
 
 def render() -> str:
