@@ -98,6 +98,8 @@ def test_results_that_are_none_are_told(search, tmp_path):
     ("recipe", "base"),
     [
         ("model: {base: Qwen/Qwen2.5-0.5B-Instruct}", "Qwen/Qwen2.5-0.5B-Instruct"),
+        ("recipe: {model: {base: Qwen/Qwen2.5-7B-Instruct}}\nmachine: {}", "Qwen/Qwen2.5-7B-Instruct"),
+        ("recipe: null\nmachine: {}", None),
         ("model: {base: null}", None),
         ("model: {base: /data/base}", None),
         ("[1, 2", None),

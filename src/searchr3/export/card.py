@@ -106,7 +106,8 @@ def base_of_run(model: Path) -> str | None:
     if not file.is_file():
         return None
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
-        named = yaml.safe_load(file.read_text(encoding="utf-8")).get("model", {}).get("base")
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        named = found.get("recipe", found).get("model", {}).get("base")  # a run's file tells its machine too
         if isinstance(named, str) and _HUB_ID.fullmatch(named) and not Path(named).exists():
             return named
     return None
