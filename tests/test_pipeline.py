@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ from searchr3.cli import app
 from searchr3.closing import _alarm_lines, _chat_lines
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
+from searchr3.evaluation import Results
 from searchr3.locks import alone
 from searchr3.machine import machine
 from searchr3.model import SearchR3
@@ -398,6 +400,33 @@ def test_how_a_run_is_measured_may_change_when_it_is_resumed(here: Path, toy_rec
     assert load_recipe("run/recipe.yaml").evaluation.depth == 120
     stages = json.loads(Path("run/metrics.json").read_text(encoding="utf-8"))["stages"]
     assert [[run["name"] for run in one["runs"]] for one in stages.values()] == [["direct", "reasoned"]] * 2
+
+
+def test_a_baseline_that_reads_thoughts_is_measured_anew_after_each_stage(
+    here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(model: SearchR3, *_: Any) -> list[Any]:
+        with torch.no_grad():
+            model.model.get_input_embeddings().weight.add_(0.5)
+        return []
+
+    monkeypatch.setattr("searchr3.training.stage2.train_stage2", moved)
+    found: dict[str, Results] = {}
+    finish = RunFolder._finish
+    monkeypatch.setattr(
+        RunFolder, "_finish", lambda run, data, results: (found.update(results), finish(run, data, results))
+    )
+    rewriting = f"rewrite:{tiny_model}"
+
+    asked = ("train", "recipe.yaml", "stage2.steps=1", f"evaluation.baselines=[bm25, '{rewriting}']")
+    result = CliRunner().invoke(app, [*asked, "--output", "run"])
+
+    assert result.exit_code == 0, result.output
+    first, second = found["stage1"], found["stage2"]
+    assert first.run("reasoned").thoughts != second.run("reasoned").thoughts
+    for one in (first, second):
+        assert one.run(rewriting).thoughts == one.run("reasoned").thoughts
+    assert first.run("bm25") is second.run("bm25")
 
 
 def test_a_run_is_named_after_its_recipe(here: Path) -> None:

@@ -130,11 +130,14 @@ class RunFolder:
 
     def run(self, resume: bool) -> None:
         """All phases; those that an earlier, interrupted run finished are skipped."""
+        from searchr3.evaluation import reusable
+
         with self.held():
             on_first(self.group, lambda: self._admit(resume))
             dataset, model = self.begin()
             stage1 = self._stage("stage1", model, dataset, None, None)
-            stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, stage1.baselines)
+            known = reusable(stage1.baselines)
+            stage2 = self._stage("stage2", model, dataset, stage1.document_vectors, known)
             on_first(self.group, lambda: self._finish(dataset, {"stage1": stage1, "stage2": stage2}))
 
     @contextmanager
@@ -226,7 +229,7 @@ class RunFolder:
         model: SearchR3,
         dataset: RetrievalDataset,
         vectors: np.ndarray | None,
-        baselines: tuple[Run, ...] | None,
+        baselines: tuple[str | Run, ...] | None,
     ) -> Results:
         """Train a stage unless it is done, then measure the model on the test split."""
         with self.phase(name, "preparing"):

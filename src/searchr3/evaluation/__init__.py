@@ -10,6 +10,7 @@ from searchr3.evaluation.comparison import (
 from searchr3.evaluation.controls import CONTROLS, check_controls
 from searchr3.evaluation.curves import curve_tables
 from searchr3.evaluation.results import Hit, Results, Run
+from searchr3.evaluation.rivals import reusable
 from searchr3.evaluation.runner import evaluate
 from searchr3.evaluation.saved import read_queries, read_results
 
@@ -28,4 +29,5 @@ __all__ = [
     "read_queries",
     "read_results",
     "results_table",
+    "reusable",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +87,11 @@ class Rivals:
         if path in self._again:
             self._known[path] = found
         return found
+
+
+def reusable(runs: Iterable[Run]) -> tuple[str | Run, ...]:
+    """For the next model on the same queries: what was found, but the names of those that read thoughts."""
+    return tuple(run.name if rewrites(run.name) else run for run in runs)
 
 
 def _waits(baseline: str | Run) -> bool:

@@ -319,7 +319,7 @@ class Stage2Recipe(SelectionRecipe):
 
 class EvaluationRecipe(Section):
     baselines: Names = Field(
-        ("bm25",), description="`bm25`, or folder or Hub id of a searchr3 or sentence-transformers model"
+        ("bm25",), description="as `--baseline`: a model's folder or Hub id, `rewrite:MODEL`, `URL#MODEL`"
     )
     depth: Annotated[int, Field(ge=100)] = Field(100, description="documents ranked a query, when measured")
     chat_tokens: Annotated[int, Field(ge=0)] = Field(
