@@ -550,7 +550,7 @@ def test_wrong_usage_is_2(calls: dict, arguments: list[str]) -> None:
     assert set(calls) == {"stand_ins"}
 
 
-@pytest.mark.parametrize(("debug", "lines"), [("", []), ("--debug", ["said", "warned"])])
+@pytest.mark.parametrize(("debug", "lines"), [("", []), ("--debug", ["said", "warned", "retried"])])
 def test_libraries_are_silent_unless_debugged(debug: str, lines: list[str]) -> None:
     code = f"""
 import logging, os, sys, types, warnings
@@ -560,6 +560,8 @@ from searchr3.cli import main
 def train(*_):
     logging.getLogger("library").warning("said")
     warnings.warn("warned")
+    from huggingface_hub.utils import logging as of_the_hub  # has a level of its own
+    of_the_hub.get_logger("huggingface_hub.utils._http").warning("retried")
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "info", "what the user has set stays"
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "info"
@@ -568,7 +570,7 @@ main(["train", "mine.yaml", *"{debug}".split()])
 """
     result = python(code)
     assert result.returncode == 0
-    assert [word for word in ("said", "warned") if word in result.stderr] == lines
+    assert [word for word in ("said", "warned", "retried") if word in result.stderr] == lines
     assert lines or not result.stderr
 
 

@@ -103,7 +103,7 @@ class OneLineErrors(TyperGroup):
 
 def hush_libraries() -> None:
     """Leave the screen to our own lines. Nothing is imported: libraries read these when they are."""
-    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
+    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("LANCE_LOG", "error")
