@@ -186,7 +186,8 @@ BAD_LINES = [
         "test.tsv:2: the score '1e300' is not a whole number from 0 to 100",
     ),
     ({"test": f"{HEADER}q1\td1\t101\n"}, "test.tsv:2: the score '101' is not a whole number from 0 to 100"),
-    ({"test": f"{HEADER}q1\td1\t-1\n"}, "test.tsv:2: the score '-1' is not a whole number from 0 to 100"),
+    ({"test": f"{HEADER}q1\td1\t-101\n"}, "test.tsv:2: the score '-101' is not a whole number from 0 to 100"),
+    ({"train": f"{HEADER}q1\td1\t1\nq1\td9\t1\n"}, "train.tsv:3: judges the unknown document id 'd9'"),
     ({"test": f"{HEADER}q1 d1 1\n"}, "test.tsv:2: 1 columns"),
     ({"test": "q1\td1\t1\n"}, "test.tsv:1: the header is missing (there is 'q1\\td1\\t1'); the first line"),
     ({"test": ""}, "test.tsv:1: the header is missing (the line is empty)"),
@@ -199,6 +200,52 @@ def test_bad_lines_are_named(tmp_path, parts, message):
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         read_beir(folder(tmp_path, **parts))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# What BEIR's own folders hold
+
+
+def many(there: int, **parts: str) -> dict[str, str]:
+    """A corpus of so many documents, and a test that judges each of them for one query."""
+    corpus = lines(*({"_id": f"d{n}", "title": "T", "text": f"text {n}"} for n in range(there)))
+    return {"corpus": corpus, "test": HEADER + "".join(f"q1\td{n}\t1\n" for n in range(there)), **parts}
+
+
+def test_grades_below_0_are_no_answers(tmp_path):
+    """TREC's −1 and −2, in trec-covid: pooled and not judged, rubbish."""
+    found = read_beir(folder(tmp_path, test=f"{HEADER}q1\td1\t2\nq1\td2\t-1\n"))
+    assert found.qrels == {"test": {"q1": {"d1": 2, "d2": 0}}}
+
+
+def test_a_few_judged_documents_may_be_missing_where_it_is_only_measured(tmp_path, caplog):
+    """As in arguana. They stay: a system cannot find them, and trec_eval counts that."""
+    parts = many(19)
+    parts["test"] += "q2\tgone\t1\n"
+    found = read_beir(folder(tmp_path / "few", **parts))
+    assert found.qrels["test"]["q2"] == {"gone": 1}
+    assert f"{tmp_path}/few/qrels/test.tsv:21: judges the unknown document id 'gone'" in caplog.text
+    assert found.validate() is found
+    found.save(tmp_path / "saved")
+    assert read_beir(tmp_path / "saved").qrels == found.qrels
+    parts["test"] += "q2\tfurther\t1\n"
+    with pytest.raises(DataError, match=r"test.tsv:21: judges the unknown document id 'gone'; remove"):
+        read_beir(folder(tmp_path / "more", **parts))
+
+
+def test_a_few_documents_may_be_empty_and_are_not_trained_on(tmp_path, caplog):
+    """As in trec-covid."""
+    parts = many(19)
+    parts["corpus"] += lines({"_id": "none", "title": "", "text": " "})
+    found = read_beir(folder(tmp_path / "few", **parts))
+    assert len(found.corpus) == 20 and found.corpus["none"].content == ""
+    assert found.held_out == {"none"} and "none" not in found.training_corpus()
+    assert f"{tmp_path}/few/corpus.jsonl:20: 'text' is empty" in caplog.text
+    assert found.validate() is found
+    found.save(tmp_path / "saved")
+    assert read_beir(tmp_path / "saved").corpus == found.corpus
+    parts["corpus"] += lines({"_id": "nothing", "text": ""})
+    with pytest.raises(DataError, match=r"corpus.jsonl:20: 'text' is empty; fill it or remove the line"):
+        read_beir(folder(tmp_path / "more", **parts))
 
 
 def test_judgements_in_another_encoding(tmp_path):

@@ -187,6 +187,12 @@ def test_examples_are_drawn_once_and_mark_what_is_relevant(stages, data):
     assert 'class="relevant"' in render(stages, data)
 
 
+def test_a_judged_document_that_the_corpus_lacks_is_shown_by_its_id(stages, data):
+    for judged in data.qrels["test"].values():
+        judged["gone"] = 1
+    assert all("gone" in example["relevant"] for example in choose_examples(*stages, data, count=4))
+
+
 def test_direct_runs_alone_can_be_shown(model, data):
     results = evaluate(model, data, reasoning="off")
     html = render_report("Direct", {"stage1": results.summary}, {}, [], "", {})

@@ -2,6 +2,10 @@
 
 Beyond BEIR, queries may carry `reasoning` and `negatives` (document ids), documents `metadata` and
 `held_out`, and `dataset.json` the name and the queries' instruction.
+
+BEIR's own folders are not without flaws, and are read as they are: grades below 0 (trec-covid) count as 0, a
+few judgements of `test` may name documents that are not there (arguana), and a few documents may be empty
+(trec-covid), which then are held out of training. Of either the log tells the first.
 """
 
 from __future__ import annotations
@@ -13,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from searchr3.dataset.disk import MEMORY, Shelves, shelves_for
+from searchr3.dataset.flaws import Flaws
 from searchr3.dataset.splits import TRAIN_DEV_SHARES, TRAIN_SHARES, query_key, split_of
 from searchr3.dataset.types import BREAK, QRELS_HEADER, Document, Qrels, Query, RetrievalDataset
 from searchr3.errors import DataError
 from searchr3.files import read_errors, read_jsonl
 
 MAX_GRADE = 100  # far above any scale in use, far below where sums of gains lose the small ones
+MEASURED = "test"  # the split that nobody learns from
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _EVALUATED = {"dev", "test"}
@@ -61,14 +67,18 @@ def id_field(row: Mapping[str, Any], where: str) -> str:
     return key
 
 
-def document_of(row: Mapping[str, Any], where: str) -> Document:
+def document_of(row: Mapping[str, Any], where: str, empty: bool = False) -> Document:
     """Title and text of a row, without its metadata.
+
+    Args:
+        empty: it may be without a word, but not without the keys.
 
     Raises:
         DataError: it has neither, or one of them is no proper text.
     """
     title = text_field(row, "title", where, required=False)
-    return Document(title, text_field(row, "text", where, required=not title.strip()))
+    wanted = not title.strip() and not (empty and isinstance(row.get("text"), str))
+    return Document(title, text_field(row, "text", where, required=wanted))
 
 
 def read_documents(
@@ -77,15 +87,17 @@ def read_documents(
     """Corpus and held-out ids from `(where, row)`.
 
     Raises:
-        DataError: a key is missing, an id comes twice, or a document has neither title nor text.
+        DataError: a key is missing, an id comes twice, or more than a few documents have neither title nor
+            text.
     """
     corpus = shelves.documents()
     held_out: set[str] = set()
+    empty = Flaws("nobody learns from it")
     for where, row in rows:
         key = id_field(row, where)
         if key in corpus:
             raise DataError(f"{where}: the document id {key!r} comes twice; ids must be unique")
-        document = document_of(row, where)
+        document = document_of(row, where, empty=True)
         metadata = row.get("metadata") or {}
         if not isinstance(metadata, dict):
             raise DataError(f"{where}: 'metadata' must be an object, found {type(metadata).__name__}")
@@ -96,8 +108,11 @@ def read_documents(
         if any(_HALF_CHARACTER.search(one) for pair in values.items() for one in pair):
             raise DataError(f"{where}: 'metadata' holds half a character (a lone surrogate); remove it")
         corpus[key] = document._replace(metadata=values)
-        if row.get("held_out"):
+        if not document.content:
+            empty.add(where, "'text' is empty")
+        if row.get("held_out") or not document.content:
             held_out.add(key)
+    empty.end(len(corpus), "fill it or remove the line")
     return corpus, frozenset(held_out)
 
 
@@ -136,14 +151,19 @@ def read_judgements(
     queries: Mapping[str, Query],
     corpus: Mapping[str, Document],
     shelves: Shelves = MEMORY,
+    measured: bool = False,
 ) -> Qrels:
-    """Judgements of one split from `(where, query id, document id, score)`.
+    """Judgements of one split from `(where, query id, document id, score)`; a score below 0 is read as 0.
+
+    Args:
+        measured: the split is `MEASURED`, so that a few of them may name documents that are not there.
 
     Raises:
         DataError: an id is unknown, a score is not a whole number from 0 to 100, or a pair comes twice with
             different scores.
     """
     qrels = shelves.judgements()
+    lost = Flaws("it counts as not found")
     for where, query, document, score in rows:
         query, document = str(query), str(document)
         if query not in queries:
@@ -151,13 +171,14 @@ def read_judgements(
                 f"{where}: judges the unknown query id {query!r}; remove the line or add the query"
             )
         if document not in corpus:
-            raise DataError(
-                f"{where}: judges the unknown document id {document!r}; remove the line or add the document"
-            )
+            lost.add(where, f"judges the unknown document id {document!r}")
+            if not measured:
+                break
         try:
             grade = int(float(score))
-            if "_" in str(score) or grade != float(score) or not 0 <= grade <= MAX_GRADE:
+            if "_" in str(score) or grade != float(score) or abs(grade) > MAX_GRADE:
                 raise ValueError
+            grade = max(0, grade)  # TREC's -1 and -2: not judged, rubbish
         except (TypeError, ValueError, OverflowError):  # the last: inf
             raise DataError(
                 f"{where}: the score {score!r} is not a whole number from 0 to {MAX_GRADE}; "
@@ -169,6 +190,8 @@ def read_judgements(
                 f"{where}: judges query {query!r} and document {document!r} again, with another score"
             )
         qrels[query] = judged
+    there = sum(map(len, qrels.values())) if lost.count and measured else 0
+    lost.end(there, "remove the line or add the document")
     return qrels
 
 
@@ -235,7 +258,10 @@ def read_beir(folder: str | Path, on_disk: bool | None = None) -> RetrievalDatas
         raise DataError(
             f"{folder / 'qrels'}: no judgements; put at least one SPLIT.tsv there, such as test.tsv"
         )
-    foreign = {file.stem: read_judgements(_tsv_rows(file), queries, corpus, shelves) for file in files}
+    foreign = {
+        file.stem: read_judgements(_tsv_rows(file), queries, corpus, shelves, file.stem == MEASURED)
+        for file in files
+    }
     qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"), shelves)
     name, instruction = _facts(folder)
     return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction).check_splits()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr3.dataset.beir import (
+    MEASURED,
     own_splits,
     read_beir,
     read_documents,
@@ -163,7 +164,9 @@ def read_hub(
     corpus, held_out = read_documents(_hub_rows(f"{name} corpus", corpus_tables), shelves)
     queries = read_queries(_hub_rows(f"{name} queries", query_tables), corpus, shelves)
     foreign = {
-        split: read_judgements(_hub_judgement_rows(f"{name} qrels", {split: rows}), queries, corpus, shelves)
+        split: read_judgements(
+            _hub_judgement_rows(f"{name} qrels", {split: rows}), queries, corpus, shelves, split == MEASURED
+        )
         for split, rows in judgements.items()
     }
     qrels = own_splits(queries, foreign, lambda split: f"{name} qrels {split}", shelves)

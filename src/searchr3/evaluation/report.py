@@ -175,7 +175,8 @@ def _side(
 
 
 def _heading(dataset: RetrievalDataset, document: str) -> str:
-    return shortened(dataset.corpus[document].title or document, 100)
+    found = dataset.corpus.get(document)  # judgements may name others
+    return shortened((found.title if found else "") or document, 100)
 
 
 def _rows(stages: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
