@@ -5,7 +5,8 @@ Beyond BEIR, queries may carry `reasoning` and `negatives` (document ids), docum
 
 BEIR's own folders are not without flaws, and are read as they are: grades below 0 (trec-covid) count as 0, a
 few judgements of `test` may name documents that are not there (arguana), and a few documents may be empty
-(trec-covid), which then are held out of training. Of either the log tells the first.
+(trec-covid), which then are held out of training. Of either the log tells the first. A query that stands in
+the corpus itself (arguana, quora) does not find itself, see `own_copies`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from searchr3.dataset.disk import MEMORY, Shelves, shelves_for
 from searchr3.dataset.flaws import Flaws
+from searchr3.dataset.own_copies import without_itself
 from searchr3.dataset.splits import TRAIN_DEV_SHARES, TRAIN_SHARES, query_key, split_of
 from searchr3.dataset.types import BREAK, QRELS_HEADER, Document, Qrels, Query, RetrievalDataset
 from searchr3.errors import DataError
@@ -264,7 +266,8 @@ def read_beir(folder: str | Path, on_disk: bool | None = None) -> RetrievalDatas
     }
     qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"), shelves)
     name, instruction = _facts(folder)
-    return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction).check_splits()
+    eligible = without_itself(corpus, queries, qrels)
+    return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction, eligible).check_splits()
 
 
 def _facts(folder: Path) -> tuple[str, str | None]:

@@ -18,6 +18,7 @@ from searchr3.dataset.beir import (
 )
 from searchr3.dataset.disk import MANY, shelves_for
 from searchr3.dataset.mteb_task import MTEB, read_mteb
+from searchr3.dataset.own_copies import without_itself
 from searchr3.dataset.splits import digest, query_key, split_of
 from searchr3.dataset.types import Document, Query, RetrievalDataset
 from searchr3.errors import DataError, first_line
@@ -170,7 +171,8 @@ def read_hub(
         for split, rows in judgements.items()
     }
     qrels = own_splits(queries, foreign, lambda split: f"{name} qrels {split}", shelves)
-    return RetrievalDataset(name, corpus, queries, qrels, held_out).check_splits()
+    eligible = without_itself(corpus, queries, qrels)
+    return RetrievalDataset(name, corpus, queries, qrels, held_out, eligible=eligible).check_splits()
 
 
 def _hub_judgement_tables(name: str, load: Callable[..., Any]) -> Mapping[str, Any]:

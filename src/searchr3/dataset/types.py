@@ -168,11 +168,15 @@ class RetrievalDataset:
         """Write a BEIR folder, whole or not at all; `load` gives an equal data set back.
 
         Raises:
-            DataError: the data set contradicts itself, or says which documents may be found.
+            DataError: the data set contradicts itself, or says which documents may be found, and not only
+                that queries do not find themselves.
             SearchR3Error: the folder holds something already, or cannot be written.
         """
+        from searchr3.dataset.own_copies import without_itself
+
         self.validate()
-        if self.eligible:
+        known = without_itself(self.corpus, self.queries, self.qrels)  # reading finds it again
+        if any(known.get(query) != one for query, one in self.eligible.items() if query in self.queries):
             raise DataError(
                 f"{self.name}: for some of its queries only some documents may be found, which no file in "
                 "BEIR's layout can say; keep it as it is"
