@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from searchr3.dataset import Document, Query, RetrievalDataset
 from searchr3.dataset.beir import read_beir
-from searchr3.dataset.own_copies import without_itself
 from searchr3.dataset.splits import TRAIN_DEV_SHARES, query_key, split_of
-from searchr3.dataset.types import Eligible
+from searchr3.dataset.types import Eligible, own_copies
 from searchr3.errors import DataError, SearchR3Error
 
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -330,7 +329,7 @@ def test_what_is_saved_is_loaded_again(tmp_path_factory, dataset):
     path = tmp_path_factory.mktemp("data") / "saved"
     dataset.save(path)
     loaded = RetrievalDataset.load(path)
-    known = without_itself(dataset.corpus, dataset.queries, dataset.qrels)  # which no file holds
+    known = own_copies(dataset.corpus, dataset.queries, dataset.qrels)  # which no file holds
     assert loaded == replace(dataset, eligible=known)
     assert list(loaded.corpus) == list(dataset.corpus) and list(loaded.queries) == list(dataset.queries)
 

@@ -3,10 +3,9 @@
 Beyond BEIR, queries may carry `reasoning` and `negatives` (document ids), documents `metadata` and
 `held_out`, and `dataset.json` the name and the queries' instruction.
 
-BEIR's own folders are not without flaws, and are read as they are: grades below 0 (trec-covid) count as 0, a
-few judgements of `test` may name documents that are not there (arguana), and a few documents may be empty
-(trec-covid), which then are held out of training. Of either the log tells the first. A query that stands in
-the corpus itself (arguana, quora) does not find itself, see `own_copies`.
+BEIR's own folders have flaws and are read as they are: grades below 0 (trec-covid) are 0; a few judgements of
+`test` may name documents that are not there (arguana); a few documents may be empty (trec-covid) and are then
+held out of training; a query that stands in the corpus (arguana, quora) does not find itself.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from typing import Any
 
 from searchr3.dataset.disk import MEMORY, Shelves, shelves_for
 from searchr3.dataset.flaws import Flaws
-from searchr3.dataset.own_copies import without_itself
 from searchr3.dataset.splits import TRAIN_DEV_SHARES, TRAIN_SHARES, query_key, split_of
-from searchr3.dataset.types import BREAK, QRELS_HEADER, Document, Qrels, Query, RetrievalDataset
+from searchr3.dataset.types import BREAK, QRELS_HEADER, Document, Qrels, Query, RetrievalDataset, own_copies
 from searchr3.errors import DataError
 from searchr3.files import read_errors, read_jsonl
 
@@ -266,7 +264,7 @@ def read_beir(folder: str | Path, on_disk: bool | None = None) -> RetrievalDatas
     }
     qrels = own_splits(queries, foreign, lambda split: str(folder / "qrels" / f"{split}.tsv"), shelves)
     name, instruction = _facts(folder)
-    eligible = without_itself(corpus, queries, qrels)
+    eligible = own_copies(corpus, queries, qrels)
     return RetrievalDataset(name, corpus, queries, qrels, held_out, instruction, eligible).check_splits()
 
 

@@ -18,9 +18,8 @@ from searchr3.dataset.beir import (
 )
 from searchr3.dataset.disk import MANY, shelves_for
 from searchr3.dataset.mteb_task import MTEB, read_mteb
-from searchr3.dataset.own_copies import without_itself
 from searchr3.dataset.splits import digest, query_key, split_of
-from searchr3.dataset.types import Document, Query, RetrievalDataset
+from searchr3.dataset.types import Document, Query, RetrievalDataset, own_copies
 from searchr3.errors import DataError, first_line
 from searchr3.files import read_jsonl
 
@@ -171,7 +170,7 @@ def read_hub(
         for split, rows in judgements.items()
     }
     qrels = own_splits(queries, foreign, lambda split: f"{name} qrels {split}", shelves)
-    eligible = without_itself(corpus, queries, qrels)
+    eligible = own_copies(corpus, queries, qrels)
     return RetrievalDataset(name, corpus, queries, qrels, held_out, eligible=eligible).check_splits()
 
 
