@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from searchr3.dataset.near_duplicates import near_duplicate_groups
-from searchr3.dataset.python_code import first_sentence, python_dataset, python_texts, read_python
+from searchr3.dataset.python_code import first_sentence, python_dataset, read_python
 from searchr3.dataset.splits import query_key, split_of
 from searchr3.errors import DataError
 
@@ -217,12 +217,12 @@ def test_bad_input(tmp_path):
     with pytest.raises(DataError, match="'pakage': unknown; use 'hash' or 'package'"):
         python_dataset([tmp_path], split_by="pakage")
     with pytest.raises(DataError, match="unknown"):
-        list(python_texts([tmp_path], split_by="pakage"))
+        read_python([tmp_path], split_by="pakage")
 
 
 @pytest.fixture(scope="module")
 def texts(root):
-    return list(python_texts([root]))
+    return read_python([root]).texts
 
 
 def test_texts_hold_nothing_of_dev_and_test(texts, dataset):
@@ -254,21 +254,21 @@ def test_a_near_duplicate_of_a_test_function_is_left_out(tmp_path, dataset):
         + function("other", dataset.queries[seen].text, seed="two")
         + f'class Thing:\n    """{dataset.queries[query].text}.\n\n    More."""\n    attribute = {"x" * 90}\n'
     )
-    texts = list(python_texts([tmp_path]))
+    texts = read_python([tmp_path]).texts
     assert sorted(text[:12] for text in texts) == sorted(
         ["def other(va", "class Thing:", dataset.queries[seen].text[:12]]
     )
 
 
 def test_texts_come_in_an_order_that_parts_a_function_from_its_docstring(texts, root):
-    assert texts == list(python_texts([root]))
+    assert texts == read_python([root]).texts
     assert len(set(texts)) == len(texts)
     shelves = [index for index, text in enumerate(texts) if text.startswith("def sort_river")]
     assert max(shelves) - min(shelves) > 100
 
 
 def test_texts_without_the_held_out_packages(root, by_package):
-    together = "\n".join(python_texts([root], split_by="package"))
+    together = "\n".join(read_python([root], split_by="package").texts)
     held_out = [by_package.corpus[key].metadata["name"] for key in by_package.held_out]
     assert held_out and not [name for name in held_out if f"def {name}(" in together]
     training = [by_package.corpus[key].metadata["name"] for key in by_package.training_corpus()]
@@ -279,7 +279,6 @@ def test_texts_without_the_held_out_packages(root, by_package):
 def test_pairs_are_of_functions_that_are_neither_dev_nor_test(root, dataset, by_package, split_by):
     data = dataset if split_by == "hash" else by_package
     read = read_python([root], split_by)
-    assert read.texts == list(python_texts([root], split_by))
     asked = {query for query, _ in read.pairs}
     sources = {source for _, source in read.pairs}
     for split in ("dev", "test"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,20 +202,14 @@ class Reading(NamedTuple):
     """A query, made as those of the data set are, and the function that it asks for."""
 
 
-def python_texts(roots: Sequence[str | Path] | None = None, split_by: str = "hash") -> Iterator[str]:
-    """Yield code and docstrings, apart from each other, to train a base model on without labels.
+def read_python(roots: Sequence[str | Path] | None = None, split_by: str = "hash") -> Reading:
+    """Code and docstrings, to train a base model on without labels, and queries with the functions asked for.
 
     Code comes function by function and in pieces of class and module level, docstrings as texts of their own,
     all in the order of a hash, so that a function and its docstring are no neighbours; of near-duplicate
     functions one is kept. Left out are functions whose query falls into dev or test (code and docstring),
     every near-duplicate of one, and every docstring that starts with such a query; with `split_by="package"`
     all of the held-out packages.
-    """
-    yield from read_python(roots, split_by).texts
-
-
-def read_python(roots: Sequence[str | Path] | None = None, split_by: str = "hash") -> Reading:
-    """`python_texts`, and of the same functions those that a query asks for, with the query.
 
     Raises:
         DataError: a folder is missing, or `split_by` is unknown.
