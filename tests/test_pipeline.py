@@ -147,7 +147,7 @@ def test_a_missing_data_set(here: Path) -> None:
     ("file", "line", "words"),
     [
         ("corpus.jsonl", '{"_id": "x", "text": "half', "corpus.jsonl:151: not valid JSON"),
-        ("corpus.jsonl", '{"_id": "x", "text": " "}', "corpus.jsonl:151: 'text' is empty"),
+        ("corpus.jsonl", '{"_id": "x"}', "corpus.jsonl:151: key 'text' is missing"),
         ("queries.jsonl", '{"_id": "x", "text": ""}', "queries.jsonl:151: 'text' is empty"),
         ("queries.jsonl", "[1, 2]", "queries.jsonl:151: expected a JSON object"),
         ("qrels/dev.tsv", "q5\tnobody\t1", "judges the unknown document id 'nobody'"),
