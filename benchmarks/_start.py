@@ -18,7 +18,7 @@ def beginning(
     model = stage1 or work / "start" / "stage1"
     data = data or model.parent / "data"
     if not stage1 and not model.is_dir():
-        from searchr3.preparation import limited, make_base_model, make_dataset
+        from searchr3.runs.preparation import limited, make_base_model, make_dataset
         from searchr3.training.stage1 import train_stage1
 
         recipe = load_recipe("quickstart", overrides)

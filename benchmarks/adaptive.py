@@ -44,8 +44,8 @@ from searchr3.evaluation.adaptive import Measured, choose, frontier
 from searchr3.evaluation.statistics import direction
 from searchr3.files import json_text, write_json
 from searchr3.model import SearchR3
-from searchr3.preparation import limited
 from searchr3.progress import hush_transformers
+from searchr3.runs.preparation import limited
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 

@@ -34,8 +34,8 @@ from searchr3.conversation import Prompts
 from searchr3.dataset import load_dataset
 from searchr3.errors import SearchR3Error
 from searchr3.model import SearchR3
-from searchr3.preparation import bundled_base
 from searchr3.progress import hush_transformers
+from searchr3.runs.preparation import bundled_base
 
 FULL = {"documents": 2000, "rounds": 5, "length": 1024, "sizes": (8, 16, 32, 64, 128), "tries": 3}
 QUICK = {"documents": 40, "rounds": 1, "length": 128, "sizes": (8, 32), "tries": 1}

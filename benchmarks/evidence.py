@@ -61,10 +61,10 @@ from searchr3.adaptive import RULE
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import SearchR3Error
 from searchr3.evaluation.saved import read_json
-from searchr3.evidence import Plan, gather
 from searchr3.files import write_json
-from searchr3.findings import chosen_direct_only
 from searchr3.progress import hush_transformers
+from searchr3.runs.evidence import Plan, gather
+from searchr3.runs.findings import chosen_direct_only
 from searchr3.training.base_facts import read_facts
 from searchr3.training.recipe_file import load_recipe
 
@@ -211,7 +211,7 @@ def train_rival(part: str, options: Namespace) -> Path:
     """The model by sentence-transformers, on the labels that stage 1 had."""
     from _mnrl import best_rate, train_mnrl
 
-    from searchr3.preparation import limited
+    from searchr3.runs.preparation import limited
 
     folder = train(part, options)
     place, rates = folder / "mnrl", options.work / "base" / "rates.json"  # gone when the base is

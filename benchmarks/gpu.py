@@ -42,8 +42,8 @@ from searchr3.embedding import Embedder, length_batches, tokens_per_pass
 from searchr3.errors import SearchR3Error
 from searchr3.generation import padding_id
 from searchr3.model import SearchR3
-from searchr3.preparation import bundled_base
 from searchr3.progress import hush_transformers
+from searchr3.runs.preparation import bundled_base
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 

@@ -97,7 +97,7 @@ def measured_on(dataset: RetrievalDataset, documents: int) -> RetrievalDataset:
 
 def train(arm: str, dataset: RetrievalDataset, recipe: Recipe, folder: Path) -> Any:
     """A model trained by one arm."""
-    from searchr3.preparation import make_base_model
+    from searchr3.runs.preparation import make_base_model
     from searchr3.training.precision import precision
     from searchr3.training.stage1 import train_stage1
 

@@ -105,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     run = options.run
     if run is None:
-        from searchr3.pipeline import train
+        from searchr3.runs.pipeline import train
 
         run = Path(tempfile.mkdtemp(prefix="quickstart-")) / "run"
         train("quickstart", QUICK if options.quick else (), run)

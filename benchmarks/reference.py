@@ -24,7 +24,7 @@ from _result import arguments, write
 from searchr3.errors import SearchR3Error, first_line
 from searchr3.evaluation.evidence import STAGES
 from searchr3.evaluation.saved import read_json
-from searchr3.evidence import Plan, gather
+from searchr3.runs.evidence import Plan, gather
 
 LABELS = (100, 300, 1000, 3000)
 QUICK = (

@@ -47,8 +47,8 @@ from _result import arguments, part, parts_folder, write
 
 from searchr3.errors import SearchR3Error
 from searchr3.model import SearchR3
-from searchr3.preparation import bundled_base
 from searchr3.progress import hush_transformers
+from searchr3.runs.preparation import bundled_base
 
 PARTS = ("engine", "load", "api", "indexing", "kills")
 FULL = {

@@ -101,7 +101,7 @@ class Bench:
         import torch
 
         from searchr3.dataset.traces import make_traces
-        from searchr3.preparation import make_base_model
+        from searchr3.runs.preparation import make_base_model
         from searchr3.training.batches import NeighbourSampler
         from searchr3.training.pairs import Pairs
 

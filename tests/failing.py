@@ -10,8 +10,8 @@ import numpy as np
 import typer
 
 from searchr3 import group
+from searchr3.cli.terminal import OneLineErrors
 from searchr3.errors import DataError
-from searchr3.terminal import OneLineErrors
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False)
 

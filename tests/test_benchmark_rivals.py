@@ -17,10 +17,10 @@ from transformers import Qwen2Config
 
 from searchr3.conversation import Prompts
 from searchr3.dataset import RetrievalDataset
-from searchr3.dry_run import STAGES, Machine, needs
 from searchr3.errors import SearchR3Error
 from searchr3.loading import on_meta
 from searchr3.model import SearchR3
+from searchr3.runs.dry_run import STAGES, Machine, needs
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 from searchr3.training.workload import Lengths

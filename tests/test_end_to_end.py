@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import searchr3
 from searchr3.cli import app
-from searchr3.closing import EXAMPLES
 from searchr3.dataset import RetrievalDataset
 from searchr3.evaluation.report import CURVES
+from searchr3.runs.closing import EXAMPLES
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(searchr3.__file__).parents[1])}
 LONGEST = 400  # seconds, on a machine that is busy with other things

@@ -143,7 +143,7 @@ def evaluated(model: Path, data: Path, output: Path, *options: str) -> dict:
 def test_evaluate_gives_the_figures_of_the_model_itself(
     toy, search, fake, chat_server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
     model = search.tokenizer.name_or_path
     toy.save(tmp_path / "toy")
     here = evaluated(model, tmp_path / "toy", tmp_path / "here.json")

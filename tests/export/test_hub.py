@@ -125,7 +125,7 @@ def command(*arguments):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
 
 
 def test_export_writes_and_pushes(tiny_model, tmp_path, monkeypatch, quiet):

@@ -291,7 +291,7 @@ def test_a_server_that_is_not_there(tiny_model: Path) -> None:
 def test_the_command_hands_the_servers_on(
     tiny_model: Path, chat_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
     made: list[Any] = []
 
     class Stopped:

@@ -23,7 +23,7 @@ from .conftest import KEY
 
 @pytest.fixture(autouse=True)
 def loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
     monkeypatch.delenv(KEYS, raising=False)
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from searchr3.conversation import EMBED_TOKEN
 from searchr3.errors import DataError, ModelError, RecipeError, SearchR3Error
 from searchr3.model import SearchR3
-from searchr3.preparation import refuse_a_base_that_knows
+from searchr3.runs.preparation import refuse_a_base_that_knows
 from searchr3.training import base
 from searchr3.training.base_facts import was_shown_pairs
 from searchr3.training.base_model import (

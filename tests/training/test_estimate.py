@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from searchr3.dataset import RetrievalDataset
-from searchr3.dry_run import Machine, needs, setting_of
 from searchr3.embedding import backbone
 from searchr3.loading import hold
 from searchr3.model import SearchR3
-from searchr3.preparation import make_base_model, trained_shape
+from searchr3.runs.dry_run import Machine, needs, setting_of
+from searchr3.runs.preparation import make_base_model, trained_shape
 from searchr3.training.adapter import add_adapter
 from searchr3.training.estimate import (
     Passes,

@@ -16,8 +16,8 @@ from searchr3.errors import RecipeError
 from searchr3.evaluation.chat import still_chats
 from searchr3.group import ALONE
 from searchr3.model import SearchR3
-from searchr3.pipeline import RunFolder
 from searchr3.progress import Screen
+from searchr3.runs.pipeline import RunFolder
 from searchr3.training.adapter import add_adapter
 from searchr3.training.checkpoints import StartCounts
 from searchr3.training.precision import held

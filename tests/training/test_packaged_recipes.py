@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config
 
-from searchr3.dry_run import STAGES, Machine, needs
 from searchr3.errors import RecipeError
 from searchr3.loading import on_meta
 from searchr3.model import SearchR3
-from searchr3.preparation import YOURS, make_dataset, trained_shape
+from searchr3.runs.dry_run import STAGES, Machine, needs
+from searchr3.runs.preparation import YOURS, make_dataset, trained_shape
 from searchr3.training.estimate import GIB
 from searchr3.training.parallel import check_batches
 from searchr3.training.recipe import Recipe

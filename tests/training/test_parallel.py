@@ -18,8 +18,8 @@ from searchr3.embedding import backbone
 from searchr3.errors import RecipeError
 from searchr3.group import ALONE, Group
 from searchr3.model import SearchR3
-from searchr3.pipeline import RunFolder
 from searchr3.progress import Screen
+from searchr3.runs.pipeline import RunFolder
 from searchr3.training import grpo, stage1
 from searchr3.training.checkpoints import BEST, is_whole
 from searchr3.training.common import DevEvaluation

@@ -86,7 +86,7 @@ class RunSearcher:
     filters = False
 
     def __init__(self, run: Path, model: str | None = None) -> None:
-        from searchr3.run_search import RunCorpus
+        from searchr3.runs.search import RunCorpus
 
         self.corpus = RunCorpus(run)
         self.model, self.max_new_tokens = self.corpus.model, self.corpus.max_new_tokens

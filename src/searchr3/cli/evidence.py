@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from searchr3.cli.options import Json, Resume, Settings, numbers
+from searchr3.cli.terminal import show
 from searchr3.files import json_text
-from searchr3.options import Json, Resume, Settings, numbers
-from searchr3.terminal import show
 
 
 def evidence(
@@ -44,7 +44,7 @@ def evidence(
     Trains a recipe with several seeds, and the arms and controls that its gain must be above: direct search
     taught by the same labels, stage 2 without its reward, another query's thought, filler, the query again.
     """
-    from searchr3.evidence import Plan, gather
+    from searchr3.runs.evidence import Plan, gather
 
     points = tuple(sorted({*numbers(labels, "--labels", 1)}))
     plan = Plan(seeds, points, label_seeds, baseline, both_rates=not one_rate)

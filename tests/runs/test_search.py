@@ -7,10 +7,10 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from searchr3 import run_search
 from searchr3.dataset import Document, Query, RetrievalDataset
 from searchr3.errors import SearchR3Error
-from searchr3.run_search import IDS, ids_digest, search
+from searchr3.runs import search as run_search
+from searchr3.runs.search import IDS, ids_digest, search
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from searchr3 import probe
 from searchr3.cli import app
 from searchr3.dataset import RetrievalDataset
+from searchr3.runs import probe
 from searchr3.training import rollout_engine
 from searchr3.training.recipe import Recipe
 

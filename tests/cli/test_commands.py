@@ -19,12 +19,12 @@ from typer.testing import CliRunner, Result
 import searchr3
 from searchr3.adaptive import load_rule
 from searchr3.cli import app
+from searchr3.cli.terminal import one_line
 from searchr3.dataset import RetrievalDataset, load_dataset
-from searchr3.dry_run import Machine
 from searchr3.errors import DataError
 from searchr3.files import read_jsonl, write_jsonl, write_text
-from searchr3.run_search import Hit, SearchAnswer
-from searchr3.terminal import one_line
+from searchr3.runs.dry_run import Machine
+from searchr3.runs.search import Hit, SearchAnswer
 
 COMMANDS = ["quickstart", "train", "evaluate", "compare", "adapt", "report", "traces", "mine", "encode"]
 COMMANDS += ["chat-check", "export", "index", "search", "serve", "evidence"]
@@ -57,8 +57,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
         search=record("search", ANSWER),
         record=record,
     )
-    monkeypatch.setitem(sys.modules, "searchr3.pipeline", stand_ins)
-    monkeypatch.setattr(searchr3, "pipeline", stand_ins, raising=False)
+    monkeypatch.setitem(sys.modules, "searchr3.runs.pipeline", stand_ins)
+    monkeypatch.setattr(searchr3.runs, "pipeline", stand_ins, raising=False)
     seen["stand_ins"] = (stand_ins,)
     return seen
 
@@ -67,7 +67,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths land in a folder of the test's own, and the process-wide silence is left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
 
 
 def run(*arguments: str) -> Result:
@@ -112,7 +112,7 @@ def test_a_dry_run_gets_settings_and_machine_and_trains_nothing(
     calls: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (stand_ins,) = calls["stand_ins"]
-    monkeypatch.setattr("searchr3.dry_run.dry_run", stand_ins.record("dry_run"))
+    monkeypatch.setattr("searchr3.runs.dry_run.dry_run", stand_ins.record("dry_run"))
     given = ("--shard", "--tflops", "400", "--tokens-per-second", "5000")
 
     assert run("train", "mine.yaml", "seed=1", "--dry-run", "--output", "full").exit_code == 0
@@ -554,7 +554,7 @@ def test_wrong_usage_is_2(calls: dict, arguments: list[str]) -> None:
 def test_libraries_are_silent_unless_debugged(debug: str, lines: list[str]) -> None:
     code = f"""
 import logging, os, sys, types, warnings
-import searchr3
+import searchr3.runs
 from searchr3.cli import main
 
 def train(*_):
@@ -565,7 +565,7 @@ def train(*_):
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "info", "what the user has set stays"
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "info"
-sys.modules["searchr3.pipeline"] = searchr3.pipeline = types.SimpleNamespace(train=train)
+sys.modules["searchr3.runs.pipeline"] = searchr3.runs.pipeline = types.SimpleNamespace(train=train)
 main(["train", "mine.yaml", *"{debug}".split()])
 """
     result = python(code)

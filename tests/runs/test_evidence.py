@@ -17,10 +17,10 @@ from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.evaluation import Hit, Results, Run
 from searchr3.evaluation.controls import CONTROLS
 from searchr3.evaluation.evidence import RUNS, TO_BEAT
-from searchr3.evidence import Plan, gather
 from searchr3.model import SearchR3
-from searchr3.pipeline import train
 from searchr3.ranking import METRICS
+from searchr3.runs.evidence import Plan, gather
+from searchr3.runs.pipeline import train
 from searchr3.training.checkpoints import BEST
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe

@@ -1,4 +1,4 @@
-"""The command `searchr3 encode`. Rooms are imported inside it, as in `cli.py`."""
+"""The command `searchr3 encode`. Rooms are imported inside it, as in `commands.py`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from searchr3.cli.options import PromptsFile, finite
 from searchr3.errors import SearchR3Error
-from searchr3.options import PromptsFile, finite
 
 
 def encode(

@@ -1,4 +1,4 @@
-"""The commands `searchr3 index` and `searchr3 search`. Rooms are imported inside them, as in `cli.py`."""
+"""`searchr3 index` and `searchr3 search`. Rooms are imported inside them, as in `commands.py`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from searchr3.cli.options import Device, Json, PromptsFile, names
 from searchr3.errors import SearchR3Error
 from searchr3.files import json_text
-from searchr3.options import Device, Json, PromptsFile, names
 from searchr3.words import printable
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def search(
     if run is not None:
         if hybrid or path or kinds or instruction or model:
             raise SearchR3Error("--hybrid, --path, --type, --instruction and --model are for --store")
-        from searchr3 import pipeline
+        from searchr3.runs import pipeline
 
         hush_transformers()
         answer = pipeline.search(query, run, k, thinks, max_new_tokens, device)

@@ -14,8 +14,9 @@ import yaml
 
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import SearchR3Error
-from searchr3.pipeline import may_run, run_folder
-from searchr3.preparation import (
+from searchr3.progress import hush_transformers
+from searchr3.runs.pipeline import may_run, run_folder
+from searchr3.runs.preparation import (
     check_names,
     limited,
     make_base_model,
@@ -24,7 +25,6 @@ from searchr3.preparation import (
     refuse_a_base_that_knows,
     trained_shape,
 )
-from searchr3.progress import hush_transformers
 from searchr3.training.estimate import (
     GIB,
     Memory,
@@ -45,7 +45,7 @@ from searchr3.training.recipe_file import load_recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from searchr3.probe import Speed
+    from searchr3.runs.probe import Speed
     from searchr3.training.workload import Lengths
 
 STAGES = ("stage1", "stage2")
@@ -103,7 +103,7 @@ def dry_run(
     What is printed is YAML; the estimate stands in comments.
 
     Args:
-        output, resume: as of `searchr3.pipeline.train`: whether the run may go there is looked at too.
+        output, resume: as of `searchr3.runs.pipeline.train`: whether the run may go there is looked at too.
 
     Raises:
         SearchR3Error: whatever would end the run before or at its first step.
@@ -285,7 +285,7 @@ def _time(
 
 
 def _given(machine: Machine) -> Speed | None:
-    from searchr3.probe import Speed
+    from searchr3.runs.probe import Speed
 
     if machine.teraflops is None or machine.tokens is None:
         return None
@@ -296,7 +296,7 @@ def _measured(
     recipe: Recipe, dataset: RetrievalDataset, setting: Setting, most: int
 ) -> tuple[Speed | None, str]:
     """The speed of this machine, if the model can be loaded here and now; else why not."""
-    from searchr3.probe import free_bytes, measure
+    from searchr3.runs.probe import free_bytes, measure
 
     if most > free_bytes():
         return None, f"not measured, for {most / GIB:.1f} GiB are not free here"

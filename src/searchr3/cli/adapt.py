@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from searchr3.cli_evaluate import opened_cache, tell_size
+from searchr3.cli.evaluate import opened_cache, tell_size
+from searchr3.cli.options import CacheFolder, Device, Json, NoCache, SplitBy, refuse_both
+from searchr3.cli.terminal import show
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, json_text
-from searchr3.options import CacheFolder, Device, Json, NoCache, SplitBy, refuse_both
-from searchr3.terminal import show
 
 
 def adapt(

@@ -24,14 +24,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from searchr3.closing import ALARMS, close
 from searchr3.dataset import RetrievalDataset, load_dataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.files import LOCK, check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
 from searchr3.locks import alone
 from searchr3.machine import machine
-from searchr3.preparation import (
+from searchr3.progress import Screen, hush_transformers
+from searchr3.runs.closing import ALARMS, close
+from searchr3.runs.preparation import (
     check_names,
     keep_facts,
     limited,
@@ -40,8 +41,7 @@ from searchr3.preparation import (
     make_sources,
     refuse_a_base_that_knows,
 )
-from searchr3.progress import Screen, hush_transformers
-from searchr3.run_search import search
+from searchr3.runs.search import search
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe, recipe_path
 

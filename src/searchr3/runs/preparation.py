@@ -249,7 +249,7 @@ def bundled_base() -> Path:
     Raises:
         SearchR3Error: this installation lacks it.
     """
-    folder = Path(__file__).parent / "base"
+    folder = Path(__file__).parents[1] / "base"
     if not (folder / "model.safetensors").is_file():
         raise SearchR3Error(
             f"{folder}: the tiny base is missing; make it with: python -m searchr3.training.base {folder}"

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from searchr3.errors import SearchR3Error
-from searchr3.files import check_writable, json_text
-from searchr3.options import (
+from searchr3.cli.options import (
     Backend,
     CacheFolder,
     Device,
@@ -27,7 +25,9 @@ from searchr3.options import (
     numbers,
     refuse_both,
 )
-from searchr3.terminal import show
+from searchr3.cli.terminal import show
+from searchr3.errors import SearchR3Error
+from searchr3.files import check_writable, json_text
 
 if TYPE_CHECKING:
     from searchr3.evaluation.cache import Cache

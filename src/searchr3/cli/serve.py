@@ -1,4 +1,4 @@
-"""The command `searchr3 serve`. Rooms are imported inside it, as in `cli.py`."""
+"""The command `searchr3 serve`. Rooms are imported inside it, as in `commands.py`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from searchr3.cli.options import Backend, Device, EmbedUrl, PromptsFile, Url, check_backend
 from searchr3.errors import SearchR3Error
-from searchr3.options import Backend, Device, EmbedUrl, PromptsFile, Url, check_backend
 
 if TYPE_CHECKING:
     from searchr3.conversation import Prompts

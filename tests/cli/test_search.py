@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from searchr3 import cli_search
 from searchr3.answers import Hit, SearchAnswer
 from searchr3.cli import app
+from searchr3.cli import search as cli_search
 from searchr3.search.summary import Summary
 
 ANSWER = SearchAnswer(
@@ -24,7 +24,7 @@ ANSWER = SearchAnswer(
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
 
 
 def run(*arguments: str) -> Result:

@@ -8,13 +8,13 @@ from typer.testing import CliRunner
 
 from searchr3.cli import app
 
-sys.path.append(str(Path(__file__).parent / "evaluation"))
+sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 from saved_sets import results, save, save_suite
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
 
 
 def report(*arguments):

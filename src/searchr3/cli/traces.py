@@ -1,4 +1,4 @@
-"""The command `searchr3 traces`. Rooms are imported inside it, as in `cli.py`."""
+"""The command `searchr3 traces`. Rooms are imported inside it, as in `commands.py`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from searchr3.cli.options import SplitBy, finite, names
 from searchr3.errors import SearchR3Error
 from searchr3.files import refuse_occupied
-from searchr3.options import SplitBy, finite, names
 from searchr3.words import printable
 
 

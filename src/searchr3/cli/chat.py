@@ -1,4 +1,4 @@
-"""The command `searchr3 chat-check`. Rooms are imported inside it, as in `cli.py`."""
+"""The command `searchr3 chat-check`. Rooms are imported inside it, as in `commands.py`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from searchr3.cli.options import Device, Json
+from searchr3.cli.terminal import show
 from searchr3.files import json_text
-from searchr3.options import Device, Json
-from searchr3.terminal import show
 from searchr3.words import printable
 
 

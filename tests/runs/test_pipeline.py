@@ -20,16 +20,16 @@ from typer.testing import CliRunner
 
 from searchr3.adaptive import Adaptive
 from searchr3.cli import app
-from searchr3.closing import _alarm_lines, _chat_lines
 from searchr3.dataset import RetrievalDataset
 from searchr3.errors import RecipeError, SearchR3Error
 from searchr3.evaluation import Results
 from searchr3.locks import alone
 from searchr3.machine import machine
 from searchr3.model import SearchR3
-from searchr3.pipeline import RunFolder, search
-from searchr3.preparation import bundled_base, limited, make_base_model, make_dataset, make_sources
 from searchr3.progress import Screen
+from searchr3.runs.closing import _alarm_lines, _chat_lines
+from searchr3.runs.pipeline import RunFolder, search
+from searchr3.runs.preparation import bundled_base, limited, make_base_model, make_dataset, make_sources
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
 
@@ -280,7 +280,7 @@ def torch_on_a_full_disk(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "stand_in", "left"),
     [
-        ("searchr3.pipeline.write_text", full_disk, set()),
+        ("searchr3.runs.pipeline.write_text", full_disk, set()),
         ("searchr3.dataset.types.write_jsonl", full_disk, {"recipe.yaml", "progress.json"}),
         ("transformers.PreTrainedModel.save_pretrained", full_disk, {"recipe.yaml", "data", "progress.json"}),
         ("torch.save", torch_on_a_full_disk, {"recipe.yaml", "data", "base", "checkpoints", "progress.json"}),

@@ -30,9 +30,9 @@ from searchr3.evaluation.controls import CONTROLS
 from searchr3.evaluation.saved import read_json, read_results
 from searchr3.files import check_writable, occupied, write_json, write_text
 from searchr3.group import ALONE, Group, first_says, on_first, start_group
-from searchr3.pipeline import Curve, RunFolder
-from searchr3.preparation import facts_of_base, limited, refuse_a_base_that_knows
 from searchr3.progress import Screen
+from searchr3.runs.pipeline import Curve, RunFolder
+from searchr3.runs.preparation import facts_of_base, limited, refuse_a_base_that_knows
 from searchr3.training.base_facts import was_shown_pairs
 from searchr3.training.recipe import Recipe
 from searchr3.training.recipe_file import load_recipe
@@ -203,7 +203,7 @@ class Evidence:
     def _conclude(self, complete: bool) -> None:
         """Write what is known by now."""
         from searchr3.evaluation.evidence_page import evidence_page
-        from searchr3.findings import findings
+        from searchr3.runs.findings import findings
 
         asked = self.plan.stage2_arms, self.plan.both_rates
         found = findings(self.path, self.recipe, self.labels, *asked)

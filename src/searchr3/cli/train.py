@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from searchr3.cli.options import Resume, Settings
 from searchr3.errors import SearchR3Error
-from searchr3.options import Resume, Settings
 
 OF_DRY_RUNS = ("processes", "shard", "tflops", "tokens_per_second")
 
@@ -51,8 +51,8 @@ def train(
 ) -> None:
     """Train a model as a recipe says."""
     if dry_run:
-        from searchr3.dry_run import Machine
-        from searchr3.dry_run import dry_run as look
+        from searchr3.runs.dry_run import Machine
+        from searchr3.runs.dry_run import dry_run as look
 
         machine = Machine(processes, shard, tflops, tokens_per_second)
         look(recipe, settings or [], machine, output, resume)
@@ -65,6 +65,6 @@ def train(
                 "add --dry-run, or leave it out (docs/several-gpus.md says how to train in several processes)"
             )
             raise SearchR3Error(f"{option}: is for --dry-run only; {mend}")
-    from searchr3 import pipeline
+    from searchr3.runs import pipeline
 
     pipeline.train(recipe, settings or [], output, resume)

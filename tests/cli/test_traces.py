@@ -27,7 +27,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set in a folder of the test's own, without keys of whoever runs the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("searchr3.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
     monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.01)
     keys = range(COUNT)
     RetrievalDataset(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from searchr3.cli.terminal import one_line
 from searchr3.errors import SearchR3Error
 from searchr3.files import write_text
-from searchr3.terminal import one_line
 
 RESUME = "; once there is room, the same command with --resume continues"
 

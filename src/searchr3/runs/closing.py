@@ -13,7 +13,7 @@ import yaml
 from searchr3.dataset import RetrievalDataset
 from searchr3.files import new_file, write_json, write_text
 from searchr3.machine import machine
-from searchr3.run_search import IDS, ids_digest
+from searchr3.runs.search import IDS, ids_digest
 from searchr3.training.recipe import Recipe
 
 if TYPE_CHECKING:
