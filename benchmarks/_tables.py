@@ -100,12 +100,15 @@ def reference(f: Figures) -> str:
 def labels(f: Figures) -> str:
     """What thinking is worth, by the number of labels."""
     points = [key.split("_") for key in f if key.startswith("labels_") and key.endswith("_stage2")]
-    counts = sorted(int(count) for _, count, _ in points)
-    rows = [
-        [f"{count:,}", *(difference(f, f"labels_{count}_{stage}") for stage in ("stage1", "stage2"))]
-        for count in counts
-    ]
-    return "\n".join(rows_of(["labelled queries", "reasoned − direct, stage 1", "stage 2"], rows))
+    rows = []
+    for count in sorted(int(count) for _, count, _ in points):
+        row = [f"{count:,}"]
+        for stage in "12":
+            key = f"labels_{count}"
+            row += [three(f[f"{key}_direct{stage}"]), difference(f, f"{key}_stage{stage}")]
+        rows.append(row)
+    head = [column for stage in "12" for column in (f"direct, stage {stage}", "reasoned − direct")]
+    return "\n".join(rows_of(["labelled queries of stage 1", *head], rows))
 
 
 ARMS = {
@@ -141,7 +144,10 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "evidence": ("evidence", evidence),
 }
 """Name → the result that it is of, and how it is written."""
-PAGES: dict[str, tuple[str, ...]] = {"README.md": ("quickstart",)}
+PAGES: dict[str, tuple[str, ...]] = {
+    "README.md": ("quickstart",),
+    "docs/evidence.md": ("reference", "labels"),
+}
 
 
 def three(value: float | None) -> str:

@@ -59,7 +59,8 @@ def figures(found: dict[str, Any]) -> dict[str, float | None]:
         for stage in ("stage1", "stage2"):
             name, row = f"labels_{point['labels']}_{stage}", point[stage]
             flat[name], (flat[f"{name}_low"], flat[f"{name}_high"]) = row["mean"], row["ci95"]
-        flat[f"labels_{point['labels']}_direct1_given_up"] = point.get("direct1_given_up")
+        for name in (*STAGES, "direct1_given_up"):
+            flat[f"labels_{point['labels']}_{name}"] = point.get(name)
     return flat | {f"seconds_{name.replace(' ', '_')}": value for name, value in found["seconds"].items()}
 
 

@@ -382,6 +382,7 @@ def test_figures_of_the_reference_are_numbers_with_their_bounds(benchmark) -> No
     assert flat["base_was_shown_pairs"] == 1.0 and flat["labels_100_direct1_given_up"] == 0.25
     for name in (*TO_BEAT, *STAGES, "reasoned2_minus_best_control", "labels_100_stage2"):
         assert name in flat
+    assert flat["labels_100_reasoned1"] == values["reasoned1"].mean()
     for name in ("reasoned2_minus_best_control", "reasoned2_minus_direct1", "labels_100_stage1"):
         assert flat[f"{name}_low"] <= flat[name] <= flat[f"{name}_high"]
     assert flat["seconds_stage2_evaluation"] == 3.5
@@ -481,11 +482,10 @@ def test_tables_tell_differences_with_their_sign_and_interval(benchmark) -> None
 
     points = {f"labels_{count}_stage{stage}": 0.01 * stage for count in (1000, 300) for stage in (1, 2)}
     points |= {f"{key}_{end}": value for key, value in points.items() for end in ("low", "high")}
+    points |= {f"labels_{count}_direct{stage}": 0.3 for count in (1000, 300) for stage in (1, 2)}
     points["labels_300_direct1_given_up"] = 0.0
-    assert tables.labels(points).splitlines()[2:] == [
-        "| 300 | +0.010 (+0.010 to +0.010) | +0.020 (+0.020 to +0.020) |",
-        "| 1,000 | +0.010 (+0.010 to +0.010) | +0.020 (+0.020 to +0.020) |",
-    ]
+    row = "0.300 | +0.010 (+0.010 to +0.010) | 0.300 | +0.020 (+0.020 to +0.020)"
+    assert tables.labels(points).splitlines()[2:] == [f"| 300 | {row} |", f"| 1,000 | {row} |"]
 
     cells = {"tldr.direct1.ndcg": 0.4, "tldr.reasoned2.ndcg": 0.5, "mixed-scifact.reasoned2.ndcg": 0.1}
     cells |= {
