@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from searchr3.evaluation.statistics import (
     auroc,
     bootstrap_ci,
+    direction,
     holm,
     paired_difference,
     paired_differences,
@@ -143,6 +144,31 @@ def test_pooled_differences_turned_round_change_their_sign_alone(samples):
     assert back.ci95 == pytest.approx((-there.ci95[1], -there.ci95[0]), abs=1e-9)
 
 
+def test_p_of_pooled_data_sets_is_that_of_all_their_sign_flips():
+    """Flips of two data sets of one size are independent, and weighed as the data sets are."""
+    rng = np.random.default_rng(12)
+    one, other = rng.normal(0.2, 0.4, 5), rng.normal(0.3, 0.4, 5)
+    flips = np.array(list(product((-1, 1), repeat=5)))
+    means = 0.3 * (flips @ one)[:, None] / 5 + 0.7 * (flips @ other) / 5
+    seen = 0.3 * one.mean() + 0.7 * other.mean()
+    exact = np.mean(np.abs(means) >= abs(seen) - 1e-12)
+    (found,) = pooled_differences([one[:, None], other[:, None]], weights=[0.3, 0.7])
+    assert 0.02 < exact < 0.5
+    assert found.p == pytest.approx(exact, abs=0.015)
+
+
+def test_pooled_data_sets_without_a_difference_are_no_evidence():
+    (found,) = pooled_differences([np.zeros((4, 1)), np.zeros((9, 1))], n=FEW)
+    assert (found.mean, found.ci95, found.p) == (0, (0, 0), 1)
+
+
+def test_p_is_never_below_what_the_flips_can_tell():
+    """What was seen is one of the flips: p of n flips is 1 / (n + 1) at least."""
+    sure = np.ones((60, 1))
+    assert paired_differences(sure, 0 * sure, n=99)[0].p == 0.01
+    assert pooled_differences([sure, sure], n=99)[0].p == 0.01
+
+
 def test_chance_pooled_is_rarely_significant():
     rng = np.random.default_rng(6)
     tables = [rng.normal(0, 1, (size, 300)) for size in (30, 60)]
@@ -243,6 +269,10 @@ def test_very_few_queries_are_never_significant(queries, sure):
 
     assert above.ci95[0] > 0
     assert above.significant is sure
+
+
+def test_what_is_significant_has_an_interval_on_one_side_of_0():
+    assert direction((-0.1, 0.3), 0.01) == direction((0.0, 0.3), 0.01) == direction((-0.3, 0.0), 0.01) == 0
 
 
 def test_values_that_cannot_be_paired_are_refused():
