@@ -14,9 +14,10 @@ from searchr3.evaluation.evidence import (
     WITHOUT_REWARD,
     label_point,
     student_interval,
+    verdict,
     weigh,
 )
-from searchr3.evaluation.statistics import direction, holm, paired_difference
+from searchr3.evaluation.statistics import bootstrap_ci, direction, holm, paired_difference
 
 Values = dict[str, np.ndarray]
 QUERIES = 60
@@ -66,6 +67,23 @@ def test_a_difference_is_that_of_the_seed_averages(make: Callable[..., Values]) 
         here = row(found, name)
         assert (here["mean"], *here["ci95"], here["p"]) == pytest.approx((one.mean, *one.ci95, one.p))
     assert [one["p_holm"] for one in found["differences"]] == holm([one["p"] for one in found["differences"]])
+
+
+def test_the_interval_of_a_run_is_that_of_its_seed_averages(make: Callable[..., Values]) -> None:
+    values = make(noise=0.2, **{OWN: 0.1})
+    for run in weigh(values)["runs"]:
+        averages = values[run["name"]].mean(axis=0)
+        assert run["ci95"] == pytest.approx([*bootstrap_ci(averages)])
+
+
+def test_the_bounds_are_the_least_of_all_controls() -> None:
+    """Every query has the same difference, so that each interval is a point."""
+    own = np.random.default_rng(0).uniform(size=(2, 30))
+    gains = {name: 0.1 * (place + 1) for place, name in enumerate(TO_BEAT)}
+    found = weigh({OWN: own} | {name: own - gain for name, gain in gains.items()})
+    bounds = [found[f"reasoned2_minus_best_control{which}"] for which in ("_low", "", "_high")]
+    assert found["best_control"] == TO_BEAT[0]
+    assert bounds == pytest.approx([0.1, 0.1, 0.1])
 
 
 def test_the_arms_direct_runs_are_shown_but_not_weighed(make: Callable[..., Values]) -> None:
@@ -128,6 +146,36 @@ def test_a_handful_of_queries_shows_nothing(make: Callable[..., Values]) -> None
 
     assert found["differences"][0]["ci95"][0] > 0
     assert found["verdict"]["thinking_helped"] is False
+
+
+def test_each_control_is_tested_at_its_own_level_by_interval_and_p() -> None:
+    row = {"mean": 0.05, "ci95": [0.01, 0.09], "p": 0.03, "p_holm": 0.2, "seeds": [0.05], "seeds_ci95": None}
+    beside = dict.fromkeys(TO_BEAT, row)
+
+    found = verdict(beside, 100)
+
+    assert found["thinking_helped"] is True
+    assert "stage 1, direct (+0.050, +0.010 to +0.090)" in found["sentences"][0]
+    for weak in ({"ci95": [-0.01, 0.11]}, {"p": 0.06}):
+        assert verdict({**beside, "control_e": {**row, **weak}}, 100)["thinking_helped"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("direct1", "does not pay over the plain start"),
+        ("direct2", "without its thoughts"),
+        ("control_a", "teach direct search as much"),
+        ("control_b", "without the reward"),
+        ("control_d", "what the thought says does not matter"),
+        ("control_e", "room to compute in"),
+        ("control_f", "reading the query twice"),
+    ],
+)
+def test_what_it_says_that_a_control_is_as_good(make: Callable[..., Values], name: str, words: str) -> None:
+    values = make(**{OWN: 0.1, name: 0.3})
+    (said,) = [one for one in weigh(values)["verdict"]["sentences"] if one.startswith("What this says")]
+    assert words in said
 
 
 def test_a_good_outcome_in_words(make: Callable[..., Values]) -> None:
@@ -207,6 +255,7 @@ def test_few_seeds_are_told(make: Callable[..., Values], seeds: int, words: str)
         "sentences"
     ]
     assert sentences[-1].startswith(words)
+    assert not any("one sign" in sentence for sentence in sentences)  # of two it is every other time
 
 
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=8))
