@@ -69,6 +69,15 @@ def test_ten_equal_scores_are_the_greatest_doubt_and_one_high_one_the_least() ->
     assert uncertainty(equal[:, :1], "margin") == uncertainty(equal[:, :1], "entropy") == 1
 
 
+def test_doubt_by_hand() -> None:
+    two, three = np.array([[0.9, 0.5]]), np.array([[0.9, 0.6, 0.3]])
+    share = 1 / (1 + np.exp(-2))  # the second is two standard deviations below the first
+    rest = 1 - share
+    assert uncertainty(two, "entropy") == pytest.approx(-(share * np.log2(share) + rest * np.log2(rest)))
+    z = 0.3 / np.sqrt(0.06)
+    assert uncertainty(three, "margin") == pytest.approx(1 - z / np.sqrt(2))
+
+
 def test_the_rule_thinks_where_the_doubt_is_at_least_its_threshold() -> None:
     scores = np.array([[0.9, 0.1], [0.5, 0.1], [0.2, 0.1]])
     assert Adaptive("score", 0.5).thinks(scores).tolist() == [False, True, True]

@@ -25,6 +25,7 @@ from searchr3.evaluation.adaptive import (
     frontier,
     least_that_keeps,
 )
+from searchr3.evaluation.bench import Bench
 from searchr3.evaluation.saved import SavedResults, checked
 from searchr3.files import json_text
 from searchr3.ranking import METRICS
@@ -69,6 +70,11 @@ def test_each_point_is_what_its_threshold_gives(measured: Measured, signal: str)
         assert point.tokens == pytest.approx(np.where(thinks, measured.tokens, 0).mean())
     tokens = [point.tokens for point in points]
     assert tokens == sorted(tokens)
+
+
+def test_a_threshold_lies_halfway_between_two_doubts() -> None:
+    points = frontier(measured_of([(0.2, 0, 1, 3), (0.8, 0, 1, 3), (0.5, 0, 1, 3)]), "score")
+    assert [point.threshold for point in points[1:]] == pytest.approx([0.65, 0.35, 0.0])
 
 
 @given(some(), st.sampled_from([0.5, 0.95, 1.0]))
@@ -136,6 +142,7 @@ def test_on_other_queries_it_keeps_most_of_the_gain_and_says_how_much() -> None:
     assert np.mean(kept, axis=0)[0] > 0.9 > np.mean(naive, axis=0)[0]
     # the queries that choose would say 1 or more; the held-out ones say what is true of others
     np.testing.assert_allclose(np.median(told, axis=0), np.mean(kept, axis=0), atol=0.06)
+    assert min(told)[0] < 0.95  # of the queries that choose every rule keeps as much
     assert signals.count("score") > len(signals) / 2
 
 
@@ -146,11 +153,19 @@ def test_what_is_printed_and_what_a_machine_reads() -> None:
     assert read["chosen_on"] == "colours dev"
     assert read["gain"] == pytest.approx((measured.reasoned - measured.direct).mean())
     assert set(read["frontiers"]) == set(SIGNALS)
-    assert set(read["held_out"]) == {"gain_share", "token_share"}
+    kept, spent = choice.held_out
+    assert read["held_out"] == pytest.approx({"gain_share": kept, "token_share": spent})
     table = choice_table(choice, "[colours] dev")
     assert list(table.columns[-1].cells).count("chosen") == 1
     assert 10 <= table.row_count <= 12
-    assert len(choice_lines(choice)) == 3
+    always, rule, others = choice_lines(choice)
+    assert choice.gain.significant and "too few queries" not in always
+    assert (
+        rule
+        == f"the rule: keeps {choice.gain_share:.0%} of that gain at {choice.token_share:.0%} of the tokens"
+    )
+    assert others == f"on queries that did not choose: {kept:.0%} at {spent:.0%}"
+    assert choice_lines(choose(measured.at(np.arange(4))))[0].endswith("too few queries to be sure of it")
 
     worse = replace(measured, reasoned=measured.direct - 0.1)
     never = choose(worse)
@@ -206,10 +221,30 @@ def test_auto_is_each_query_s_own_way(model, data):
     }
 
 
+def test_what_auto_costs_is_direct_search_and_the_thinking_that_it_does(model, data, monkeypatch):
+    rule = rule_for(model, data)
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(Bench, "clock", lambda self: float(next(ticks)))
+    every = evaluate(model, data, reasoning="all", baselines=(), adaptive=rule)
+    direct, reasoned, auto = (every.run(name) for name in ("direct", "reasoned", "auto"))
+    assert (direct.seconds, reasoned.seconds, reasoned.thinking_seconds) == (1, 3, 1)
+    share = auto.thinking_tokens_mean / reasoned.thinking_tokens_mean
+    assert share != pytest.approx(len(auto.thoughts) / len(every.query_ids))
+    assert (auto.seconds, auto.thinking_seconds) == pytest.approx((1 + 3 * share, share))
+
+    alone = evaluate(model, data, reasoning="auto", baselines=(), adaptive=rule).run("auto")
+    assert (alone.seconds, alone.thinking_seconds) == (1 + 3, 1)
+
+
 def test_the_saved_frontier_goes_from_direct_to_reasoned(model, data):
-    found = evaluate(model, data, reasoning="all", baselines=(), adaptive=Adaptive("score", 0.2)).summary
+    results = evaluate(model, data, reasoning="all", baselines=(), adaptive=Adaptive("score", 0.2))
+    found = results.summary
     runs = {run["name"]: run for run in found["runs"]}
-    first, *_, last = checked(SavedResults, found, "results").adaptive.frontier
+    first, *between, last = checked(SavedResults, found, "results").adaptive.frontier
+    own = frontier(Measured.of(results.run("direct"), results.run("reasoned")), "score")
+    assert {(one.ndcg, one.thinking_tokens_mean) for one in between} <= {
+        (one.ndcg, one.tokens) for one in own
+    }
     for point, run in ((first, "direct"), (last, "reasoned")):
         assert point.ndcg == pytest.approx(runs[run]["ndcg@10"])
         assert point.thinking_tokens_mean == pytest.approx(runs[run]["thinking_tokens_mean"])
@@ -222,6 +257,15 @@ def test_queries_that_may_find_few_documents_are_judged_too(model, data):
     assert len(found.run("direct").hits["q20"]) == 3
     assert found.run("auto").values == found.run("reasoned").values
     assert choose(Measured.of(found.run("direct"), found.run("reasoned"))).rule.signal in SIGNALS
+
+
+def test_each_query_finds_its_own_candidates_whoever_thinks(model, data):
+    eligible = {f"q{i}": Eligible(frozenset(f"d{j}" for j in range(i, i + 11))) for i in range(60)}
+    held = replace(data, eligible=eligible)
+    rule = rule_for(model, held)
+    alone = evaluate(model, held, reasoning="auto", baselines=(), adaptive=rule).run("auto")
+    assert 0 < len(alone.thoughts) < len(alone.hits)
+    assert alone.hits == evaluate(model, held, reasoning="all", baselines=(), adaptive=rule).run("auto").hits
 
 
 def test_auto_alone_thinks_about_the_unsure_only_and_finds_the_same(model, data):
