@@ -42,6 +42,7 @@ def test_every_point_is_held_against_direct_query_by_query(thinker, data):
             assert one["ci95"][0] <= one["mean"] <= one["ci95"][1]
     reasoned = [found.run("reasoned").values["ndcg@10"][query] for query in found.query_ids]
     whole = paired_difference(np.array(reasoned), np.array([direct[query] for query in found.query_ids]))
+    assert curves["budget"][-1]["ci95"] == pytest.approx(found.summary["runs"][1]["ci95"]["ndcg@10"])
     last = curves["budget"][-1]["minus_direct"]  # the whole thought, as `reasoned` has it
     assert (last["mean"], last["p"]) == (pytest.approx(whole.mean), pytest.approx(whole.p, abs=0.02))
     budget, *_ = map(shown, curve_tables(found.summary))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,9 @@ def test_saved_and_read_again(model, data, tmp_path):
     assert row["reasoning"] == reasoned.thoughts["q20"].text
     assert row["thinking_tokens"] == len(reasoned.thoughts["q20"].token_ids)
     assert row["hits"] == [hit.document for hit in reasoned.hits["q20"][:10]]
+    emitted = {row["query"]: row["emitted"] for row in rows if row["run"] == "reasoned"}
+    assert emitted == {query: thought.emitted for query, thought in reasoned.thoughts.items()}
+    assert {*emitted.values()} == {True, False}
     assert rows[0]["run"] == "direct" and rows[0]["emitted"] is None and rows[0]["reasoning"] is None
 
 
@@ -253,6 +257,15 @@ def test_between_two_stages():
         between(first, make(queries=5))
 
 
+def test_values_are_paired_by_query_in_whatever_order_they_are_held():
+    first, second = make(), make(seed=1)
+    turned = [
+        replace(run, values={metric: dict([*each.items()][::-1]) for metric, each in run.values.items()})
+        for run in first.runs
+    ]
+    assert between(replace(first, runs=tuple(turned)), second) == between(first, second)
+
+
 def shown(table):
     console = Console(width=80, file=io.StringIO())
     console.print(table)
@@ -276,6 +289,17 @@ def test_tables_show_every_run_and_take_names_as_they_are(tmp_path, monkeypatch)
     assert text.startswith("b.json − a.json")
     assert text.count("<0.001") == 3 * len(METRICS)
     assert "p (Holm)" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_a_table_tells_p_and_the_corrected_p():
+    row = {"run": "direct", "a": "x", "b": "y", "metric": "ndcg@10", "mean": 0.1, "ci95": [0.05, 0.15]}
+    text = shown(
+        differences_table([{**row, "p": 0.004, "p_holm": 0.012}, {**row, "p": 0.0004, "p_holm": 0.7}])
+    )
+    assert [line.split()[-2:] for line in text.splitlines()[-3:] if line.strip()] == [
+        ["0.004", "0.012"],
+        ["<0.001", "0.700"],
+    ]
 
 
 def test_a_name_does_not_steer_the_terminal():

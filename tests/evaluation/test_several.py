@@ -95,6 +95,15 @@ def test_what_is_there_is_kept_on_resuming(model, folders, tmp_path):
             evaluate_several(no_model, folders, out, other, resume=True)
 
 
+def test_the_queries_are_those_of_the_split_and_options_that_were_left_out_count(model, folders, tmp_path):
+    plan = replace(PLAN, split="dev", options={**PLAN.options, "max_new_tokens": 4})
+    evaluate_several(lambda: model, folders[:1], tmp_path / "out", plan)
+    found = json.loads((tmp_path / "out" / "one.json").read_text())
+    assert (found["split"], found["queries"]) == ("dev", 20)
+    with pytest.raises(SearchR3Error, match="with max_new_tokens 4, not None"):
+        evaluate_several(lambda: model, folders, tmp_path / "out", replace(PLAN, split="dev"), resume=True)
+
+
 def test_what_is_taken_over_is_looked_at_before_anything_is_measured(model, folders, tmp_path):
     out = tmp_path / "out"
     evaluate_several(lambda: model, folders[1:], out, PLAN)
