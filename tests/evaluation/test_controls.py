@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from searchr3.dataset import Query, RetrievalDataset
 from searchr3.errors import DataError, ModelError, SearchR3Error
 from searchr3.evaluation import CONTROLS, evaluate, read_queries, read_results
+from searchr3.evaluation.bench import Bench
 from searchr3.evaluation.bm25 import BM25, as_run, tune
 from searchr3.evaluation.controls import FILLERS, derangement, echo, filler_token
 from searchr3.model import SearchR3
@@ -59,6 +60,8 @@ def test_each_has_the_tokens_that_it_promises(results, thinker, data):
     own = [tuple(one.token_ids) for one in thoughts(results, "reasoned")]
     assert len({len(ids) for ids in own}) > 2
     other = [one.token_ids for one in thoughts(results, "other_trace")]
+    for one in thoughts(results, "other_trace"):
+        assert one.text == thinker.conversation.thought_text(one.token_ids)
     assert Counter(other) == Counter(own)
     assert all(a != b for a, b in zip(other, own, strict=True))
     dot = thinker.conversation.words.index(".")
@@ -77,6 +80,18 @@ def test_each_has_the_tokens_that_it_promises(results, thinker, data):
         assert results.run(name).thinking_seconds is None
     needs, thinking = results.run("bm25+trace"), results.run("reasoned").thinking_seconds
     assert needs.seconds > needs.thinking_seconds == thinking > 0  # it is no search without the thoughts
+
+
+def test_seconds_leave_the_thinking_out_but_where_it_is_searched_with(thinker, data, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(Bench, "clock", lambda self: float(next(ticks)))
+    found = evaluate(thinker, data, baselines=(), controls=CONTROLS)
+    reasoned = found.run("reasoned")
+    assert (reasoned.seconds, reasoned.thinking_seconds) == (3, 1)
+    assert {name: found.run(name).seconds for name in CONTROLS} == {
+        **dict.fromkeys(CONTROLS[:3], 1),
+        "bm25+trace": 1 + 1,
+    }
 
 
 def ranked(data, ids, vectors, documents):
