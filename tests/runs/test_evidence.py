@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -62,6 +63,7 @@ class Stage:
         left: so many may still be done, then the next is interrupted.
         dev: what is trained and seed → its dev score.
         looks: of stage 1, where it looked at dev several times: seed → (direct, reasoned) each time.
+        start_counts: what may be left as it began, if dev wants it so.
     """
 
     def __init__(self, toy: RetrievalDataset) -> None:
@@ -69,6 +71,7 @@ class Stage:
         self.left = 10**9
         self.dev: dict[tuple[str, int], float] = {}
         self.looks: dict[int, list[tuple[float, float]]] = {}
+        self.start_counts: set[str] = set()
         self.ids = tuple(toy.qrels["test"])
 
     def _one(self, *what: Any) -> None:
@@ -88,7 +91,9 @@ class Stage:
         looks = (self.looks.get(recipe.seed) if what == "stage1" else None) or [(dev, dev)]
         return [{"gradient_tokens": 10_000, "eval_direct": a, BEST: (a + b) / 2} for a, b in looks]
 
-    def train_stage1(self, model: SearchR3, dataset: Any, recipe: Recipe, *_: Any, **__: Any) -> list[Any]:
+    def train_stage1(self, model: SearchR3, dataset: Any, recipe: Recipe, *_: Any, **how: Any) -> list[Any]:
+        if how.get("start_counts"):
+            self.start_counts.add(recipe.name.partition(", ")[2])
         return self._train("stage1", model, dataset, recipe)
 
     def train_stage2(self, model: SearchR3, dataset: Any, recipe: Recipe, *_: Any, **__: Any) -> list[Any]:
@@ -144,6 +149,7 @@ def test_every_arm_begins_with_the_seeds_own_stage_1(here: Path, stage: Stage) -
             ("no_policy", seed, 40, of_stage1),
             ("no_contrastive", seed, 40, of_stage1),
         ]
+    assert stage.start_counts == {"direct_only", "direct_only_stage1_rate"}
     measured = {one[1:] for one in stage.done if one[0] == "measured"}
     assert measured == {
         *(
@@ -175,6 +181,45 @@ def test_the_figures_are_those_of_the_right_runs(here: Path, stage: Stage) -> No
     assert found["verdict"]["thinking_helped"] is False
     assert found == json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))
     assert found["verdict"]["sentences"][0] in Path("out/evidence.html").read_text(encoding="utf-8")
+
+
+def test_seeds_are_counted_from_the_recipes_own(here: Path, stage: Stage) -> None:
+    found = gather("recipe.yaml", ["seed=5"], Path("out"), Plan(seeds=2))
+    assert found["seeds"] == [5, 6] == sorted({one[1] for one in stage.done if one[0] == "stage1"})
+
+
+def test_queries_are_paired_in_whatever_order_a_file_holds_them(here: Path, stage: Stage) -> None:
+    plan = Plan(seeds=2)
+    found = gather("recipe.yaml", output=Path("out"), plan=plan)
+    place = here / "out" / "seed-1" / "results" / "stage2.queries.parquet"
+    table = pq.read_table(place)
+    pq.write_table(table.take(np.arange(len(table))[::-1]), place)
+    again = gather("recipe.yaml", output=Path("out"), plan=plan, resume=True)
+    assert without_clock(again) == without_clock(found)
+
+
+def test_tokens_and_seconds_are_means_over_the_seeds_of_the_right_training(here: Path, stage: Stage) -> None:
+    plan = Plan(seeds=2)
+    gather("recipe.yaml", output=Path("out"), plan=plan)
+    trained = {
+        "stage2": "checkpoints/stage2.curve.json",
+        "direct_only": "direct_only/checkpoints/stage1.curve.json",
+        "no_policy": "no_policy/checkpoints/stage2.curve.json",
+        "no_contrastive": "no_contrastive/checkpoints/stage2.curve.json",
+    }
+    for seed in (0, 1):
+        folder = here / "out" / f"seed-{seed}"
+        for number, curve in enumerate(trained.values()):
+            row = {"gradient_tokens": 1000 * number + 10 * seed, "eval_direct": 0.5, BEST: 0.5}
+            (folder / curve).write_text(json.dumps([row]), encoding="utf-8")
+        clock = {f"seed-{seed} stage1": 2.0 + seed, f"seed-{seed} stage2": 4.0 + seed}
+        (folder / "progress.json").write_text(json.dumps(clock), encoding="utf-8")
+
+    found = gather("recipe.yaml", output=Path("out"), plan=plan, resume=True)
+
+    for number, name in enumerate(trained):
+        assert found[f"gradient_tokens_{name}"] == 1000 * number + 5
+    assert found["seconds"] == {"stage1": 2.5, "stage2": 4.5}
 
 
 def test_control_a_is_at_the_rate_that_is_better_on_dev_seed_by_seed(here: Path, stage: Stage) -> None:
@@ -285,6 +330,19 @@ def test_evidence_so_far_is_told_after_every_seed(here: Path, stage: Stage) -> N
     found = json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))
     assert (found["complete"], found["seeds"]) == (False, [0])
     assert "not complete yet" in Path("out/evidence.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("done", [3, 12, 14])
+def test_it_is_complete_only_when_all_that_was_asked_for_is_there(
+    here: Path, stage: Stage, done: int
+) -> None:
+    """Killed in the first seed, between the seed and a point of the curve over labels, and in that."""
+    stage.left, plan = done, Plan(seeds=1, labels=(20,))
+    with pytest.raises(KeyboardInterrupt):
+        gather("recipe.yaml", output=Path("out"), plan=plan)
+    assert json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))["complete"] is False
+    stage.left = 10**9
+    assert gather("recipe.yaml", output=Path("out"), plan=plan, resume=True)["complete"] is True
 
 
 def test_without_a_contrastive_term_stage_1_is_what_reinforcement_must_be_above(
