@@ -27,6 +27,12 @@ def test_a_document_that_falls_counts_for_it(before: str, after: str, expected: 
     assert p_mrr_of_queries(hits, QRELS) == pytest.approx([expected])
 
 
+def test_a_document_that_is_no_longer_judged_has_changed() -> None:
+    qrels = {"q-og": {"a": 1, "b": 1}, "q-changed": {"b": 1}}
+    hits = {"q-og": {"a": 2.0, "b": 1.0}, "q-changed": {"a": 1.0, "b": 2.0}}
+    assert p_mrr_of_queries(hits, qrels) == [0.5]
+
+
 def test_a_query_without_a_change_or_without_its_second_form_is_left_out() -> None:
     hits = {query: {"a": 1.0} for query in ("q-og", "q-changed", "p-og")}
     assert p_mrr_of_queries(hits, {"q-og": {"a": 1}, "q-changed": {"a": 1}, "p-og": {"a": 1}}) == []

@@ -264,6 +264,8 @@ def test_values_are_paired_by_query_in_whatever_order_they_are_held():
         for run in first.runs
     ]
     assert between(replace(first, runs=tuple(turned)), second) == between(first, second)
+    one = replace(first, runs=(first.runs[0], turned[1]))
+    assert between(second, one) == between(second, first)
 
 
 def shown(table):

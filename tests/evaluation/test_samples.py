@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from searchr3.dataset.types import Eligible
 from searchr3.evaluation import evaluate
+from searchr3.evaluation.bench import Bench
 from searchr3.evaluation.results import Run
 from searchr3.evaluation.samples import agreement, overlap, uncertainty
-from searchr3.ranking import METRICS
+from searchr3.ranking import METRICS, top_k
 
 
 def sampled(thinker, data, samples=(1, 2, 4), **options):
@@ -33,6 +34,11 @@ def test_a_point_is_the_mean_of_its_samples(thinker, data, monkeypatch):
     (_, direct), *parts = seen
     assert len(parts) == 4 and len(direct) == 40
     documents = thinker.vectors([each.content for each in data.corpus.values()])
+    each = [vectors for _, vectors in parts]
+    tops = np.stack([top_k(vectors, documents, 10)[1] for vectors in each])
+    told = summary["uncertainty"]
+    assert told["overlap_mean"] == pytest.approx(overlap(tops).mean())
+    assert told["agreement_mean"] == pytest.approx(agreement(np.sum(each, axis=0, dtype=float), 4).mean())
     for point in summary["curves"]["samples"]:
         some = parts[: point["samples"]]
         mean = np.mean([vectors for _, vectors in some], axis=0)
@@ -114,7 +120,8 @@ def test_overlap_is_the_mean_share_of_all_pairs(samples, seed):
 def test_agreement_that_knows_a_miss_says_so():
     ids = [f"q{i}" for i in range(6)]
     found = dict(zip(ids, [0.0, 0.0, 0.3, 0.5, 0.9, 1.0], strict=True))
-    run = Run("direct", dict.fromkeys(METRICS, found), {}, 1.0)
+    recall = dict(zip(ids, [0.0, 0.0, 1.0, 0.5, 1.0, 0.5], strict=True))
+    run = Run("direct", dict.fromkeys(METRICS, found) | {"recall@10": recall}, {}, 1.0)
     knows = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     report = uncertainty(knows, knows[::-1], [run], ids, 4)
     assert (report["samples"], report["agreement_mean"]) == (4, pytest.approx(0.35))
@@ -123,6 +130,13 @@ def test_agreement_that_knows_a_miss_says_so():
     assert (
         good["rank_correlation"] == pytest.approx(-bad["rank_correlation"]) and good["rank_correlation"] > 0.9
     )
+
+
+def test_seconds_are_those_of_all_samples_and_one_search(thinker, data, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(Bench, "clock", lambda self: float(next(ticks)))
+    points = sampled(thinker, data)["curves"]["samples"]
+    assert [point["seconds_per_query"] * 40 for point in points] == pytest.approx([1 + 1, 2 + 1, 4 + 1])
 
 
 def test_the_signals_are_held_against_each_run(thinker, data):
@@ -142,9 +156,11 @@ def test_no_sample_is_refused(thinker, data):
 
 def test_only_what_may_be_found_is_common(thinker, data):
     """Where a query has ten candidates, all samples find these: they have everything in common."""
-    few = {query: Eligible(frozenset(f"d{i}" for i in range(10))) for query in data.split("test")}
-    found = evaluate(thinker, replace(data, eligible=few), baselines=(), samples=(1, 2)).summary
-    assert found["uncertainty"]["overlap_mean"] == 1
+    ten, others = (frozenset(f"d{i}" for i in some) for some in (range(10), range(10, 150)))
+    for limits in (Eligible(ten), Eligible(others, True)):
+        few = dict.fromkeys(data.split("test"), limits)
+        found = evaluate(thinker, replace(data, eligible=few), baselines=(), samples=(1, 2)).summary
+        assert found["uncertainty"]["overlap_mean"] == 1
     assert evaluate(thinker, data, baselines=(), samples=(1, 2)).summary["uncertainty"]["overlap_mean"] < 1
 
 
