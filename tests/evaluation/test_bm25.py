@@ -3,6 +3,7 @@
 import math
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from searchr3.dataset import Document, Query, RetrievalDataset
 from searchr3.errors import DataError
-from searchr3.evaluation.bm25 import BM25, Setting, _Read, _searched, _Words, as_run, tune
+from searchr3.evaluation.bm25 import BM25, K1, B, Setting, _Read, _searched, _Words, as_run, tune
+from searchr3.ranking import trec_metrics
 
 PLAIN = Setting(stem=False)
 words = st.lists(st.sampled_from(["red", "green", "blue", "cyan", "pink"]), max_size=8)
@@ -108,6 +110,24 @@ def test_tuning_reads_words_as_dev_wants_them():
     texts = ["parse date", "parsing dates often enough", "parse date"]
     assert not tune(dataset(texts, queries, dev={"q": {"d1": 1}}, test={"r": {"d0": 1}})).stem
     assert tune(dataset(["get_file", "file get", "x"], {"q": "get_file"}, dev={"q": {"d0": 1}})).whole
+
+
+def test_tuning_takes_what_is_best_on_dev_one_choice_after_the_other():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefgh"), rng.integers(2, 30))) for _ in range(60)]
+    queries = {f"q{i}": " ".join(rng.choice(text.split(), 3)) for i, text in enumerate(texts)}
+    data = dataset(texts, queries, dev={f"q{i}": {f"d{i}": 1} for i in range(60)})
+
+    def quality(setting):
+        run = as_run([*queries], [*data.corpus], *BM25(texts, setting).search([*queries.values()], 10))
+        return np.mean([*trec_metrics(run, data.split("dev"))["ndcg@10"].values()])
+
+    chosen = tune(data)
+    by_b = {b: quality(replace(chosen, b=b, k1=1.2)) for b in B}
+    by_k1 = {k1: quality(replace(chosen, k1=k1)) for k1 in K1}
+    assert len({*by_b.values()}) > 2 and len({*by_k1.values()}) > 2
+    assert by_b[chosen.b] == max(by_b.values())
+    assert by_k1[chosen.k1] == max(by_k1.values())
 
 
 def test_tuning_is_the_same_again_and_needs_a_split():
