@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,15 @@ class Stage:
         values = {
             metric: dict(zip(self.ids, rng.uniform(size=len(self.ids)), strict=True)) for metric in METRICS
         }
-        thoughts = {key: _Thought() for key in self.ids} if name == "reasoned" else {}
+        thoughts = {key: _Thought(key != self.ids[0]) for key in self.ids} if name == "reasoned" else {}
         return Run(name, values, {key: [Hit("d0", 1.0)] for key in self.ids}, 1.0, thoughts)
 
 
 class _Thought:
-    text, token_ids, emitted = "one two", (1, 2), True
+    text, token_ids = "one two", (1, 2)
+
+    def __init__(self, emitted: bool) -> None:
+        self.emitted = emitted
 
 
 @pytest.fixture
@@ -175,7 +179,8 @@ def test_the_figures_are_those_of_the_right_runs(here: Path, stage: Stage) -> No
     assert PLACES.keys() | {"bm25", "rival"} == RUNS.keys()
     assert "rival" not in found and found["bm25"] > 0.5
     assert found["complete"] and found["seeds"] == [0, 1]
-    assert (found["thinking_tokens"], found["emission_rate"]) == (2.0, 1.0)
+    one_forced = 1 - 1 / len(stage.ids)
+    assert (found["thinking_tokens"], found["emission_rate"]) == (2.0, pytest.approx(one_forced))
     assert found["gradient_tokens_stage2"] == found["gradient_tokens_direct_only"] == 10_000
     assert set(found["seconds"]) >= {"stage1", "stage2 evaluation", "direct_only"}
     assert found["verdict"]["thinking_helped"] is False
@@ -284,6 +289,10 @@ def test_more_may_be_asked_for_later(here: Path, stage: Stage, tiny_model: Path)
     assert [(point["labels"], point["seeds"]) for point in found["labels"]] == [(20, 1), (40, 2)]
     assert found["labels"][1]["reasoned2"] == found["reasoned2"]  # the recipe's own number is no new run
     assert 0 <= found["rival"] <= 1
+
+    other = replace(more, rival=str(shutil.copytree(tiny_model, here / "other_rival")))
+    gather("recipe.yaml", output=Path("out"), plan=other, resume=True)
+    assert json.loads(Path("out/results/rival.json").read_text(encoding="utf-8"))["model"] == other.rival
 
 
 def test_what_is_there_is_told_though_less_is_asked_for(here: Path, stage: Stage, tiny_model: Path) -> None:
