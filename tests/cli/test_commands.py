@@ -63,13 +63,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
     return seen
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths land in a folder of the test's own, and the process-wide silence is left out."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
-
-
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 

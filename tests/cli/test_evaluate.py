@@ -21,9 +21,7 @@ def evaluated(
     tiny_model: Path, toy: RetrievalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Evaluate:
     """Runs the command on the toy data, in a folder and with a cache of the test's own."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEARCHR3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
     toy.save(tmp_path / "toy")
     fixed = ("evaluate", str(tiny_model), "--data", "toy", "--max-new-tokens", "4", "--json")
     return lambda *more: CliRunner().invoke(app, [*fixed, *more])

@@ -12,11 +12,6 @@ sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 from saved_sets import results, save, save_suite
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
-
-
 def report(*arguments):
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
 

@@ -21,12 +21,6 @@ ANSWER = SearchAnswer(
 )
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
-
-
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 

@@ -23,11 +23,9 @@ COUNT = 30
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set in a folder of the test's own, without keys of whoever runs the test."""
-    monkeypatch.chdir(tmp_path)
+def keyless(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set there, without keys of whoever runs the test."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("searchr3.cli.commands.hush_libraries", lambda: None)
     monkeypatch.setattr("searchr3.endpoint.FIRST_WAIT", 0.01)
     keys = range(COUNT)
     RetrievalDataset(

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from searchr3.cli.evaluate import opened_cache, tell_size
-from searchr3.cli.options import CacheFolder, Device, Json, NoCache, SplitBy, refuse_both
+from searchr3.cli.options import (
+    BatchSize,
+    CacheFolder,
+    Device,
+    Json,
+    NoCache,
+    SplitBy,
+    ThoughtTokens,
+    refuse_both,
+)
 from searchr3.cli.terminal import show
 from searchr3.errors import SearchR3Error
 from searchr3.files import check_writable, json_text
@@ -26,8 +35,8 @@ def adapt(
         float, typer.Option(help="Share of what thinking gains that the rule is to keep: above 0, at most 1.")
     ] = 0.95,
     prompts: Annotated[Path | None, typer.Option(help="As for `searchr3 evaluate`.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
+    max_new_tokens: ThoughtTokens = 128,
+    batch_size: BatchSize = 32,
     device: Device = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from searchr3.cli.options import PromptsFile, finite
+from searchr3.cli.options import BatchSize, PromptsFile, finite
 from searchr3.errors import SearchR3Error
 
 
@@ -37,7 +37,7 @@ def encode(
     gpus_per_worker: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="With ray.  [default: 1 if there are GPUs]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
+    batch_size: BatchSize = 32,
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the weights; auto: as saved.")
     ] = "auto",

@@ -12,6 +12,7 @@ import typer
 
 from searchr3.cli.options import (
     Backend,
+    BatchSize,
     CacheFolder,
     Device,
     EmbedUrl,
@@ -19,6 +20,7 @@ from searchr3.cli.options import (
     NoCache,
     PromptsFile,
     SplitBy,
+    ThoughtTokens,
     Url,
     check_backend,
     names,
@@ -86,8 +88,8 @@ def evaluate(
         ),
     ] = None,
     prompts: PromptsFile = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
+    max_new_tokens: ThoughtTokens = 128,
+    batch_size: BatchSize = 32,
     device: Device = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from searchr3.cli.options import Device, Json, SplitBy, names
+from searchr3.cli.options import BatchSize, Device, Json, SplitBy, names
 from searchr3.cli.terminal import show
 from searchr3.files import json_text
 
@@ -51,7 +51,7 @@ def mine(
     ] = False,
     instruction: Annotated[str | None, typer.Option(help="Task instruction for a model's queries.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="As for `searchr3 evaluate`.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most texts in one forward.")] = 32,
+    batch_size: BatchSize = 32,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted mining.")] = False,
     overwrite: Annotated[

@@ -20,6 +20,8 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.  [default: GPU if any]")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Most texts in one forward.")]
+ThoughtTokens = Annotated[int, typer.Option(min=1, help="Most tokens of a thought.")]
 PromptsFile = Annotated[
     Path | None, typer.Option(help="YAML or JSON file with the prompts of a checkpoint that is not ours.")
 ]
